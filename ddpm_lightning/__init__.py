@@ -1,0 +1,37 @@
+"""Denoising diffusion probabilistic models with PyTorch Lightning, Hydra and Weights & Biases."""
+
+from importlib import import_module
+from typing import Any
+
+# Imported when first asked for: the command line answers before torch is loaded.
+_HOMES = {
+    "NoiseSchedule": "schedules",
+    "UNet": "models",
+    "PREDICTIONS": "denoiser",
+    "Denoiser": "denoiser",
+    "Step": "samplers",
+    "Sampler": "samplers",
+    "Ancestral": "samplers",
+    "DDIM": "samplers",
+    "Loss": "losses",
+    "DDPM": "module",
+    "ImageDataModule": "data.datamodule",
+    "EMA": "callbacks",
+    "load_denoiser": "runs",
+    "UserError": "errors",
+}
+_MODULES = ("schedules", "images", "models", "denoiser", "samplers", "losses", "module", "callbacks", "runs")
+
+__all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,23 @@
+"""What happens beside the training step."""
+
+from ddpm_lightning.callbacks.checkpoint import NewestCheckpoint
+from ddpm_lightning.callbacks.csv_logger import CSVLogger
+from ddpm_lightning.callbacks.ema import EMA
+from ddpm_lightning.callbacks.progress import Progress
+from ddpm_lightning.callbacks.randomness import Randomness
+from ddpm_lightning.callbacks.sample_grid import SampleGrid
+from ddpm_lightning.callbacks.tensorboard import TensorBoardLogger
+from ddpm_lightning.callbacks.training_metrics import TrainingMetrics
+from ddpm_lightning.callbacks.trajectory import Trajectory
+
+__all__ = [
+    "EMA",
+    "CSVLogger",
+    "NewestCheckpoint",
+    "Progress",
+    "Randomness",
+    "SampleGrid",
+    "TensorBoardLogger",
+    "TrainingMetrics",
+    "Trajectory",
+]

@@ -1,0 +1,94 @@
+"""The exponential moving average of the weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+__all__ = ["EMA", "averaged_weights"]
+
+
+class EMA(Callback):
+    """θ̄ ← d·θ̄ + (1−d)·θ after every optimiser step, with d_n = min(decay, (1+n)/(10+n)) (Ho et al. 2020, d = 0.9999).
+
+    The warm-up, as in TensorFlow's `ExponentialMovingAverage`, lets a short run forget its random start. Only parameters are averaged;
+    the raw weights stay in the module, but for the time of a validation and of `averaged_weights`. The average goes
+    into the checkpoint as "ema_state_dict", under the names of "state_dict".
+
+    Args:
+        decay: the decay that the warm-up ends in.
+
+    Raises:
+        ValueError: for a decay outside [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.9999):
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay} lies outside [0, 1)")
+        self._decay = decay
+        self._steps = 0
+        self._average: dict[str, Tensor] = {}
+
+    @property
+    def current_decay(self) -> float:
+        """d_n of the next update."""
+        return min(self._decay, (1 + self._steps) / (10 + self._steps))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not in `setup`: here the module is on its device, and a resumed run's weights are loaded.
+        for name, parameter in pl_module.named_parameters():
+            saved = self._average.get(name, parameter.detach())
+            self._average[name] = saved.to(parameter.device, copy=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._steps:
+            return  # gradients are still being accumulated
+        raw = [parameter.detach() for parameter in pl_module.parameters()]
+        get_ema_multi_avg_fn(self.current_decay)(list(self._average.values()), raw, 0)
+        self._steps = trainer.global_step
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema_state_dict"] = self._average
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._average = dict(checkpoint["ema_state_dict"])
+        self._steps = checkpoint["global_step"]
+
+    @torch.no_grad()
+    def _swap(self, pl_module: LightningModule) -> None:
+        for name, parameter in pl_module.named_parameters():
+            raw = parameter.detach().clone()
+            parameter.copy_(self._average[name])
+            self._average[name].copy_(raw)
+
+
+@contextmanager
+def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """The module with its averaged weights, in evaluation mode, without gradients; as it was afterwards.
+
+    Without an EMA callback the weights are the raw ones.
+    """
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+    was_training = pl_module.training
+    for ema in averages:
+        ema._swap(pl_module)
+    pl_module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        pl_module.train(was_training)
+        for ema in averages:
+            ema._swap(pl_module)

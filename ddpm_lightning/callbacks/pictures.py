@@ -1,0 +1,89 @@
+"""A callback that draws a picture every so many steps and at the end."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ddpm_lightning.callbacks.ema import averaged_weights
+from ddpm_lightning.images import save_png
+from ddpm_lightning.samplers import Sampler
+
+__all__ = ["Pictures"]
+
+
+class Pictures(Callback):
+    """Draws from fixed seeds, so that pictures are comparable over time, with the averaged weights, in float32, on rank zero.
+
+    The picture goes to `<folder>/<name>_<step>.png` and to every logger that takes images, as `samples/<name>`.
+
+    Args:
+        sampler: noise to image.
+        shape: (C, H, W) of one image.
+        folder: where the files go.
+        num_samples: images in a picture.
+        every_n_steps: optimiser steps between pictures; None for one at the end only.
+        seed: image i's noise depends on (seed, i) only.
+
+    Raises:
+        ValueError: for numbers below 1.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        shape: tuple[int, int, int],
+        folder: str | Path,
+        *,
+        num_samples: int,
+        every_n_steps: int | None = None,
+        seed: int = 0,
+    ):
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} is no number of images: give 1 or more")
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps} must be 1 or more, or null for one picture at the end")
+        self.sampler = sampler
+        self.shape = tuple(shape)
+        self.folder = Path(folder)
+        self.num_samples = num_samples
+        self.every_n_steps = every_n_steps
+        self.seed = seed
+        self._last_step = -1
+
+    @abstractmethod
+    def draw(self, pl_module: Any) -> Tensor:
+        """The picture, uint8 (C, H, W)."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+            self._picture(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._picture(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last_step = state_dict["last_step"]
+
+    def _picture(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if step == self._last_step:
+            return  # drawn already: by an earlier micro-batch of this step, or just before the end
+        self._last_step = step
+        if trainer.is_global_zero:
+            with averaged_weights(trainer, pl_module), torch.autocast(pl_module.device.type, enabled=False):
+                picture = self.draw(pl_module)
+            save_png(picture, self.folder / f"{self.name}_{step:07d}.png")
+            for logger in trainer.loggers:
+                if log_image := getattr(logger, "log_image", None):
+                    log_image(f"samples/{self.name}", [picture.permute(1, 2, 0).numpy()], step=step)

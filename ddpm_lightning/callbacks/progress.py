@@ -1,0 +1,44 @@
+"""One bar for the whole of training."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tqdm import tqdm
+
+__all__ = ["Progress"]
+
+
+class Progress(Callback):
+    """Optimiser steps done, time left and the latest losses; nothing where the output is no terminal.
+
+    Lightning's own bars begin anew with every epoch, and an epoch of a small set lasts a second.
+    """
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._bar = tqdm(
+                total=int(trainer.estimated_stepping_batches),
+                initial=trainer.global_step,
+                desc="training",
+                unit="step",
+                disable=None,
+                dynamic_ncols=True,
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is not None and trainer.global_step > self._bar.n:
+            self._bar.update(trainer.global_step - self._bar.n)
+            if trainer.global_step % trainer.log_every_n_steps == 0:
+                self._bar.set_postfix(
+                    {key: f"{float(value):.4f}" for key, value in trainer.progress_bar_metrics.items()}, refresh=False
+                )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,34 @@
+"""t, ε and dropout as a function of (seed, micro-batch, rank)."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ddpm_lightning.seeds import derive
+
+__all__ = ["Randomness"]
+
+
+class Randomness(Callback):
+    """Seeds the global generators of every device before each micro-batch, so that nothing random has to be saved.
+
+    The counter is that of micro-batches, not of optimiser steps: those stand still under gradient accumulation.
+
+    Args:
+        seed: the run's seed.
+    """
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._batches = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(derive(self._seed, "step", self._batches, trainer.global_rank))
+        self._batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._batches = state_dict["batches"]

@@ -1,0 +1,81 @@
+"""The scalars of training."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ddpm_lightning.callbacks.ema import EMA
+
+__all__ = ["TrainingMetrics"]
+
+
+class TrainingMetrics(Callback):
+    """Logs loss, loss by quartile of t, learning rate, gradient norm, images per second and EMA decay.
+
+    Sums are kept on the device and averaged over ranks once per `trainer.log_every_n_steps`: no training step waits for
+    the device. The images per second leave validation and pictures out.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        self._images = 0
+        self._seconds = 0.0
+        self._started = 0.0
+        self.latest: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        losses, t = outputs["losses"], outputs["t"]
+        quartile = ((t - 1) * 4).div(pl_module.denoiser.schedule.num_steps, rounding_mode="floor")
+        new = torch.zeros(2, 4, device=losses.device)
+        new[0].index_add_(0, quartile, losses)
+        new[1].index_add_(0, quartile, torch.ones_like(losses))
+        self._sums = new if self._sums is None else self._sums.add_(new)
+        self._images += len(losses)
+        self._seconds += time.perf_counter() - self._started
+        if self._at_log_step(trainer):
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._images:
+            self._log(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            self.best = {key: min(value, self.best.get(key, value)) for key, value in metrics.items()}
+            self._write(trainer, metrics)
+
+    def _log(self, trainer: Trainer, pl_module: Any) -> None:
+        total, count = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        metrics = {
+            "train/loss": sum(total) / sum(count),
+            "train/grad_norm": float(pl_module.grad_norm),
+            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/images_per_second": self._images * trainer.world_size / max(self._seconds, 1e-9),
+        }
+        metrics |= {f"train/loss_q{i + 1}": s / n for i, (s, n) in enumerate(zip(total, count, strict=True)) if n}
+        for callback in trainer.callbacks:
+            if isinstance(callback, EMA):
+                metrics["train/ema_decay"] = callback.current_decay
+        self._write(trainer, metrics)
+        self.latest = metrics
+        trainer.progress_bar_metrics["train/loss"] = metrics["train/loss"]
+        self._sums, self._images, self._seconds = None, 0, 0.0
+
+    @staticmethod
+    def _write(trainer: Trainer, metrics: dict[str, float]) -> None:
+        # Not through `self.log`: its step is one behind the optimiser's, and pictures could not share the axis.
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+    @staticmethod
+    def _at_log_step(trainer: Trainer) -> bool:
+        stepped = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        return stepped and trainer.global_step % trainer.log_every_n_steps == 0

@@ -1,0 +1,210 @@
+"""The one data module: a set, split and served in an order that is computed from the seed."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from ddpm_lightning.data.datasets import Batch, ImageSet
+from ddpm_lightning.images import from_uint8
+from ddpm_lightning.seeds import derive
+
+__all__ = ["EvalLoader", "ImageDataModule", "TrainLoader"]
+
+
+class TrainLoader:
+    """Batches from an endless row of passes over the data, each pass in its own order.
+
+    Position p of the row is image `permutation(seed, p // N)[p % N]`, so every pass holds each image once, a batch may
+    run on into the next pass, and all batches are full. Micro-batch m of rank r takes the positions from
+    (m·W + r)·B on: the order is known from m alone, is the same for every world size W at one global batch size, and
+    its state is that one number.
+
+    Args:
+        data: the images.
+        indices: the images' numbers in the whole set, which a batch carries along.
+        batch_size: images per batch and rank, B.
+        seed: the run's seed.
+        rank: this process.
+        world_size: the number of processes.
+        flip: mirror each image with probability ½, drawn from (seed, pass, image).
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        indices: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        flip: bool = False,
+        labelled: bool = False,
+    ):
+        self._data = data
+        self._indices = indices
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._flip = flip
+        self._labelled = labelled
+        self._batches = 0
+        self._passes: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return max(1, len(self._indices) // (self._batch_size * self._world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(len(self)):
+            self._batches += 1
+            yield self._batch(self._batches - 1)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._batches = state["batches"]
+
+    def _batch(self, number: int) -> Batch:
+        first = (number * self._world_size + self._rank) * self._batch_size
+        positions = torch.arange(first, first + self._batch_size)
+        epochs = positions // len(self._indices)
+        chosen, mirrored = [], []
+        for epoch in epochs.unique().tolist():
+            order, coins = self._pass(epoch)
+            local = order[positions[epochs == epoch] % len(self._indices)]
+            chosen.append(local)
+            mirrored.append(coins[local])
+        local = torch.cat(chosen)
+        images = self._data.images[local]
+        if self._flip:
+            images = torch.where(torch.cat(mirrored)[:, None, None, None], images.flip(-1), images)
+        return Batch(images, self._data.labels[local] if self._labelled else None, self._indices[local])
+
+    def _pass(self, epoch: int) -> tuple[Tensor, Tensor]:
+        if epoch not in self._passes:
+            self._passes = {k: v for k, v in self._passes.items() if k >= epoch - 1}
+            size = len(self._indices)
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(derive(self._seed, "order", epoch)))
+            coins = torch.rand(size, generator=torch.Generator().manual_seed(derive(self._seed, "flip", epoch))) < 0.5
+            self._passes[epoch] = (order, coins)
+        return self._passes[epoch]
+
+
+class EvalLoader:
+    """Batches of a set in its own order, every image once: rank r of W has the images r, r + W, r + 2W, …"""
+
+    def __init__(
+        self,
+        data: ImageSet,
+        indices: Tensor,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        labelled: bool = False,
+    ):
+        self._data = data
+        self._indices = indices
+        self._labelled = labelled
+        self._chunks = torch.arange(rank, len(indices), world_size).split(batch_size)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for local in self._chunks:
+            y = self._data.labels[local] if self._labelled else None
+            yield Batch(self._data.images[local], y, self._indices[local])
+
+
+class ImageDataModule(LightningDataModule):
+    """A set of images, its split into training and validation, and its loaders.
+
+    Args:
+        dataset: called once per process, gives the set.
+        channels: 1 or 3; grey images are repeated and colour ones turned grey to fit.
+        image_size: side, or (height, width), to which the images are resized where they differ.
+        batch_size: images per step and process.
+        val_fraction: the share that is held out for validation, drawn from the seed.
+        num_classes: the number of labels that the model is given, or None for training without labels.
+        flip: mirror half of the training images.
+        seed: what the split, the order and the flips are computed from.
+
+    Raises:
+        ValueError: for a share or size that leaves no image to train on.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[[], ImageSet],
+        *,
+        channels: int,
+        image_size: int | Sequence[int],
+        batch_size: int,
+        val_fraction: float = 0.1,
+        num_classes: int | None = None,
+        flip: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} is no number of images: give a whole number, 1 or more")
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction={val_fraction} lies outside [0, 1)")
+        self._dataset = dataset
+        self._channels = channels
+        self._size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+        self._batch_size = batch_size
+        self._val_fraction = val_fraction
+        self._labelled = num_classes is not None
+        self._flip = flip
+        self._seed = seed
+
+    def prepare_data(self) -> None:
+        self._dataset()  # on one process first: this is where a set is downloaded
+
+    def setup(self, stage: str | None = None) -> None:
+        images, labels = self._dataset()
+        if list(images.shape[-2:]) != self._size:
+            images = transforms.resize(images, self._size, antialias=True)
+        if images.shape[1] != self._channels:
+            images = transforms.rgb_to_grayscale(images) if self._channels == 1 else images.expand(-1, 3, -1, -1)
+        held_out = round(self._val_fraction * len(images))
+        shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(self._seed, "split")))
+        self.val_indices, self.train_indices = shuffled[:held_out].sort().values, shuffled[held_out:].sort().values
+        self._data = ImageSet(images, labels)
+
+    def train_dataloader(self) -> TrainLoader:
+        return TrainLoader(
+            self._subset(self.train_indices),
+            self.train_indices,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            flip=self._flip,
+            labelled=self._labelled,
+        )
+
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        if not len(self.val_indices):
+            return []
+        return EvalLoader(
+            self._subset(self.val_indices),
+            self.val_indices,
+            batch_size=self._batch_size,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            labelled=self._labelled,
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return batch._replace(x0=from_uint8(batch.x0))  # bytes travel to the device, floats are made there
+
+    def _subset(self, indices: Tensor) -> ImageSet:
+        return ImageSet(self._data.images[indices], self._data.labels[indices])

@@ -1,0 +1,63 @@
+"""[-1, 1] <-> uint8, grids, saving, and one noise seed per image."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from ddpm_lightning.seeds import derive
+
+__all__ = ["SeededNoise", "from_uint8", "grid", "save_png", "to_uint8"]
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """0..255 to float32 in [−1, 1]: x = v/127.5 − 1."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[−1, 1] to 0..255, clipped and rounded to the nearest."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def grid(images: Tensor, *, columns: int, cell: int = 32) -> Tensor:
+    """A contact sheet (C, H, W) of uint8 images (N, C, H, W), each enlarged by a whole factor to at least `cell` pixels."""
+    factor = max(1, -(-cell // max(images.shape[-2:])))
+    enlarged = images.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    return make_grid(enlarged, nrow=columns, padding=2, pad_value=0)
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write a uint8 image (C, H, W) of 1, 3 or 4 channels as a PNG file, and its folder where that is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = image.permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(path)
+
+
+class SeededNoise:
+    """Standard normal noise in which image i's draws depend on (seed, i) only, whatever the batch or the device.
+
+    Called with x of shape (B, ...), it gives the next draw for each of its B images, like x.
+
+    Args:
+        seed: the seed of the whole set of images.
+        indices: the images' numbers within that set, one for each image of the batch.
+    """
+
+    def __init__(self, seed: int, indices: Iterable[int]):
+        self._generators = [torch.Generator().manual_seed(derive(seed, "image", i)) for i in indices]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.draw(x.shape[1:]).to(device=x.device, dtype=x.dtype)
+
+    def draw(self, shape: Iterable[int]) -> Tensor:
+        """(B, *shape) float32 on the CPU."""
+        size = tuple(shape)
+        return torch.stack([torch.randn(size, generator=generator) for generator in self._generators])
+
+    def times(self, num_steps: int) -> Tensor:
+        """(B,) draws of t from U{1, …, num_steps}."""
+        return torch.cat([torch.randint(1, num_steps + 1, (1,), generator=g) for g in self._generators])

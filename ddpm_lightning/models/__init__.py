@@ -1,0 +1,5 @@
+"""Networks: (x, t, y) -> tensor, usable alone."""
+
+from ddpm_lightning.models.unet import UNet
+
+__all__ = ["UNet"]

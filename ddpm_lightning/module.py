@@ -1,0 +1,85 @@
+"""Training, as a LightningModule."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ddpm_lightning.data.datasets import Batch
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.images import SeededNoise
+from ddpm_lightning.losses import Loss
+from ddpm_lightning.seeds import derive
+
+__all__ = ["DDPM"]
+
+
+class DDPM(LightningModule):
+    """Algorithm 25.1 of Murphy 2023 (Algorithm 1 of Ho et al. 2020), step by step.
+
+    Args:
+        denoiser: network, schedule and prediction type.
+        loss: the loss of each image, and how t is drawn.
+        optimizer: called with the parameters.
+        lr_scheduler: called with the optimiser; advanced once per optimiser step. None for a constant rate.
+        seed: what the validation's t and ε are computed from.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loss: Loss,
+        optimizer: Callable[[Iterable[Parameter]], Optimizer],
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.denoiser = denoiser
+        self.loss = loss
+        self.seed = seed
+        self.grad_norm: Tensor | None = None
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        schedule = self.denoiser.schedule
+        x0 = batch.x0  # x_0 ~ q(x_0)
+        t, weight = self.loss.times(len(x0), schedule.num_steps, device=x0.device)  # t ~ U{1, …, T}
+        noise = torch.randn_like(x0)  # ε ~ N(0, I)
+        x_t = schedule.q_sample(x0, t, noise)  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
+        losses = self.loss(self.denoiser, x0, x_t, t, noise, batch.y)  # ‖ε − ε_θ(x_t, t)‖²
+        return {"loss": (weight * losses).mean(), "losses": losses.detach(), "t": t.flatten()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        schedule = self.denoiser.schedule
+        draw = SeededNoise(derive(self.seed, "validation"), batch.ids.tolist())
+        t = draw.times(schedule.num_steps).to(batch.x0.device)[:, None, None, None]
+        noise = draw(batch.x0)
+        x_t = schedule.q_sample(batch.x0, t, noise)
+        losses = self.loss(self.denoiser, batch.x0, x_t, t, noise, batch.y)
+        self.log("val/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True, logger=False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self._optimizer(self.denoiser.parameters())
+        if self._lr_scheduler is None:
+            return {"optimizer": optimizer}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Once per optimiser step and after unscaling: the place to see the norm before it is clipped.
+        gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
+        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -1,0 +1,142 @@
+"""Config to objects."""
+
+import logging
+import os
+from collections.abc import Mapping
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from ddpm_lightning.callbacks import EMA, CSVLogger, Randomness
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.module import DDPM
+from ddpm_lightning.samplers import Sampler
+from ddpm_lightning.schedules import NoiseSchedule
+
+__all__ = ["build", "build_callbacks", "build_loggers", "build_module", "check_whole", "one_line", "times_of"]
+
+log = logging.getLogger(__name__)
+
+
+class StoreConfig(Callback):
+    """Puts the resolved config, as plain data, into every checkpoint."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        self._config = config
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self._config
+
+
+def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
+    """Instantiate a config node; what its constructor refuses becomes a sentence that names the key."""
+    try:
+        return instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UserError(f"{key}: {one_line(cause)}") from error
+
+
+def build_module(config: DictConfig) -> DDPM:
+    """The LightningModule; schedule, sampler and network are tried on each other before anything is trained."""
+    denoiser: Denoiser = build("denoiser", config.denoiser)
+    _warn_of_signal(denoiser.schedule)
+    times_of(build("sampler", config.sampler), denoiser.schedule)
+    _dry_run(config.data, denoiser)
+    return DDPM(
+        denoiser,
+        build("loss", config.loss),
+        build("optimizer", config.optimizer),
+        build("lr_scheduler", config.lr_scheduler),
+        seed=config.seed,
+    )
+
+
+def build_callbacks(config: DictConfig, plain: Mapping[str, Any]) -> list[Callback]:
+    """The callbacks in the order that they need: average, look, and save (Lightning itself puts checkpoints last)."""
+    chosen = [build(f"callbacks.{name}", node) for name, node in config.callbacks.items() if node is not None]
+    chosen.sort(key=lambda callback: not isinstance(callback, EMA))
+    return [Randomness(config.seed), *chosen, StoreConfig(plain)]
+
+
+def build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
+    """metrics.csv always, and the loggers that the config names."""
+    loggers: list[Logger] = [CSVLogger(run_dir)]
+    for name, node in config.logger.items():
+        extra: dict[str, Any] = {}
+        if name == "wandb":
+            extra["offline"] = not _has_wandb_key() if node.offline is None else node.offline
+            extra["name"] = node.name or "_".join(run_dir.parts[-2:])
+            if extra["offline"]:
+                os.environ.setdefault("WANDB_SILENT", "true")  # the closing words say how to upload
+            rank_zero_only(run_dir.mkdir)(parents=True, exist_ok=True)
+        loggers.append(build(f"logger.{name}", node, **extra))
+    return loggers
+
+
+def times_of(sampler: Sampler, schedule: NoiseSchedule) -> list[int]:
+    """The sampler's times on a schedule, or a sentence that says why it has none."""
+    try:
+        return sampler.times(schedule.num_steps)
+    except ValueError as error:
+        raise UserError(f"sampler.{one_line(error)}") from error
+
+
+def check_whole(key: str, value: Any) -> None:
+    """Refuse what is no whole number from 1 on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{key}={value} will not do: give a whole number, 1 or more")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text in one line, with its type where that says something."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | MisconfigurationException) else f"{type(error).__name__}: {text}"
+
+
+def _dry_run(data: DictConfig, denoiser: Denoiser) -> None:
+    """One forward pass of the network on the meta device: shapes are checked, nothing is computed."""
+    size = list(data.image_size)
+    x = torch.empty(1, data.channels, *size, device="meta")
+    t = torch.empty(1, dtype=torch.long, device="meta")
+    y = None if data.num_classes is None else t
+    on_meta = {name: p.to("meta") for name, p in denoiser.model.named_parameters()}
+    try:
+        torch.func.functional_call(denoiser.model, on_meta, (x, t, y))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"data.image_size={size}, data.channels={data.channels}: {one_line(error)}") from error
+
+
+def _warn_of_signal(schedule: NoiseSchedule) -> None:
+    last = float(schedule.alpha_bar[-1])
+    if last > 0.01:
+        log.warning(
+            "alpha_bar_T = %.3g: after T = %d steps the images are not yet noise, and samples, which begin with pure "
+            "noise, will be worse for it; take more steps, larger betas or schedule=cosine",
+            last,
+            schedule.num_steps,
+        )
+
+
+def _has_wandb_key() -> bool:
+    """Whether W&B could log in without asking: a key in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False

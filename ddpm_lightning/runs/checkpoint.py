@@ -1,0 +1,96 @@
+"""Checkpoint to denoiser."""
+
+import pickle
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.runs.build import build
+
+__all__ = ["denoiser_of", "load_checkpoint", "load_denoiser", "newest_checkpoint", "run_dir_of"]
+
+# What a checkpoint's config may name: these modules' public names, and nothing that can be reached through them.
+_TRUSTED = (
+    "ddpm_lightning.schedules",
+    "ddpm_lightning.models",
+    "ddpm_lightning.models.unet",
+    "ddpm_lightning.denoiser",
+)
+
+
+def load_denoiser(checkpoint: str | Path, *, weights: str = "ema") -> Denoiser:
+    """The denoiser of a checkpoint file, in evaluation mode on the CPU, with its "ema" or its "raw" weights.
+
+    Raises:
+        UserError: where the file is no checkpoint, its config names anything but this package's parts, or it holds no
+            averaged weights.
+    """
+    return denoiser_of(load_checkpoint(checkpoint), weights=weights)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint file, read as plain data: no code in it is run.
+
+    Raises:
+        UserError: where the file is missing, or no checkpoint of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        way_out = "give a file such as outputs/<day>/<time>/checkpoints/last.ckpt"
+        raise UserError(f"ckpt_path={path} does not exist: {way_out}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
+        kind = type(error).__name__
+        raise UserError(f"ckpt_path={path} is no checkpoint, or a damaged one ({kind}): give another file") from error
+    if not isinstance(checkpoint, dict) or not {"config", "state_dict"} <= checkpoint.keys():
+        raise UserError(f"ckpt_path={path} is no checkpoint of ddpm_lightning: it lacks config or weights")
+    return checkpoint
+
+
+def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema") -> Denoiser:
+    """As `load_denoiser`, for a checkpoint that is loaded already."""
+    if weights not in ("ema", "raw"):
+        raise UserError(f"weights={weights} is unknown: choose ema or raw")
+    if weights == "ema" and "ema_state_dict" not in checkpoint:
+        raise UserError("weights=ema: the checkpoint holds no averaged weights; take weights=raw")
+    _check_targets(checkpoint["config"]["denoiser"])
+    denoiser: Denoiser = build("denoiser", OmegaConf.create(checkpoint["config"]["denoiser"]))
+    state = {**checkpoint["state_dict"], **(checkpoint["ema_state_dict"] if weights == "ema" else {})}
+    prefix = "denoiser."
+    denoiser.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return denoiser.eval()
+
+
+def newest_checkpoint() -> Path:
+    """The `last.ckpt` of the newest run in outputs/ and multirun/."""
+    found = [p for folder in ("outputs", "multirun") for p in Path(folder).glob("**/checkpoints/last.ckpt")]
+    if not found:
+        raise UserError("ckpt_path is not given and outputs/ holds no run yet: train one with `python train.py`")
+    return max(found, key=lambda p: p.stat().st_mtime)
+
+
+def run_dir_of(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint lies in; for one that was moved elsewhere, the folder beside it."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def _check_targets(node: Any) -> None:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            module, _, name = str(node["_target_"]).rpartition(".")
+            if module not in _TRUSTED or name not in import_module(module).__all__:
+                raise UserError(
+                    f"the checkpoint asks for {node['_target_']}, no part of ddpm_lightning's models: refused"
+                )
+        for child in node.values():
+            _check_targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            _check_targets(child)

@@ -1,0 +1,81 @@
+"""What `sample.py` does."""
+
+import math
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.images import SeededNoise, grid, save_png, to_uint8
+from ddpm_lightning.runs.build import build, check_whole, times_of
+from ddpm_lightning.runs.checkpoint import denoiser_of, load_checkpoint, newest_checkpoint, run_dir_of
+from ddpm_lightning.samplers import Sampler
+
+__all__ = ["sample"]
+
+
+def sample(config: DictConfig) -> Path:
+    """Draw images from a checkpoint, and return the folder that they were written to.
+
+    Image i's noise depends on the seed and on i only, whatever the batch size and the device.
+
+    Raises:
+        UserError: where the checkpoint or a setting will not do.
+    """
+    check_whole("num_samples", config.num_samples)
+    check_whole("batch_size", config.batch_size)
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise UserError(f"seed={config.seed} is no seed: give a whole number, 0 or more")
+    if config.format not in ("grid", "png", "npz"):
+        raise UserError(f"format={config.format} is unknown: choose grid, png or npz")
+    path = newest_checkpoint() if config.ckpt_path is None else Path(config.ckpt_path)
+    checkpoint = load_checkpoint(path)
+    device = _device(config.device)
+    denoiser = denoiser_of(checkpoint, weights=config.weights).to(device)
+    sampler: Sampler = build("sampler", config.sampler)
+    steps = len(times_of(sampler, denoiser.schedule)) - 1
+    data = checkpoint["config"]["data"]
+    shape = (data["channels"], *data["image_size"])
+
+    images = []
+    batches = torch.arange(config.num_samples).split(config.batch_size)
+    with tqdm(total=len(batches) * steps, unit="step", desc="sampling", disable=None, dynamic_ncols=True) as progress:
+        for indices in batches:
+            noise = SeededNoise(config.seed, indices.tolist())
+            x = noise.draw(shape).to(device)
+            for step in sampler.trajectory(denoiser, x, randn=noise):
+                x = step.x
+                progress.update()
+            images.append(to_uint8(x).cpu())
+
+    beside = run_dir_of(path) / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    out = beside if config.out_dir is None else Path(config.out_dir)
+    _write(torch.cat(images), out, config.format)
+    print(f"{config.num_samples} images from the {config.weights} weights of {path}, {steps} steps each: {out}")
+    return out
+
+
+def _write(images: Tensor, out: Path, form: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if form == "grid":
+        save_png(grid(images, columns=math.ceil(math.sqrt(len(images)))), out / "grid.png")
+    elif form == "png":
+        for i, image in enumerate(images):
+            save_png(image, out / f"{i:05d}.png")
+    else:
+        np.savez_compressed(out / "samples.npz", images=images.permute(0, 2, 3, 1).numpy())
+
+
+def _device(name: str) -> torch.device:
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [kind for kind, there in here.items() if there]
+    if name == "auto":
+        return torch.device(usable[0])
+    if str(name).partition(":")[0] not in usable:
+        raise UserError(f"device={name} is not on this machine: choose from auto, {', '.join(usable)}")
+    return torch.device(name)
