@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from ddpm_lightning.schedules import NoiseSchedule
@@ -19,18 +20,23 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor |
 class Denoiser(nn.Module):
     """The estimate x̂_0(x_t, t, y) = (q·x_t − s·out)/(a·q − s·p) of a network trained for the target p·x_0 + q·ε.
 
-    For ε-prediction this is (x_t − √(1−ᾱ_t) ε_θ(x_t, t))/√ᾱ_t (Ho et al. 2020, Eq. 15).
+    For ε-prediction this is (x_t − √(1−ᾱ_t) ε_θ(x_t, t))/√ᾱ_t (Ho et al. 2020, Eq. 15). With a learned variance the
+    network gives twice the channels, and the second half, v in [−1, 1] by training, interpolates the reverse
+    variance: log σ² = (1+v)/2 · log β_{t|u} + (1−v)/2 · log β̃_{t|u} (Nichol & Dhariwal 2021, Eq. 15).
 
     Args:
         model: called as model(x, t, y) with t of shape (B,) in 0..T−1.
         schedule: the forward process.
         prediction: "epsilon", "x0" or "v".
+        learned_variance: whether the second half of the network's output is the variance's v.
 
     Raises:
         ValueError: for an unknown prediction, or ε-prediction where ᾱ_T = 0, since ε says nothing of x_0 there.
     """
 
-    def __init__(self, model: nn.Module, schedule: NoiseSchedule, *, prediction: str = "epsilon"):
+    def __init__(
+        self, model: nn.Module, schedule: NoiseSchedule, *, prediction: str = "epsilon", learned_variance: bool = False
+    ):
         super().__init__()
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction={prediction} is unknown: choose one of {', '.join(PREDICTIONS)}")
@@ -39,16 +45,43 @@ class Denoiser(nn.Module):
         self.model = model
         self.schedule = schedule
         self.prediction = prediction
+        self.learned_variance = learned_variance
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The estimate of x_0, like x_t; t in 1..T, (B, 1, 1, 1) or (); y: (B,) labels."""
-        a, s = self._scales(t)
-        p, q = PREDICTIONS[self.prediction](a, s)
-        return (q * x_t - s * self.predict(x_t, t, y)) / (a * q - s * p)
+        return self.x0_from(self.split(self.predict(x_t, t, y))[0], x_t, t)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's raw output; the one place where it is given t−1 ("t == 0 is diffused for one step")."""
         return self.model(x_t, (t - 1).reshape(-1).expand(len(x_t)), y)
+
+    def estimate(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, *, u: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The estimate of x_0 and the log-variance of the reverse step t → u (by default t−1), None unless it is learned."""
+        out, v = self.split(self.predict(x_t, t, y))
+        return self.x0_from(out, x_t, t), None if v is None else self.log_variance_from(v, t, t - 1 if u is None else u)
+
+    def split(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's output as the prediction and, where the variance is learned, v."""
+        if not self.learned_variance:
+            return raw, None
+        out, v = raw.chunk(2, dim=1)
+        return out, v
+
+    def x0_from(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x̂_0 = (q·x_t − s·out)/(a·q − s·p)."""
+        a, s = self._scales(t)
+        p, q = PREDICTIONS[self.prediction](a, s)
+        return (q * x_t - s * out) / (a * q - s * p)
+
+    def log_variance_from(self, v: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        """log σ² of the step t → u from the network's v; at u = 0, where β̃ = 0, with β̃_2 in its place, as the paper's code has it."""
+        small, large = self.schedule.step_variances(t, u)
+        two = torch.full_like(t, min(2, self.schedule.num_steps))
+        floor = self.schedule.step_variances(two, two - 1)[0]
+        share = (v.float() + 1) / 2
+        return share * large.log() + (1 - share) * torch.where(u > 0, small, floor).log()
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is trained to give: p·x_0 + q·ε."""
@@ -61,12 +94,8 @@ class Denoiser(nn.Module):
         p, q = PREDICTIONS[self.prediction](a, s)
         return (s / (a * q - s * p)) ** 2
 
+    def extra_repr(self) -> str:
+        return f"prediction={self.prediction}, learned_variance={self.learned_variance}"
+
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.schedule.sqrt_alpha_bar[t], self.schedule.sqrt_one_minus_alpha_bar[t]
-
-    def extra_repr(self) -> str:
-        return f"prediction={self.prediction}"
-
-    def estimate(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The estimate of x_0 and the log-variance of the reverse step, which is None: this network learns no variance."""
-        return self(x_t, t, y), None

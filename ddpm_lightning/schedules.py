@@ -76,14 +76,21 @@ class NoiseSchedule(nn.Module):
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance β̃_t of q(x_{t−1} | x_t, x_0) for t in 1..T (Murphy 2023, Eq. 25.4; Ho et al. 2020, Eq. 7).
 
-        mean = √ᾱ_{t−1} β_t/(1−ᾱ_t) x_0 + √α_t (1−ᾱ_{t−1})/(1−ᾱ_t) x_t, and β̃_t = (1−ᾱ_{t−1})/(1−ᾱ_t) β_t, both
-        written with λ = log(ᾱ/(1−ᾱ)), where (1−ᾱ_{t−1})/(1−ᾱ_t) · α_t = e^{λ_t−λ_{t−1}} and β_t/(1−ᾱ_t) = −expm1(λ_t−λ_{t−1}).
+        mean = √ᾱ_{t−1} β_t/(1−ᾱ_t) x_0 + √α_t (1−ᾱ_{t−1})/(1−ᾱ_t) x_t, and β̃_t = (1−ᾱ_{t−1})/(1−ᾱ_t) β_t, with
+        β_t/(1−ᾱ_t) = −expm1(λ_t−λ_{t−1}) and α_t (1−ᾱ_{t−1})/(1−ᾱ_t) = e^{λ_t−λ_{t−1}}, λ = log(ᾱ/(1−ᾱ)).
         """
         ratio = self.log_snr[t] - self.log_snr[t - 1]
-        kept = -torch.expm1(ratio)
-        sigma_t, sigma_u = self.sqrt_one_minus_alpha_bar[t], self.sqrt_one_minus_alpha_bar[t - 1]
-        mean = self.sqrt_alpha_bar[t - 1] * kept * x0 + torch.exp(ratio / 2) * (sigma_u / sigma_t) * x_t
-        return mean, sigma_u**2 * kept
+        of_x_t = torch.exp(ratio / 2) * self.sqrt_one_minus_alpha_bar[t - 1] / self.sqrt_one_minus_alpha_bar[t]
+        mean = self.sqrt_alpha_bar[t - 1] * -torch.expm1(ratio) * x0 + of_x_t * x_t
+        return mean, self.step_variances(t, t - 1)[0]
+
+    def step_variances(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """β̃_{t|u} and β_{t|u}, the two fixed variances of a reverse step t → u, u < t (Ho et al. 2020, section 3.2).
+
+        β_{t|u} = 1 − ᾱ_t/ᾱ_u = (1−ᾱ_t)·(−expm1(λ_t−λ_u)), and β̃_{t|u} = (1−ᾱ_u)/(1−ᾱ_t) β_{t|u}, which is 0 at u = 0.
+        """
+        share = -torch.expm1(self.log_snr[t] - self.log_snr[u])
+        return self.sqrt_one_minus_alpha_bar[u] ** 2 * share, self.sqrt_one_minus_alpha_bar[t] ** 2 * share
 
 
 def from_betas(betas: Sequence[float] | Tensor) -> NoiseSchedule:

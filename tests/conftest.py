@@ -1,0 +1,70 @@
+"""What the tests share: tiny configs, a run that was trained once, and the entry points in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+
+# A network of some thousand weights, four steps: a whole run in a second.
+TINY = (
+    "model.base_channels=8",
+    "model.norm_groups=4",
+    "data.batch_size=16",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=4",
+    "trainer.log_every_n_steps=2",
+    "trainer.val_check_interval=2",
+    "sampler.num_steps=4",
+    "callbacks.sample_grid.num_samples=4",
+    "callbacks.sample_grid.every_n_steps=2",
+    "callbacks.trajectory.num_samples=2",
+    "callbacks.trajectory.num_columns=3",
+    "callbacks.checkpoint.every_n_train_steps=2",
+    "callbacks.checkpoint.save_top_k=-1",
+    "lr_scheduler.total_iters=2",
+)
+
+settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("steady")
+torch.set_num_threads(1)
+
+
+def config_of(*overrides, name="train"):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def train_config(folder, *overrides):
+    return config_of(*TINY, "logger=none", f"run_dir={folder}", *overrides)
+
+
+def script(name, *args, cwd, env=None, timeout=300):
+    """Run an entry point as a user does, without any W&B key."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "OMP", "HYDRA"))}
+    return subprocess.run(
+        [sys.executable, str(ROOT / name), *args],
+        cwd=cwd,
+        env={**clean, "NETRC": str(Path(cwd) / "no-netrc"), **(env or {})},
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The folder of a finished tiny run."""
+    from ddpm_lightning import runs
+
+    folder = tmp_path_factory.mktemp("runs") / "outputs" / "tiny"
+    runs.train(train_config(folder))
+    return folder
