@@ -10,7 +10,8 @@ from ddpm_lightning import cli
 def main(config: DictConfig) -> None:
     from ddpm_lightning import runs  # torch is imported only when there is work
 
-    runs.sample(config)
+    with cli.user_errors():
+        runs.sample(config)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from ddpm_lightning import cli
 def main(config: DictConfig) -> float | None:
     from ddpm_lightning import runs  # torch and lightning are imported only when there is work
 
-    return runs.train(config)
+    with cli.user_errors():
+        return runs.train(config)
+    return None
 
 
 if __name__ == "__main__":

@@ -3,31 +3,53 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import UserError
 
-__all__ = ["run"]
+__all__ = ["run", "user_errors"]
+
+
+_failed: list[UserError] = []
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Hold a user's error back until Hydra has ended, which would print its own lines before it.
+
+    In a sweep it is raised instead, so that the job counts as failed and Hydra names it; the other jobs go on.
+    """
+    try:
+        yield
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN or "DDPM_TRACEBACK" in os.environ:
+            raise
+        _failed.append(error)
 
 
 def run(main: Callable[[], Any]) -> None:
     """Run a Hydra entry point; what the user can mend is printed as one sentence, and the exit code is 1.
 
-    With HYDRA_FULL_ERROR=1 in the environment the whole traceback is shown instead.
+    With DDPM_TRACEBACK=1 in the environment the whole traceback is shown instead.
     """
-    if os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ:
-        main()
-        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
     try:
         main()
+        if _failed:
+            raise _failed[0]
     except (UserError, HydraException, OmegaConfBaseException) as error:
+        if "DDPM_TRACEBACK" in os.environ:
+            raise
         sys.stdout.flush()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {sentence(error)}", file=sys.stderr)
@@ -61,9 +83,15 @@ def _way_out(wrong: str, valid: Iterable[str]) -> str:
     return (f"did you mean {near[0]}? " if near else "") + f"(choose from {', '.join(names)})"
 
 
-def _slug(text: str) -> str:
-    """A folder name of at most 80 characters from a list of overrides, without what a shell or Hydra would read."""
-    return re.sub(r"[^A-Za-z0-9.,+-]+", "_", text).strip("_")[:80]
+def _job_name(overrides: Sequence[str]) -> str:
+    """A folder name of at most 80 characters from what distinguishes a job, without what a shell or Hydra would read."""
+    try:
+        given = OverridesParser.create().parse_overrides([arg for arg in sys.argv[1:] if "=" in arg and arg[0] != "-"])
+        swept = {override.key_or_group for override in given if override.is_sweep_override()}
+    except HydraException:
+        swept = set()
+    chosen = [text for text in overrides if text.lstrip("+~").partition("=")[0] in swept] or list(overrides)
+    return re.sub(r"[^A-Za-z0-9.,+-]+", "_", ",".join(chosen)).strip("_")[:80]
 
 
-OmegaConf.register_new_resolver("slug", _slug, replace=True)
+OmegaConf.register_new_resolver("job_name", _job_name, replace=True)

@@ -26,6 +26,7 @@ TINY = (
     "callbacks.sample_grid.every_n_steps=2",
     "callbacks.trajectory.num_samples=2",
     "callbacks.trajectory.num_columns=3",
+    "callbacks.trajectory.every_n_steps=2",
     "callbacks.checkpoint.every_n_train_steps=2",
     "callbacks.checkpoint.save_top_k=-1",
     "lr_scheduler.total_iters=2",

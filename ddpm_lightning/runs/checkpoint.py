@@ -1,6 +1,7 @@
 """Checkpoint to denoiser."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +46,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         way_out = "give a file such as outputs/<day>/<time>/checkpoints/last.ckpt"
         raise UserError(f"ckpt_path={path} does not exist: {way_out}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a strange file's format: what matters is whether it can be read
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
         kind = type(error).__name__
         raise UserError(f"ckpt_path={path} is no checkpoint, or a damaged one ({kind}): give another file") from error

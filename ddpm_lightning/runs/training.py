@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +34,7 @@ def train(config: DictConfig) -> float | None:
     _check(config)
     run_dir = Path(config.run_dir)
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    _quieten()
     torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
     seed_everything(config.seed, workers=True, verbose=False)
 
@@ -83,6 +84,13 @@ def _check(config: DictConfig) -> None:
         endless = key == "max_steps" and config.trainer.max_steps == -1 and (config.trainer.max_epochs or 0) > 0
         if not endless:
             check_whole(f"trainer.{key}", config.trainer[key])
+
+
+def _quieten() -> None:
+    """What Lightning says that a user can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (r".*treespec.*deprecated", "The number of training batches", ".*anonymous. setting has no effect"):
+        warnings.filterwarnings("ignore", message)
 
 
 def _metrics(trainer: Trainer, module: DDPM) -> dict[str, Any]:

@@ -1,0 +1,143 @@
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm_lightning import runs
+from ddpm_lightning.errors import UserError
+from tests.conftest import config_of
+
+
+def draw(run, out, *overrides):
+    return runs.sample(
+        config_of(
+            f"ckpt_path={run}/checkpoints/last.ckpt",
+            "sampler=ddim",
+            "sampler.num_steps=4",
+            "num_samples=6",
+            f"out_dir={out}",
+            *overrides,
+            name="sample",
+        )
+    )
+
+
+def images(folder):
+    return np.load(folder / "samples.npz")["images"]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+def test_image_i_is_the_same_whatever_the_batch_size_and_the_number_of_images(tiny_run, tmp_path, sampler):
+    options = [f"sampler={sampler}", "sampler.num_steps=4", "format=npz"]
+    whole = images(draw(tiny_run, tmp_path / "whole", *options))
+    parts = images(draw(tiny_run, tmp_path / "parts", *options, "batch_size=4"))
+    more = images(draw(tiny_run, tmp_path / "more", *options, "num_samples=9", "batch_size=5"))
+    assert (whole.shape, whole.dtype) == ((6, 8, 8, 1), np.uint8)
+    # another batch size may round the last bit of a float the other way, and with it one of 256 levels
+    assert np.abs(whole.astype(int) - parts).max() <= 1
+    assert np.abs(whole.astype(int) - more[:6]).max() <= 1
+    other = images(draw(tiny_run, tmp_path / "other", *options, "seed=1"))
+    assert np.abs(whole.astype(int) - other).max() > 20
+
+
+def test_formats(tiny_run, tmp_path):
+    npz = images(draw(tiny_run, tmp_path / "npz", "format=npz"))
+    png = draw(tiny_run, tmp_path / "png", "format=png")
+    assert sorted(os.listdir(png)) == [f"{i:05d}.png" for i in range(6)]
+    for i in range(6):
+        assert np.array_equal(np.asarray(Image.open(png / f"{i:05d}.png")), npz[i, :, :, 0])
+    sheet = np.asarray(Image.open(draw(tiny_run, tmp_path / "grid") / "grid.png"))
+    assert sheet.shape == (2 * 34 + 2, 3 * 34 + 2, 3)
+    assert (sheet[2:34:4, 2:34:4, 0] == npz[0, :, :, 0]).all()
+
+
+def test_the_newest_run_is_found(tiny_run, monkeypatch):
+    monkeypatch.chdir(tiny_run.parent.parent)
+    out = runs.sample(config_of("num_samples=1", "sampler.num_steps=2", name="sample"))
+    assert out.parent.samefile(tiny_run)
+    assert out.name.startswith("samples_")
+
+
+def test_no_run_yet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="train one with `python train.py`"):
+        runs.sample(config_of(name="sample"))
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_that_hides_code_is_not_run(tmp_path):
+    trap = Trap()
+    trap.folder = tmp_path / "sprung"
+    path = tmp_path / "trap.ckpt"
+    torch.save({"config": trap, "state_dict": {}}, path)
+    with pytest.raises(UserError, match="no checkpoint"):
+        runs.load_denoiser(path)
+    path.write_bytes(pickle.dumps(trap))
+    with pytest.raises(UserError, match="no checkpoint"):
+        runs.load_denoiser(path)
+    assert not trap.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.hub.load",
+        "ddpm_lightning.runs.training.os.system",
+        "ddpm_lightning.schedules.math.sqrt",
+        "ddpm_lightning.runs.train",
+        "ddpm_lightning.schedules.__builtins__",
+    ],
+)
+def test_a_target_that_is_no_model_of_ours_is_refused(tiny_run, tmp_path, target):
+    checkpoint = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["config"]["denoiser"]["model"] = {"_target_": target, "_args_": ["touch /tmp/never"]}
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    with pytest.raises(UserError, match=f"asks for {target}, .*refused"):
+        runs.load_denoiser(tmp_path / "bad.ckpt")
+
+
+def test_what_is_no_checkpoint_is_named(tiny_run, tmp_path):
+    whole = (tiny_run / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "text.ckpt").write_text("hello")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with zipfile.ZipFile(tmp_path / "zip.ckpt", "w") as archive:
+        archive.writestr("a", "b")
+    for path in tmp_path.glob("*.ckpt"):
+        with pytest.raises(UserError, match=f"ckpt_path={path} is no checkpoint"):
+            runs.load_denoiser(path)
+    with pytest.raises(UserError, match="does not exist"):
+        runs.load_denoiser(tmp_path / "missing.ckpt")
+    with pytest.raises(UserError, match="does not exist"):
+        runs.load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_samples=0", "num_samples=0"),
+        ("batch_size=-1", "batch_size=-1"),
+        ("format=gif", "format=gif is unknown: choose grid, png or npz"),
+        ("weights=best", "weights=best is unknown: choose ema or raw"),
+        ("sampler.num_steps=2000", "sampler.num_steps=2000 is more than the schedule's T=1000"),
+        ("sampler.spacing=even", "sampler: spacing=even is unknown"),
+        ("seed=-1", "seed=-1"),
+        ("device=tpu", "device=tpu is not on this machine"),
+    ],
+)
+def test_bad_settings_are_refused_and_nothing_is_written(tiny_run, tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        draw(tiny_run, tmp_path / "out", override)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,145 @@
+"""Every YAML is composed and built, and every experiment is trained for two steps."""
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from omegaconf import OmegaConf
+from torch import nn
+
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.runs.build import build_module
+from ddpm_lightning.samplers import Sampler
+from ddpm_lightning.schedules import NoiseSchedule
+from tests.conftest import ROOT, TINY, config_of, train_config
+
+GIVEN = {  # what has no default is given here
+    "schedule": {"betas": ["schedule.betas=[0.1,0.2,0.9]"], "alpha_bar": ["schedule.alpha_bar=[0.8,0.4,0.001]"]},
+}
+
+
+def choices(group):
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+def of(group, choice, *overrides):
+    return config_of(f"{group}={choice}", *GIVEN.get(group, {}).get(choice, []), "run_dir=unused", *overrides)
+
+
+@pytest.mark.parametrize("choice", choices("schedule"))
+def test_schedules(choice):
+    schedule = instantiate(of("schedule", choice).schedule)
+    assert isinstance(schedule, NoiseSchedule)
+    assert 0 <= schedule.alpha_bar[-1] < 0.5
+
+
+@pytest.mark.parametrize("choice", choices("model"))
+def test_models(choice):
+    config = of("model", choice)
+    with torch.device("meta"):
+        model = instantiate(config.model)
+    assert isinstance(model, nn.Module)
+    assert (model.in_channels, model.out_channels) == (1, 1)
+
+
+@pytest.mark.parametrize("choice", choices("sampler"))
+def test_samplers(choice):
+    sampler = instantiate(of("sampler", choice).sampler)
+    assert isinstance(sampler, Sampler)
+    assert sampler.times(1000)[-1] == 0
+
+
+@pytest.mark.parametrize("choice", choices("optimizer"))
+@pytest.mark.parametrize("lr_scheduler", choices("lr_scheduler"))
+def test_optimizers_and_their_rates(choice, lr_scheduler):
+    config = of("optimizer", choice, f"lr_scheduler={lr_scheduler}")
+    optimizer = instantiate(config.optimizer, _convert_="all")([nn.Parameter(torch.zeros(1))])
+    scheduler = instantiate(config.lr_scheduler)(optimizer)
+    rates = []
+    for _ in range(5001):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    peak = config.optimizer.lr
+    assert max(rates) == pytest.approx(peak)
+    if "total_iters" in config.lr_scheduler and config.lr_scheduler.total_iters:
+        n = config.lr_scheduler.total_iters
+        assert rates[n // 2] == pytest.approx(peak / 2, rel=1e-3)
+        assert rates[n] == pytest.approx(peak)
+
+
+@pytest.mark.parametrize("choice", choices("callbacks"))
+def test_callbacks(choice):
+    for node in of("callbacks", choice).callbacks.values():
+        assert isinstance(instantiate(node, _convert_="all"), Callback)
+
+
+@pytest.mark.parametrize("choice", choices("logger"))
+def test_loggers(choice, tmp_path):
+    for node in config_of(f"logger={choice}", f"run_dir={tmp_path}").logger.values():
+        instantiate(node, offline=True) if "offline" in node else instantiate(node)
+
+
+@pytest.mark.parametrize(
+    ("choice", "accelerator", "devices", "strategy"),
+    [
+        ("auto", "auto", 1, "auto"),
+        ("cpu", "cpu", 1, "auto"),
+        ("gpu", "gpu", 1, "auto"),
+        ("mps", "mps", 1, "auto"),
+        ("ddp", "gpu", "auto", "ddp"),
+        ("ddp_cpu", "cpu", 2, "ddp"),
+    ],
+)
+def test_trainers(choice, accelerator, devices, strategy):
+    assert choice in choices("trainer")
+    node = of("trainer", choice).trainer
+    assert (node.accelerator, node.devices, node.strategy) == (accelerator, devices, strategy)
+    assert node.use_distributed_sampler is False
+    if accelerator in ("cpu", "auto"):
+        trainer = instantiate(node, logger=False)
+        assert isinstance(trainer, Trainer)
+        assert trainer.world_size == (2 if choice == "ddp_cpu" else 1)
+
+
+@pytest.mark.parametrize("choice", choices("data"))
+def test_data_states_channels_size_and_classes(choice):
+    data = of("data", choice).data
+    assert {"channels", "image_size", "num_classes", "batch_size"} <= data.keys()
+
+
+@pytest.mark.parametrize("choice", choices("loss"))
+def test_losses(choice, tmp_path):
+    module = build_module(train_config(tmp_path, f"loss={choice}", *needed_by_loss(choice)))
+    x0 = torch.randn(4, 1, 8, 8).clamp(-1, 1)
+    t = torch.tensor([1, 2, 500, 1000]).reshape(-1, 1, 1, 1)
+    noise = torch.randn_like(x0)
+    losses = module.loss(module.denoiser, x0, module.denoiser.schedule.q_sample(x0, t, noise), t, noise)
+    assert losses.shape == (4,)
+    assert losses.isfinite().all()
+
+
+def needed_by_loss(choice):
+    return ["learned_variance=true"] if choice == "hybrid" else []
+
+
+@pytest.mark.parametrize("name", ["train", "sample"])
+def test_entry_points_compose(name):
+    config = config_of("run_dir=unused" if name == "train" else "seed=0", name=name)
+    OmegaConf.to_container(config, resolve=True)
+    assert not HydraConfig.initialized()
+
+
+@pytest.mark.parametrize("choice", choices("experiment"))
+def test_experiments_are_trained_for_two_steps(choice, tmp_path):
+    from ddpm_lightning import runs
+
+    runs.train(train_config(tmp_path, f"experiment={choice}", *TINY, "trainer.max_steps=2"))
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_the_command_line_of_the_readme_composes():
+    config = config_of("model=unet_small", "trainer.devices=4", "run_dir=unused")
+    assert config.trainer.devices == 4
+    assert isinstance(instantiate(config.denoiser), Denoiser)

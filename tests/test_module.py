@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from ddpm_lightning import schedules
+from ddpm_lightning.data.datasets import Batch, digits
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.images import SeededNoise, from_uint8
+from ddpm_lightning.losses import Loss
+from ddpm_lightning.models import UNet
+from ddpm_lightning.module import DDPM
+from ddpm_lightning.samplers import DDIM
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    model = UNet(1, 1, base_channels=16, channel_multipliers=(1, 1), num_res_blocks=1, norm_groups=8, dropout=0.0)
+    denoiser = Denoiser(model, schedules.linear(), **options)
+    return DDPM(denoiser, Loss(), lambda parameters: torch.optim.Adam(parameters, lr=3e-3))
+
+
+def test_training_step_is_algorithm_25_1():
+    module = tiny()
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    x0 = torch.randn(6, 1, 8, 8).clamp(-1, 1)
+    torch.manual_seed(3)
+    out = module.training_step(Batch(x0, None, torch.arange(6)), 0)
+    torch.manual_seed(3)
+    t = torch.randint(1, 1001, (6, 1, 1, 1))
+    noise = torch.randn_like(x0)
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000).double(), 0).float()[t - 1]
+    eps = module.denoiser.model(abar.sqrt() * x0 + (1 - abar).sqrt() * noise, t.flatten() - 1)
+    torch.testing.assert_close(out["loss"], ((noise - eps) ** 2).mean(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(out["t"], t.flatten())
+
+
+def test_overfitting_eight_images_drives_the_loss_down_and_the_images_come_back():
+    module = tiny()
+    x0 = from_uint8(digits().images[:8])
+    batch = Batch(x0.repeat(8, 1, 1, 1), None, torch.arange(64))
+    optimizer = module.configure_optimizers()["optimizer"]
+    losses = []
+    for _ in range(300):
+        loss = module.training_step(batch, 0)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-20:]) < 0.2 * sum(losses[:20])
+    noise = SeededNoise(0, range(8))
+    samples = DDIM(20)(module.denoiser.eval(), noise.draw((1, 8, 8)))
+    nearest = torch.cdist(samples.flatten(1), x0.flatten(1)).min(1).values / 8
+    unlike = torch.cdist(x0.flatten(1), x0.flatten(1)).fill_diagonal_(9).min() / 8
+    assert nearest.median() < 0.6 * unlike
+
+
+def test_validation_depends_on_the_image_not_on_the_batch(monkeypatch):
+    module = tiny().eval()
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    x0 = from_uint8(digits().images[:12])
+
+    def mean_loss(chunks):
+        logged = []
+        monkeypatch.setattr(module, "log", lambda name, value, batch_size, **_: logged.append((value, batch_size)))
+        for ids in torch.arange(12).split(chunks):
+            torch.rand(3)  # the global generator has no say
+            module.validation_step(Batch(x0[ids], None, ids), 0)
+        return sum(v * n for v, n in logged).item() / 12
+
+    with torch.no_grad():
+        assert mean_loss([12]) == pytest.approx(mean_loss([5, 7]), rel=1e-5)

@@ -1,0 +1,159 @@
+"""The entry points as a user runs them, in processes of their own, with no account and no GPU."""
+
+import csv
+import json
+import struct
+import time
+
+import pytest
+import torch
+from wandb.proto import wandb_internal_pb2
+
+from tests.conftest import TINY, script
+
+def wandb_records(folder):
+    """What an offline W&B run holds, read from its own file: LevelDB's log format behind a header of seven bytes."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    position, parts, records = 7, b"", []
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:  # no header fits: the block is padded
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            records.append(wandb_internal_pb2.Record.FromString(parts))
+            parts = b""
+    return records
+
+
+def wandb_contents(folder):
+    history, config, media, exits = [], {}, [], []
+    for record in wandb_records(folder):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            row = {}
+            for item in record.history.item:
+                row[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+            history.append(row)
+        elif kind == "run":
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        elif kind == "config":
+            config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.config.update}
+        elif kind == "exit":
+            exits.append(record.exit.exit_code)
+    media = sorted(p.name for p in folder.glob("wandb/offline-run-*/files/media/images/samples/*.png"))
+    return history, config, media, exits
+
+
+def run_folders(cwd, root="outputs"):
+    return sorted(p.parent for p in (cwd / root).glob("**/config.yaml") if p.parent.name != ".hydra")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_from_the_command_line(tmp_path, processes):
+    devices = [f"trainer.devices={processes}"]
+    result = script("train.py", *TINY, *devices, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (folder,) = run_folders(tmp_path)  # one run folder for all processes
+
+    # the closing words
+    name = folder.relative_to(tmp_path)
+    assert f"checkpoint  {name}/checkpoints/last.ckpt" in result.stdout
+    assert f"metrics     {name}/metrics.csv" in result.stdout
+    assert f"samples     {name}/samples/grid_0000004.png" in result.stdout
+    assert result.stdout.count("Go on with") == 1
+    go_on = result.stdout.rsplit("python sample.py ", 1)[1].split()
+
+    # nothing is written twice
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["train/loss"]] == ["2", "4"]
+    assert [row["step"] for row in rows if row["val/loss"]] == ["2", "4"]
+    assert len(list((folder / "samples").iterdir())) == 4
+    assert json.loads((folder / "summary.json").read_text())["processes"] == processes
+
+    # W&B holds the same: loss history on one axis, the grids with their step, the whole config
+    history, config, media, exits = wandb_contents(folder)
+    losses = [(row["trainer/global_step"], row["train/loss"]) for row in history if "train/loss" in row]
+    assert losses == [(int(row["step"]), pytest.approx(float(row["train/loss"]))) for row in rows if row["train/loss"]]
+    grids = [row["trainer/global_step"] for row in history if any(key.startswith("samples/grid") for key in row)]
+    assert grids == [2, 4]
+    assert len(media) == 4
+    assert config["schedule"]["value" if "value" in config["schedule"] else "num_steps"]
+    assert "parameters" in config
+    assert exits == [0]
+    assert "wandb sync " in result.stdout
+
+    # the line to go on with
+    result = script("sample.py", *go_on, "num_samples=2", "sampler.num_steps=2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(list(folder.glob("samples_*/grid.png"))) == 1
+
+
+@pytest.mark.slow
+def test_processes_draw_noise_of_their_own_and_end_with_the_same_weights(tmp_path):
+    losses = {}
+    for processes in (1, 2):
+        options = [f"trainer.devices={processes}", f"data.batch_size={32 // processes}", "logger=none"]
+        assert script("train.py", *TINY, *options, f"hydra.run.dir={processes}", cwd=tmp_path).returncode == 0
+        with (tmp_path / str(processes) / "metrics.csv").open(newline="") as file:
+            losses[processes] = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert losses[1] == pytest.approx(losses[2], rel=0.1)  # the same images in every global batch, other noise
+    assert losses[1] != losses[2]
+
+
+@pytest.mark.slow
+def test_a_sweep_gives_two_finished_runs_in_one_folder(tmp_path):
+    result = script("train.py", "-m", "schedule=linear,cosine", *TINY, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    one, two = run_folders(tmp_path, "multirun")
+    assert one.parent == two.parent
+    assert "schedule_linear" in one.name
+    assert "schedule_cosine" in two.name
+    for folder, schedule in ((one, "linear"), (two, "cosine")):
+        assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+        assert (folder / "checkpoints" / "last.ckpt").exists()
+        config = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["config"]
+        assert config["schedule"]["_target_"].endswith(schedule)
+        assert wandb_contents(folder)[3] == [0]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["--help"], 0, "schedule"),
+        (["--cfg", "job"], 0, "beta_end: 0.02"),
+        (["model=unet_smal"], 1, "error: model=unet_smal does not exist: did you mean unet_small?"),
+        (["trainer.max_step=3"], 1, "error: there is no key trainer.max_step: did you mean max_steps?"),
+        (["modle=unet_small"], 1, "error: there is no key modle: did you mean model?"),
+    ],
+)
+def test_the_command_line_answers_at_once(tmp_path, args, code, says):
+    started = time.monotonic()
+    result = script("train.py", *args, cwd=tmp_path, timeout=60)
+    assert (result.returncode, says in result.stdout + result.stderr) == (code, True), result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == code
+    print(f"{args}: {time.monotonic() - started:.2f} s")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "says"),
+    [
+        ("train.py", ["trainer.max_steps=-5"], "trainer.max_steps=-5"),
+        ("sample.py", ["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt does not exist"),
+        ("sample.py", [], "train one with `python train.py`"),
+    ],
+)
+def test_errors_are_one_sentence(tmp_path, name, args, says):
+    result = script(name, *args, cwd=tmp_path, timeout=120)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
