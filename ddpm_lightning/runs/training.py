@@ -88,7 +88,8 @@ def _check(config: DictConfig) -> None:
 
 def _quieten() -> None:
     """What Lightning says that a user can do nothing about."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (r".*treespec.*deprecated", "The number of training batches", ".*anonymous. setting has no effect"):
         warnings.filterwarnings("ignore", message)
 
