@@ -94,4 +94,9 @@ def _job_name(overrides: Sequence[str]) -> str:
     return re.sub(r"[^A-Za-z0-9.,+-]+", "_", ",".join(chosen)).strip("_")[:80]
 
 
+def _out_channels(channels: int, learned_variance: bool) -> int:
+    return 2 * channels if learned_variance else channels
+
+
 OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
+OmegaConf.register_new_resolver("out_channels", _out_channels, replace=True)

@@ -80,7 +80,7 @@ class Denoiser(nn.Module):
         small, large = self.schedule.step_variances(t, u)
         two = torch.full_like(t, min(2, self.schedule.num_steps))
         floor = self.schedule.step_variances(two, two - 1)[0]
-        share = (v.float() + 1) / 2
+        share = (v.to(large.dtype) + 1) / 2
         return share * large.log() + (1 - share) * torch.where(u > 0, small, floor).log()
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

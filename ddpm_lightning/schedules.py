@@ -6,7 +6,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NoiseSchedule", "cosine", "from_alpha_bar", "from_betas", "linear"]
+__all__ = [
+    "NoiseSchedule",
+    "constant",
+    "cosine",
+    "from_alpha_bar",
+    "from_betas",
+    "laplace",
+    "linear",
+    "quadratic",
+    "rescale_zero_terminal_snr",
+    "shifted_cosine",
+    "sigmoid",
+    "sigmoid_beta",
+]
 
 
 class NoiseSchedule(nn.Module):
@@ -95,27 +108,53 @@ class NoiseSchedule(nn.Module):
 
 def from_betas(betas: Sequence[float] | Tensor) -> NoiseSchedule:
     """The schedule of any list of variances: ᾱ_t = Π_{s ≤ t} (1 − β_s), `betas[t-1]` = β_t in (0, 1]."""
-    table = torch.as_tensor(betas, dtype=torch.float64)
+    table = _list_of_numbers("betas", betas)
     bad = torch.nonzero(~((table > 0) & (table <= 1)))
     if len(bad):
         t = int(bad[0]) + 1
         raise ValueError(f"beta_{t} = {table[t - 1]:.4g} lies outside (0, 1]")
-    return from_alpha_bar(torch.cumprod(1 - table, 0))
+    alpha_bar = torch.cumprod(1 - table, 0)
+    gone = torch.nonzero(alpha_bar[:-1] < torch.finfo(torch.float64).tiny)
+    if len(gone):
+        t = int(gone[0]) + 1
+        raise ValueError(f"alpha_bar_{t} is 0 before the last step, T = {len(table)}: give smaller betas, or end there")
+    return from_alpha_bar(alpha_bar)
 
 
 def from_alpha_bar(alpha_bar: Sequence[float] | Tensor) -> NoiseSchedule:
     """The schedule of any falling list ᾱ_1, …, ᾱ_T (ᾱ_0 = 1 is put before it)."""
-    table = torch.as_tensor(alpha_bar, dtype=torch.float64)
+    table = _list_of_numbers("alpha_bar", alpha_bar)
     return NoiseSchedule(torch.cat([torch.ones(1, dtype=torch.float64), table]))
 
 
-def linear(num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+def linear(
+    num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02, rescale: bool = False
+) -> NoiseSchedule:
     """β rises in equal steps, β_t = β_1 + (t−1)/(T−1) (β_T − β_1) (Ho et al. 2020, section 4).
 
-    diffusers calls this curve "linear"; "linear" in latent-diffusion code is another one, with √β in equal steps.
+    diffusers calls this curve "linear"; "linear" in latent-diffusion code is another one, with √β in equal steps: `quadratic`.
+
+    Args:
+        rescale: betas times 1000/T, so that every T ends at much the same noise, as in the code of Nichol & Dhariwal
+            2021 (their T = 4000) and in guided-diffusion. Off, few steps do not reach noise: T = 100 ends at ᾱ_T = 0.36.
     """
     _check_num_steps(num_steps)
-    return from_betas(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
+    _check_betas(beta_start=beta_start, beta_end=beta_end)
+    scale = 1000 / num_steps if rescale else 1.0
+    if max(beta_start, beta_end) * scale > 1:
+        way_out = f"give num_steps={math.ceil(1000 * max(beta_start, beta_end))} or more, or rescale=false"
+        raise ValueError(f"num_steps={num_steps} with rescale=true makes betas larger than 1: {way_out}")
+    return from_betas(_linspace(beta_start * scale, beta_end * scale, num_steps))
+
+
+def quadratic(num_steps: int = 1000, *, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
+    """√β rises in equal steps, √β_t = √β_1 + (t−1)/(T−1) (√β_T − √β_1) (Rombach et al. 2022; defaults of Stable Diffusion).
+
+    diffusers calls this curve "scaled_linear", the code of latent diffusion "linear", and that of Ho et al. 2020 "quad".
+    """
+    _check_num_steps(num_steps)
+    _check_betas(beta_start=beta_start, beta_end=beta_end)
+    return from_betas(_linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_steps) ** 2)
 
 
 def cosine(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
@@ -124,9 +163,136 @@ def cosine(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) 
     diffusers calls this curve "squaredcos_cap_v2".
     """
     _check_num_steps(num_steps)
-    t = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
-    f = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
+    _check_betas(max_beta=max_beta)
+    if not 0 <= s < math.inf:
+        raise ValueError(f"s={s} is no offset of the cosine: give a number from 0 on, such as 0.008")
+    f = torch.cos((_times(num_steps) + s) / (1 + s) * math.pi / 2) ** 2
     return from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+
+
+def sigmoid(
+    num_steps: int = 1000, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0, clip_min: float = 1e-9
+) -> NoiseSchedule:
+    """ᾱ_t = (σ(end/τ) − σ((start + t/T (end − start))/τ)) / (σ(end/τ) − σ(start/τ)), not below clip_min (Chen 2023, Alg. 1).
+
+    Proposed by Jabri et al. 2022. diffusers' "sigmoid" is another curve, with the sigmoid on β: `sigmoid_beta`.
+    """
+    _check_num_steps(num_steps)
+    if not (start < end and tau > 0 and 0 <= clip_min < 1):
+        values = f"start={start}, end={end}, tau={tau}, clip_min={clip_min}"
+        raise ValueError(f"{values} make no sigmoid: give start < end, tau above 0 and clip_min in [0, 1)")
+    x = torch.sigmoid((start + _times(num_steps) * (end - start)) / tau)
+    alpha_bar = ((x[-1] - x) / (x[-1] - x[0])).clamp(min=clip_min)
+    return _from_curve(alpha_bar[1:], f"start={start}, end={end}, tau={tau}: give a larger tau")
+
+
+def sigmoid_beta(num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+    """β_t = β_start + (β_end − β_start) σ(−6 + 12 (t−1)/(T−1)), σ the logistic function (Xu et al. 2022, GeoDiff).
+
+    diffusers calls this curve "sigmoid", and its defaults are ours; GeoDiff itself has T = 5000, 1e-7 and 0.002.
+    """
+    _check_num_steps(num_steps)
+    _check_betas(beta_start=beta_start, beta_end=beta_end)
+    return from_betas(torch.sigmoid(_linspace(-6, 6, num_steps)) * (beta_end - beta_start) + beta_start)
+
+
+def laplace(num_steps: int = 1000, *, mu: float = 0.0, b: float = 0.5) -> NoiseSchedule:
+    """log SNR is Laplace-distributed: λ_t = μ − b sgn(½ − t/T) log(1 − 2|t/T − ½|), ᾱ = σ(λ) (Hang & Gu 2024).
+
+    λ_T would be −∞: the logarithm's argument stops at 1e-6, as diffusers' does, so that ᾱ_T is small but not 0.
+    diffusers' "laplace" has √σ(λ) where ᾱ belongs: its ᾱ is the root of this one.
+    """
+    _check_num_steps(num_steps)
+    if not (math.isfinite(mu) and 0 < b < math.inf):
+        raise ValueError(f"mu={mu}, b={b} make no Laplace distribution: give finite numbers, b above 0")
+    away = _times(num_steps)[1:] - 0.5
+    log_snr = mu + b * away.sign() * torch.log((1 - 2 * away.abs()).clamp(min=1e-6))
+    return _from_curve(torch.sigmoid(log_snr), f"mu={mu}, b={b}: give values nearer to 0 and 0.5")
+
+
+def constant(num_steps: int = 1000, *, beta: float = 0.01) -> NoiseSchedule:
+    """β_t = β at every step, ᾱ_t = (1 − β)^t (tried in Ho et al. 2020, appendix B); "const" in their code."""
+    _check_num_steps(num_steps)
+    _check_betas(beta=beta)
+    return from_betas(torch.full((num_steps,), beta, dtype=torch.float64))
+
+
+def shifted_cosine(
+    num_steps: int = 1000,
+    *,
+    image_size: int | Sequence[int],
+    noise_d: int = 64,
+    min_log_snr: float = -15.0,
+    max_log_snr: float = 15.0,
+) -> NoiseSchedule:
+    """A cosine whose log SNR is shifted with the image's size, so that large images get as much noise as small ones.
+
+    λ_t = −2 log tan(a + t/T (z − a)) + 2 log(noise_d/image_size), a = atan(e^{−max_log_snr/2}), z = atan(e^{−min_log_snr/2}),
+    ᾱ = σ(λ) (Hoogeboom et al. 2023, simple diffusion, section 3.1). The range of log SNR is that before the shift.
+
+    Args:
+        image_size: side in pixels, or [height, width], which counts as the square of the same area.
+        noise_d: the side at which nothing is shifted; smaller images get less noise.
+    """
+    _check_num_steps(num_steps)
+    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    if len(sides) != 2 or min(*sides, noise_d) < 1:
+        raise ValueError(f"image_size={image_size}, noise_d={noise_d} are no sizes: give pixels, 1 or more")
+    if not -math.inf < min_log_snr < max_log_snr < math.inf:
+        values = f"min_log_snr={min_log_snr}, max_log_snr={max_log_snr}"
+        raise ValueError(f"{values} are no range: give two finite numbers, the smaller one first")
+    a, z = math.atan(math.exp(-max_log_snr / 2)), math.atan(math.exp(-min_log_snr / 2))
+    shift = math.log(noise_d**2 / math.prod(sides))
+    log_snr = -2 * torch.log(torch.tan(a + _times(num_steps)[1:] * (z - a))) + shift
+    return _from_curve(torch.sigmoid(log_snr), f"max_log_snr={max_log_snr}: give a smaller one")
+
+
+def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+    """√ᾱ shifted and scaled so that ᾱ_T = 0 and ᾱ_1 stays: √ᾱ'_t = √ᾱ_1 (√ᾱ_t − √ᾱ_T)/(√ᾱ_1 − √ᾱ_T) (Lin et al. 2023, Alg. 1).
+
+    diffusers calls this `rescale_betas_zero_snr`. x_T is then noise alone, which says nothing of ε: predict v or x0.
+    """
+    if schedule.num_steps < 2:
+        raise ValueError(
+            f"num_steps={schedule.num_steps} leaves nothing to rescale: give a schedule of 2 steps or more"
+        )
+    alpha_bar = schedule._exact[1:]
+    root = alpha_bar.sqrt()
+    return from_alpha_bar(alpha_bar[0] * ((root - root[-1]) / (root[0] - root[-1])) ** 2)
+
+
+def _times(num_steps: int) -> Tensor:
+    return torch.arange(num_steps + 1, dtype=torch.float64) / num_steps  # t/T for t = 0..T
+
+
+def _linspace(first: float, last: float, num_steps: int) -> Tensor:
+    return torch.linspace(first, last, num_steps, dtype=torch.float64)
+
+
+def _from_curve(alpha_bar: Tensor, way_out: str) -> NoiseSchedule:
+    """`from_alpha_bar`, with a refusal that names the curve's own settings where ᾱ stands still in float64."""
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    flat = torch.nonzero(~(alpha_bar < before))
+    if len(flat):
+        t = int(flat[0]) + 1
+        raise ValueError(f"alpha_bar stands still at t={t} of T={len(alpha_bar)} with {way_out}, or fewer steps")
+    return from_alpha_bar(alpha_bar)
+
+
+def _list_of_numbers(name: str, values: Sequence[float] | Tensor) -> Tensor:
+    try:
+        table = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        table = torch.empty(0)
+    if table.ndim != 1 or len(table) == 0:
+        raise ValueError(f"{name}={values} is no list of numbers: give one for each of the steps 1..T")
+    return table
+
+
+def _check_betas(**betas: float) -> None:
+    for name, beta in betas.items():
+        if not 0 < beta <= 1:
+            raise ValueError(f"{name}={beta} lies outside (0, 1]: a beta is the variance of one step's noise")
 
 
 def _check_num_steps(num_steps: int) -> None:

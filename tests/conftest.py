@@ -10,6 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import settings
 
+import ddpm_lightning.cli  # noqa: F401  registers the resolvers of conf/
+
 ROOT = Path(__file__).parent.parent
 
 # A network of some thousand weights, four steps: a whole run in a second.
@@ -59,6 +61,11 @@ def script(name, *args, cwd, env=None, timeout=300):
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time():
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

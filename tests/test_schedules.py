@@ -1,13 +1,25 @@
+import inspect
 import math
+from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ddpm_lightning import schedules
 
-FAMILIES = {"linear": schedules.linear, "cosine": schedules.cosine}
+FAMILIES = {
+    "linear": schedules.linear,
+    "quadratic": schedules.quadratic,
+    "cosine": schedules.cosine,
+    "sigmoid": schedules.sigmoid,
+    "sigmoid_beta": schedules.sigmoid_beta,
+    "laplace": schedules.laplace,
+    "constant": schedules.constant,
+    "shifted_cosine": partial(schedules.shifted_cosine, image_size=256),
+    "linear_zero_snr": lambda *T: schedules.rescale_zero_terminal_snr(schedules.linear(*T)),
+}
 
 some_betas = st.lists(st.floats(1e-5, 0.5), min_size=1, max_size=30)
 
@@ -34,26 +46,170 @@ def test_linear_is_that_of_ho_et_al():
     assert betas[499].item() == pytest.approx(1e-4 + 499 / 999 * (0.02 - 1e-4), rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "golden"),  # ᾱ at T/4, T/2 and T, from 30-digit arithmetic on the defining formulas
-    [
-        (schedules.linear(), (0.5241410, 0.0779327, 4.03583e-5)),
-        (schedules.cosine(), (0.8469926, 0.4938436, 2.42862e-9)),
-        (schedules.linear(100), (0.9360, 0.7760, 0.36356)),
-    ],
-)
+# ᾱ at T/4, T/2 and T: the papers' formulas written out again in mpmath at 40 digits (products of 1 − β_t, or ᾱ_t itself),
+# away from this package's code and from float64, and rounded to 12 digits.
+GOLDEN = [
+    (schedules.linear(), (0.524085373825, 0.0785872428818, 4.03582976538e-5)),
+    (schedules.linear(100), (0.939029444596, 0.777180082661, 0.363563248055)),
+    (schedules.linear(100, rescale=True), (0.527916384238, 0.0741969967174, 2.03900897556e-5)),
+    (schedules.linear(4000, rescale=True), (0.523780770276, 0.0789448733246, 4.2466522758e-5)),
+    (schedules.quadratic(), (0.675432413725, 0.277669650456, 0.00466009851308)),
+    (schedules.cosine(), (0.847012161327, 0.493843590441, 2.42876690703e-9)),
+    (schedules.cosine(100), (0.847012161327, 0.493843590441, 2.42857227935e-7)),
+    (schedules.sigmoid(), (0.85085354793, 0.5, 1e-9)),
+    (schedules.sigmoid(tau=0.9), (0.866370287605, 0.5, 1e-9)),
+    (schedules.sigmoid_beta(), (0.903744665401, 0.301931056602, 3.96818199053e-5)),
+    (schedules.laplace(), (0.585786437627, 0.5, 0.000999000999001)),
+    (schedules.laplace(mu=1, b=2), (0.915776191599, 0.73105857863, 2.71828182845e-12)),
+    (schedules.constant(), (0.0810585161622, 0.00657048304241, 4.31712474107e-5)),
+    (schedules.shifted_cosine(image_size=256), (0.266704887235, 0.0588235294118, 1.91188946658e-8)),
+    (schedules.shifted_cosine(image_size=[32, 32]), (0.958809217435, 0.8, 1.22360778479e-6)),
+    (schedules.rescale_zero_terminal_snr(schedules.linear()), (0.521533340699, 0.0760287505471, 0)),
+    (schedules.rescale_zero_terminal_snr(schedules.quadratic()), (0.654189006539, 0.242359166556, 0)),
+]
+
+
+@pytest.mark.parametrize(("schedule", "golden"), GOLDEN)
 def test_golden_values(schedule, golden):
+    schedule.double()
     T = schedule.num_steps
     for t, expected in zip((T // 4, T // 2, T), golden, strict=True):
-        assert schedule.alpha_bar[t].item() == pytest.approx(expected, rel=1e-4 if expected > 1e-6 else 2e-2)
+        assert schedule.alpha_bar[t].item() == pytest.approx(expected, rel=1e-10, abs=0)
 
 
-def test_against_diffusers():
+def test_every_family_is_in_the_tests():
+    families = {
+        name
+        for name in schedules.__all__
+        if inspect.isfunction(family := getattr(schedules, name))
+        and "num_steps" in inspect.signature(family).parameters
+    }
+    assert families == FAMILIES.keys() - {"linear_zero_snr"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("T", [2, 3, 10, 1000, 4000])
+def test_families_fall_from_one_to_little(name, T):
+    schedule = FAMILIES[name](T).double()
+    assert schedule.num_steps == T
+    assert schedule.alpha_bar[0] == 1
+    assert (schedule.alpha_bar.diff() < 0).all()
+    assert ((schedule.betas > 0) & (schedule.betas <= 1)).all()
+    ends_in_noise = name == "linear_zero_snr"
+    assert schedule.log_snr[1:T].isfinite().all()
+    assert schedule.log_snr[T].item() == -math.inf if ends_in_noise else schedule.log_snr[T].isfinite()
+    if T >= 1000:
+        assert schedule.alpha_bar[T] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (schedules.linear(), {"beta_schedule": "linear"}),
+        (schedules.quadratic(), {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}),
+        (schedules.cosine(), {"beta_schedule": "squaredcos_cap_v2"}),
+        (schedules.sigmoid_beta(), {"beta_schedule": "sigmoid"}),
+    ],
+)
+def test_betas_of_diffusers(ours, theirs):
     from diffusers import DDPMScheduler
 
-    for name, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
-        reference = DDPMScheduler(num_train_timesteps=1000, beta_schedule=theirs)
-        torch.testing.assert_close(FAMILIES[name]().betas.float(), reference.betas, rtol=2e-4, atol=1e-7)
+    reference = DDPMScheduler(num_train_timesteps=1000, **theirs)
+    # float32 on their side: 1 − ᾱ_t/ᾱ_{t−1} and √β² are off by some 1e-7; the cosine is float64 but for the last rounding
+    torch.testing.assert_close(ours.betas.float(), reference.betas, rtol=1e-5, atol=2e-8)
+
+
+def test_laplace_is_the_square_of_diffusers():
+    # diffusers takes √σ(λ), which is √ᾱ, for ᾱ, and divides by its value at t = 0, where it has λ = −½ log(1e-6).
+    # It adds 1e-6 under every logarithm, we only stop there: hence the tolerance
+    from diffusers import DDPMScheduler
+
+    reference = DDPMScheduler(num_train_timesteps=1000, beta_schedule="laplace")
+    at_zero = 1 / (1 + 1e-3)
+    theirs = torch.cumprod(1 - reference.betas.double(), 0) ** 2 * at_zero
+    torch.testing.assert_close(schedules.laplace().double().alpha_bar[1:], theirs, rtol=3e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["linear", "quadratic", "cosine", "sigmoid", "laplace"])
+def test_zero_terminal_snr(name):
+    from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
+
+    before = FAMILIES[name]().double()
+    schedule = schedules.rescale_zero_terminal_snr(FAMILIES[name]()).double()
+    assert schedule.alpha_bar[-1] == 0
+    assert schedule.log_snr[-1] == -math.inf
+    assert schedule.betas[-1] == 1
+    assert schedule.alpha_bar[1] == before.alpha_bar[1]
+    torch.testing.assert_close(schedule.betas, rescale_zero_terminal_snr(before.betas), rtol=1e-6, atol=1e-12)
+    again = schedules.rescale_zero_terminal_snr(schedule).double()
+    torch.testing.assert_close(again.alpha_bar, schedule.alpha_bar, rtol=1e-14, atol=0)
+
+
+@given(some_betas)
+def test_zero_terminal_snr_of_any_betas(betas):
+    # √ᾱ' is an affine map of √ᾱ: the ratios of its differences stay
+    assume(len(betas) > 2)
+    before = schedules.from_betas(betas).double()
+    schedule = schedules.rescale_zero_terminal_snr(before).double()
+    assert schedule.alpha_bar[-1] == 0
+    assert schedule.alpha_bar[1] == before.alpha_bar[1]
+    old, new = before.sqrt_alpha_bar[1:].diff(), schedule.sqrt_alpha_bar[1:].diff()
+    torch.testing.assert_close(new / new.sum(), old / old.sum(), rtol=1e-8, atol=1e-10)
+
+
+@given(st.integers(1, 200), st.floats(1e-6, 1), st.floats(1e-6, 1))
+def test_betas_begin_and_end_where_they_are_told(T, start, end):
+    assume(T * math.log1p(-max(start, end) * (1 - 1e-12)) > -700)  # ᾱ stays a number of float64
+    for family in (schedules.linear, schedules.quadratic):
+        betas = family(T, beta_start=start, beta_end=end).betas
+        assert betas[0].item() == pytest.approx(start, rel=1e-8)
+        assert betas[-1].item() == pytest.approx(end if T > 1 else start, rel=1e-8)
+
+
+@given(st.integers(20, 5000))
+def test_linear_rescaled_ends_in_noise_at_every_number_of_steps(T):
+    # Σ β_t = 1000 (β_start + β_end)/2 = 10.05 whatever T is, and log(1 − β) ≤ −β
+    schedule = schedules.linear(T, rescale=True).double()
+    assert schedule.betas.sum().item() == pytest.approx(10.05, rel=1e-9)
+    assert schedule.alpha_bar[-1] <= math.exp(-10.05)
+
+
+@given(st.integers(1, 300), st.floats(-2, 2), st.floats(0.1, 2))
+def test_log_snr_of_laplace_has_the_laplace_distribution(T, mu, b):
+    # P(λ > λ_t) = t/T, which is the upper tail of Laplace(μ, b)
+    from scipy.stats import laplace
+
+    log_snr = schedules.laplace(T, mu=mu, b=b).double().log_snr[1:T]
+    expected = torch.arange(1, T).double() / T
+    torch.testing.assert_close(torch.as_tensor(laplace.sf(log_snr, mu, b)), expected, rtol=1e-6, atol=1e-9)
+
+
+@given(st.integers(1, 300), st.integers(4, 1024))
+def test_the_shift_is_that_of_an_average_over_pixels(T, side):
+    # (side/noise_d)² pixels that are averaged into one raise SNR by that factor: the average has the unshifted SNR
+    here = schedules.shifted_cosine(T, image_size=side).double().log_snr[1:]
+    base = schedules.shifted_cosine(T, image_size=64).double().log_snr[1:]
+    expected = base - 2 * math.log(side / 64)
+    torch.testing.assert_close(here, expected, rtol=1e-7, atol=1e-7)
+    oblong = schedules.shifted_cosine(T, image_size=[2 * side, 2 * side * 4]).double().log_snr[1:]
+    square = schedules.shifted_cosine(T, image_size=4 * side).double().log_snr[1:]
+    torch.testing.assert_close(oblong, square, rtol=0, atol=0)
+
+
+def test_unshifted_cosine_is_the_cosine_of_salimans_and_ho():
+    # without a shift, and over the whole range of log SNR, ᾱ_t = cos²(π/2 · t/T)
+    schedule = schedules.shifted_cosine(image_size=64, min_log_snr=-40, max_log_snr=40).double()
+    t = torch.arange(1, 1000).double()
+    torch.testing.assert_close(schedule.alpha_bar[1:-1], torch.cos(math.pi / 2 * t / 1000) ** 2, rtol=1e-5, atol=1e-9)
+
+
+@given(st.integers(1, 500), st.floats(-6, 0), st.floats(0.5, 6), st.floats(0.3, 1.5))
+def test_sigmoid_lies_between_its_ends(T, start, end, tau):
+    schedule = schedules.sigmoid(T, start=start, end=end, tau=tau).double()
+    assert schedule.alpha_bar[-1].item() == pytest.approx(1e-9)
+    mirrored = schedules.sigmoid(T, start=-end, end=-start, tau=tau).double()  # σ(−x) = 1 − σ(x)
+    expected = 1 - schedule.alpha_bar.flip(0)[1:-1]
+    torch.testing.assert_close(mirrored.alpha_bar[1:-1], expected, rtol=1e-6, atol=1e-8)
 
 
 @given(some_betas)
@@ -136,15 +292,66 @@ def test_tables_stay_float32_in_low_precision_and_can_be_float64():
         lambda: schedules.from_betas([0.1, 1.1]),
         lambda: schedules.from_betas([0.1, math.nan]),
         lambda: schedules.from_alpha_bar([0.9, 0.9]),
-        lambda: schedules.linear(beta_end=2.0),
+        lambda: schedules.from_alpha_bar([0.9, 1.1]),
     ],
 )
-def test_betas_outside_their_range_are_refused(make):
-    with pytest.raises(ValueError, match=r"beta_2|beta_\d+ = .* lies outside \(0, 1\]"):
+def test_lists_with_betas_outside_their_range_are_refused(make):
+    with pytest.raises(ValueError, match=r"^beta_2 = .* lies outside \(0, 1\]"):
         make()
 
 
-@pytest.mark.parametrize("T", [0, -3, 1.5])
-def test_bad_numbers_of_steps_are_refused(T):
-    with pytest.raises(ValueError, match=f"num_steps={T}"):
-        schedules.linear(T)
+@pytest.mark.parametrize("name", ["linear", "quadratic", "sigmoid_beta"])
+@pytest.mark.parametrize("key", ["beta_start", "beta_end"])
+@pytest.mark.parametrize("value", [0, -0.1, 1.5, math.nan, math.inf])
+def test_ends_outside_their_range_are_refused(name, key, value):
+    with pytest.raises(ValueError, match=rf"^{key}={value} lies outside \(0, 1\]"):
+        FAMILIES[name](**{key: value})
+
+
+shifted = FAMILIES["shifted_cosine"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(schedules.from_betas, []), r"betas=\[\] is no list of numbers"),
+        (partial(schedules.from_betas, 0.1), "betas=0.1 is no list of numbers"),
+        (partial(schedules.from_betas, ["a"]), r"betas=\['a'\] is no list of numbers"),
+        (partial(schedules.from_betas, [[0.1]]), r"betas=\[\[0.1\]\] is no list of numbers"),
+        (partial(schedules.from_betas, [0.1, 1.0, 0.1]), "alpha_bar_2 is 0 before the last step, T = 3: give"),
+        (partial(schedules.from_alpha_bar, []), r"alpha_bar=\[\] is no list of numbers"),
+        (partial(schedules.linear, 10, rescale=True), "num_steps=10 with rescale=true .*: give num_steps=20 or more"),
+        (partial(schedules.constant, beta=0), "beta=0 lies outside"),
+        (partial(schedules.constant, beta=0.9), "alpha_bar_308 is 0 before the last step, T = 1000: give smaller"),
+        (partial(schedules.cosine, max_beta=1.5), "max_beta=1.5 lies outside"),
+        (partial(schedules.cosine, s=-0.1), "s=-0.1 is no offset"),
+        (partial(schedules.cosine, s=math.nan), "s=nan is no offset"),
+        (partial(schedules.sigmoid, start=3), "start=3, end=3.0, tau=1.0, clip_min=1e-09 make no sigmoid: give"),
+        (partial(schedules.sigmoid, tau=0), "tau=0, clip_min=1e-09 make no sigmoid: give"),
+        (partial(schedules.sigmoid, clip_min=1), "clip_min=1 make no sigmoid: give"),
+        (partial(schedules.sigmoid, tau=0.1), "stands still at t=847 of T=1000 with .*tau=0.1: give a larger tau"),
+        (partial(schedules.laplace, b=0), "mu=0.0, b=0 make no Laplace distribution: give"),
+        (partial(schedules.laplace, mu=math.inf), "mu=inf, b=0.5 make no Laplace distribution: give"),
+        (partial(schedules.laplace, b=20), "stands still at t=1 of T=1000 with mu=0.0, b=20: give values nearer"),
+        (partial(schedules.shifted_cosine, image_size=0), "image_size=0, noise_d=64 are no sizes: give"),
+        (partial(schedules.shifted_cosine, image_size=[8]), r"image_size=\[8\], noise_d=64 are no sizes: give"),
+        (partial(shifted, noise_d=0), "image_size=256, noise_d=0 are no sizes: give"),
+        (partial(shifted, min_log_snr=20), "min_log_snr=20, max_log_snr=15.0 are no range: give"),
+        (partial(shifted, max_log_snr=math.inf), "max_log_snr=inf are no range: give"),
+        (
+            lambda: schedules.rescale_zero_terminal_snr(schedules.linear(1)),
+            "num_steps=1 leaves nothing to rescale: give",
+        ),
+    ],
+)
+def test_settings_that_make_no_schedule_are_refused(make, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        make()
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("T", [0, -3, 1.5, None])
+def test_bad_numbers_of_steps_are_refused(name, T):
+    with pytest.raises(ValueError, match=f"num_steps={T} is no number of diffusion steps"):
+        FAMILIES[name](T)

@@ -11,6 +11,7 @@ from wandb.proto import wandb_internal_pb2
 
 from tests.conftest import TINY, script
 
+
 def wandb_records(folder):
     """What an offline W&B run holds, read from its own file: LevelDB's log format behind a header of seven bytes."""
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")

@@ -90,7 +90,7 @@ def build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
 def times_of(sampler: Sampler, schedule: NoiseSchedule) -> list[int]:
     """The sampler's times on a schedule, or a sentence that says why it has none."""
     try:
-        return sampler.times(schedule.num_steps)
+        return sampler.times(schedule.num_steps, log_snr=schedule.log_snr)
     except ValueError as error:
         raise UserError(f"sampler.{one_line(error)}") from error
 

@@ -31,6 +31,9 @@ def train(config: DictConfig) -> float | None:
     Raises:
         UserError: for what the user can mend, before anything is written.
     """
+    if missing := OmegaConf.missing_keys(config):
+        key = min(missing)
+        raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
     _check(config)
     run_dir = Path(config.run_dir)
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))

@@ -84,8 +84,14 @@ def test_labels_change_the_output():
         (lambda: UNet(dropout=1.0), "dropout=1.0"),
         (lambda: UNet(num_res_blocks=0), "num_res_blocks=0"),
         (lambda: UNet(1, 1, **TINY)(torch.zeros(1, 1, 9, 8), torch.zeros(1)), "9x8 pixels cannot be halved 1 times"),
-        (lambda: UNet(1, 1, **TINY)(torch.zeros(1, 3, 8, 8), torch.zeros(1)), "3 channels, the model takes in_channels=1"),
-        (lambda: UNet(1, 1, **TINY)(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1).long()), "labels were given"),
+        (
+            lambda: UNet(1, 1, **TINY)(torch.zeros(1, 3, 8, 8), torch.zeros(1)),
+            "3 channels, the model takes in_channels=1",
+        ),
+        (
+            lambda: UNet(1, 1, **TINY)(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1).long()),
+            "labels were given",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

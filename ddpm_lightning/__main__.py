@@ -1,0 +1,51 @@
+"""What is neither training nor sampling: `python -m ddpm_lightning schedules`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ddpm_lightning.errors import UserError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code; what the user can mend is printed as one sentence."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}: see `{self.prog} --help`\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m ddpm_lightning", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    about = "draw alpha_bar, log SNR and beta of all schedules side by side"
+    schedules = commands.add_parser("schedules", help=about, description=about, allow_abbrev=False)
+    schedules.add_argument("--out", type=Path, default=Path("schedules.png"), metavar="FILE.png", help="%(default)s")
+    schedules.add_argument("--num-steps", type=int, default=1000, metavar="T", help="%(default)s")
+    schedules.set_defaults(run=_schedules)
+    return parser
+
+
+def _schedules(arguments: argparse.Namespace) -> None:
+    from ddpm_lightning.plots import draw_schedules  # torch and matplotlib are imported only when there is work
+
+    if arguments.out.suffix != ".png":
+        raise UserError(f"--out {arguments.out} is no PNG: give a name that ends in .png")
+    draw_schedules(arguments.out, num_steps=arguments.num_steps)
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Pictures of numbers, drawn with matplotlib, which is imported here only."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from ddpm_lightning import schedules
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.schedules import NoiseSchedule
+
+__all__ = ["FAMILIES", "draw_schedules"]
+
+FAMILIES: dict[str, Callable[[int], NoiseSchedule]] = {
+    "linear": schedules.linear,
+    "linear_zero_snr": lambda num_steps: schedules.rescale_zero_terminal_snr(schedules.linear(num_steps)),
+    "quadratic": schedules.quadratic,
+    "constant": schedules.constant,
+    "sigmoid_beta": schedules.sigmoid_beta,
+    "cosine": schedules.cosine,
+    "shifted_cosine, image_size=256": partial(schedules.shifted_cosine, image_size=256),
+    "sigmoid": schedules.sigmoid,
+    "laplace": schedules.laplace,
+}
+
+# Okabe & Ito's colours, which colour-blind readers can tell apart; dashes where two curves lie close.
+_LOOKS = (
+    ("#0072B2", "-"),
+    ("#0072B2", "--"),
+    ("#E69F00", "-"),
+    ("#000000", "-"),
+    ("#56B4E9", "-"),
+    ("#D55E00", "-"),
+    ("#D55E00", "--"),
+    ("#009E73", "-"),
+    ("#CC79A7", "-"),
+)
+
+
+def draw_schedules(path: Path, *, num_steps: int = 1000) -> None:
+    """ᾱ_t, log SNR and β_t of all families side by side, each with its defaults, in one picture.
+
+    Raises:
+        UserError: where num_steps is less than 2, or more than a family can have, or the file cannot be written.
+    """
+    if num_steps < 2:
+        raise UserError(f"num_steps={num_steps} gives no curve: give 2 or more")
+    figure = Figure(figsize=(15, 6.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for (name, family), (color, dashes) in zip(FAMILIES.items(), _LOOKS, strict=True):
+        try:
+            schedule = family(num_steps).double()
+        except ValueError as error:
+            raise UserError(f"num_steps={num_steps} is too many for {name} ({error}): give fewer") from error
+        t = torch.arange(num_steps + 1)
+        look = {"color": color, "linestyle": dashes, "linewidth": 1.8}
+        left.plot(t, schedule.alpha_bar, label=name, **look)
+        middle.plot(t[1:], schedule.log_snr[1:], **look)  # ∞ at t = 0
+        right.plot(t[1:], schedule.betas, **look)
+    left.set_title("ᾱ: the signal's share of the variance")
+    middle.set_title("log SNR = log ᾱ/(1 − ᾱ)")
+    right.set_title("β: the noise of one step")
+    right.set_yscale("log")
+    for axes in (left, middle, right):
+        axes.set_xlabel("t")
+        axes.set_xlim(0, num_steps)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=11)
+    try:
+        figure.savefig(path, dpi=120, format="png")
+    except OSError as error:
+        raise UserError(f"out={path} cannot be written ({error.strerror}): give a file in a folder of yours") from error

@@ -1,0 +1,19 @@
+"""Noise to image by asking a denoiser: Algorithm 25.2 and its faster relatives."""
+
+from ddpm_lightning.samplers.base import DenoiserLike, Point, Sampler, Step, reverse_step
+from ddpm_lightning.samplers.solvers import DDIM, Ancestral, DPMSolver2M, Heun, UniPC
+from ddpm_lightning.samplers.spacings import SPACINGS
+
+__all__ = [
+    "DDIM",
+    "SPACINGS",
+    "Ancestral",
+    "DPMSolver2M",
+    "DenoiserLike",
+    "Heun",
+    "Point",
+    "Sampler",
+    "Step",
+    "UniPC",
+    "reverse_step",
+]
