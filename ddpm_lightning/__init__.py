@@ -17,13 +17,25 @@ _HOMES = {
     "Heun": "samplers",
     "UniPC": "samplers",
     "Loss": "losses",
+    "bits_per_dim": "likelihood",
     "DDPM": "module",
     "ImageDataModule": "data.datamodule",
     "EMA": "callbacks",
     "load_denoiser": "runs",
     "UserError": "errors",
 }
-_MODULES = ("schedules", "images", "models", "denoiser", "samplers", "losses", "module", "callbacks", "runs")
+_MODULES = (
+    "schedules",
+    "images",
+    "models",
+    "denoiser",
+    "samplers",
+    "losses",
+    "likelihood",
+    "module",
+    "callbacks",
+    "runs",
+)
 
 __all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604
 

@@ -79,7 +79,7 @@ class Denoiser(nn.Module):
         """log σ² of the step t → u from the network's v; at u = 0, where β̃ = 0, with β̃_2 in its place, as the paper's code has it."""
         small, large = self.schedule.step_variances(t, u)
         two = torch.full_like(t, min(2, self.schedule.num_steps))
-        floor = self.schedule.step_variances(two, two - 1)[0]
+        floor = self.schedule.step_variances(two, two - 1)[int(self.schedule.num_steps == 1)]
         share = (v.to(large.dtype) + 1) / 2
         return share * large.log() + (1 - share) * torch.where(u > 0, small, floor).log()
 

@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from ddpm_lightning.data.datasets import Batch
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.images import SeededNoise
-from ddpm_lightning.losses import Loss
+from ddpm_lightning.likelihood import estimate_bits_per_dim
+from ddpm_lightning.losses import Objective
 from ddpm_lightning.seeds import derive
 
 __all__ = ["DDPM"]
@@ -33,7 +34,7 @@ class DDPM(LightningModule):
     def __init__(
         self,
         denoiser: Denoiser,
-        loss: Loss,
+        loss: Objective,
         optimizer: Callable[[Iterable[Parameter]], Optimizer],
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
@@ -43,26 +44,39 @@ class DDPM(LightningModule):
         self.loss = loss
         self.seed = seed
         self.grad_norm: Tensor | None = None
+        self.shared_generator = torch.Generator()  # the same on all ranks: `Randomness` seeds it before each batch
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         schedule = self.denoiser.schedule
         x0 = batch.x0  # x_0 ~ q(x_0)
-        t, weight = self.loss.times(len(x0), schedule.num_steps, device=x0.device)  # t ~ U{1, …, T}
-        noise = torch.randn_like(x0)  # ε ~ N(0, I)
-        x_t = schedule.q_sample(x0, t, noise)  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
+        t, weight = self._draw_times(len(x0))  # t ~ U{1, …, T}
+        noise = self.loss.noise_like(x0)  # ε ~ N(0, I)
+        x_t = schedule.q_sample(x0, t, self.loss.perturb(noise))  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
         losses = self.loss(self.denoiser, x0, x_t, t, noise, batch.y)  # ‖ε − ε_θ(x_t, t)‖²
         return {"loss": (weight * losses).mean(), "losses": losses.detach(), "t": t.flatten()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        schedule = self.denoiser.schedule
+        schedule, x0 = self.denoiser.schedule, batch.x0
         draw = SeededNoise(derive(self.seed, "validation"), batch.ids.tolist())
-        t = draw.times(schedule.num_steps).to(batch.x0.device)[:, None, None, None]
-        noise = draw(batch.x0)
-        x_t = schedule.q_sample(batch.x0, t, noise)
-        losses = self.loss(self.denoiser, batch.x0, x_t, t, noise, batch.y)
-        self.log("val/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True, logger=False)
+        t = draw.times(schedule.num_steps).to(x0.device)[:, None, None, None]
+        noise = draw(x0)
+        losses = self.loss(self.denoiser, x0, schedule.q_sample(x0, t, noise), t, noise, batch.y)
+        bits = estimate_bits_per_dim(self.denoiser, x0, t, noise, batch.y)
+        metrics = {"val/loss": losses.mean(), "val/bits_per_dim": bits.mean()}
+        self.log_dict(metrics, batch_size=len(losses), sync_dist=True, prog_bar=True, logger=False)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.loss.times.adaptive:  # on every rank the draws of all ranks, in one order
+            t, losses = self.all_gather((outputs["t"], outputs["losses"]))
+            self.loss.times.update(t.flatten(), losses.flatten())
+
+    def _draw_times(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size} if self._trainer else {}
+        return self.loss.times(
+            batch_size, self.denoiser.schedule, device=self.device, shared=self.shared_generator, **ranks
+        )
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self._optimizer(self.denoiser.parameters())

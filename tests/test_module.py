@@ -62,7 +62,7 @@ def test_validation_depends_on_the_image_not_on_the_batch(monkeypatch):
 
     def mean_loss(chunks):
         logged = []
-        monkeypatch.setattr(module, "log", lambda name, value, batch_size, **_: logged.append((value, batch_size)))
+        monkeypatch.setattr(module, "log_dict", lambda m, batch_size, **_: logged.append((m["val/loss"], batch_size)))
         for ids in torch.arange(12).split(chunks):
             torch.rand(3)  # the global generator has no say
             module.validation_step(Batch(x0[ids], None, ids), 0)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from ddpm_lightning.seeds import derive
 
@@ -13,6 +13,7 @@ __all__ = ["Randomness"]
 class Randomness(Callback):
     """Seeds the global generators of every device before each micro-batch, so that nothing random has to be saved.
 
+    The ranks draw different noise; what they must draw alike comes from the module's `shared_generator`.
     The counter is that of micro-batches, not of optimiser steps: those stand still under gradient accumulation.
 
     Args:
@@ -23,8 +24,9 @@ class Randomness(Callback):
         self._seed = seed
         self._batches = 0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(derive(self._seed, "step", self._batches, trainer.global_rank))
+        pl_module.shared_generator.manual_seed(derive(self._seed, "shared", self._batches))
         self._batches += 1
 
     def state_dict(self) -> dict[str, Any]:

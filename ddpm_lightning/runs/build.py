@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from ddpm_lightning.callbacks import EMA, CSVLogger, Randomness
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.losses import Objective
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
@@ -56,9 +57,14 @@ def build_module(config: DictConfig) -> DDPM:
     _warn_of_signal(denoiser.schedule)
     times_of(build("sampler", config.sampler), denoiser.schedule)
     _dry_run(config.data, denoiser)
+    loss: Objective = build("loss", config.loss)
+    try:
+        loss.check(denoiser)
+    except ValueError as error:
+        raise UserError(f"loss: {one_line(error)}") from error
     return DDPM(
         denoiser,
-        build("loss", config.loss),
+        loss,
         build("optimizer", config.optimizer),
         build("lr_scheduler", config.lr_scheduler),
         seed=config.seed,

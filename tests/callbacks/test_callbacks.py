@@ -16,6 +16,7 @@ class Walk(LightningModule):
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.zeros(1))
+        self.shared_generator = torch.Generator()
         self.draws, self.seen_in_validation, self.w_after = [], [], []
 
     def training_step(self, batch, batch_idx):
@@ -131,13 +132,15 @@ def test_randomness_goes_on_where_its_state_says(fit):
     assert fit([rest], 2)[0].draws == whole[3:]
 
 
-def test_ranks_draw_different_noise():
-    draws = []
+def test_ranks_draw_different_noise_and_share_what_they_must():
+    draws, shared = [], []
     for rank in (0, 1):
-        trainer = type("Fake", (), {"global_rank": rank})()
-        Randomness(0).on_train_batch_start(trainer, None, None, 0)
+        trainer, module = type("Fake", (), {"global_rank": rank})(), Walk()
+        Randomness(0).on_train_batch_start(trainer, module, None, 0)
         draws.append(torch.rand(()).item())
+        shared.append(torch.rand((), generator=module.shared_generator).item())
     assert draws[0] != draws[1]
+    assert shared[0] == shared[1]
 
 
 def rows(path):

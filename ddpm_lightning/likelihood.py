@@ -1,0 +1,168 @@
+"""Bits per dimension: the variational bound of Ho et al. 2020, term by term."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.schedules import NoiseSchedule
+
+__all__ = ["VARIANCES", "BitsPerDim", "bits_per_dim", "decoder_term", "estimate_bits_per_dim", "prior_term", "vlb_term"]
+
+# The reverse variances that are not learned, as the v of Nichol & Dhariwal 2021, Eq. 15: β̃_t (β̃_2 at t = 1) and β_t.
+VARIANCES: dict[str, float] = {"small": -1.0, "large": 1.0}
+
+
+@dataclass(frozen=True)
+class BitsPerDim:
+    """The bound −log₂ p(x_0)/D ≤ prior + diffusion + decoder of each image (Ho et al. 2020, Eq. 5).
+
+    Args:
+        prior: (B,) L_T = KL(q(x_T | x_0) ‖ N(0, I)), which no network changes.
+        by_t: (B, T) what the reverse step at t costs: L_{t−1} = KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) in column
+            t−1 for t ≥ 2, and the decoder's L_0 = −log p(x_0 | x_1) in column 0.
+    """
+
+    prior: Tensor
+    by_t: Tensor
+
+    @property
+    def diffusion(self) -> Tensor:
+        """(B,) Σ_{t ≥ 2} L_{t−1}."""
+        return self.by_t[:, 1:].sum(1)
+
+    @property
+    def decoder(self) -> Tensor:
+        """(B,) L_0."""
+        return self.by_t[:, 0]
+
+    @property
+    def total(self) -> Tensor:
+        """(B,) the three terms together."""
+        return self.prior + self.diffusion + self.decoder
+
+
+@torch.no_grad()
+def bits_per_dim(
+    denoiser: Denoiser,
+    x0: Tensor,
+    y: Tensor | None = None,
+    *,
+    variance: str | None = None,
+    clip: float | None = 1.0,
+    randn: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> BitsPerDim:
+    """The whole bound, with one draw of x_t for each t (Ho et al. 2020, Eq. 5): T evaluations of the network.
+
+    Args:
+        denoiser: in eval mode, since dropout would count as part of the model.
+        x0: (B, C, H, W) images in [−1, 1] on the grid of 256 values.
+        y: (B,) labels.
+        variance: of the reverse steps, "small" (β̃_t) or "large" (β_t); None is the learned one where there is one,
+            and "small" elsewhere.
+        clip: each estimate of x_0 is kept within ±clip; None for data outside [−1, 1].
+        randn: gives noise like x; asked for t = T, …, 1.
+
+    Raises:
+        ValueError: for an unknown variance.
+    """
+    schedule = denoiser.schedule
+    terms = []
+    for step in range(schedule.num_steps, 0, -1):
+        t = torch.tensor(step, device=x0.device)
+        x_t = schedule.q_sample(x0, t, randn(x0))
+        raw = denoiser.predict(x_t, t, y)
+        terms.append(vlb_term(denoiser, raw, x0, x_t, t, variance=variance, clip=clip))
+    return BitsPerDim(prior_term(schedule, x0), torch.stack(terms[::-1], dim=1))
+
+
+@torch.no_grad()
+def estimate_bits_per_dim(
+    denoiser: Denoiser,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    y: Tensor | None = None,
+    *,
+    variance: str | None = None,
+    clip: float | None = 1.0,
+) -> Tensor:
+    """(B,) prior + T·L_{t−1}, whose mean over t ~ U{1, …, T} and ε is the bound: one evaluation of the network.
+
+    Args:
+        t: (B, 1, 1, 1) draws from 1..T; for several per image, repeat the images.
+        noise: ε, like x0.
+        variance: see `bits_per_dim`, as for clip.
+    """
+    schedule = denoiser.schedule
+    x_t = schedule.q_sample(x0, t, noise)
+    raw = denoiser.predict(x_t, t, y)
+    term = vlb_term(denoiser, raw, x0, x_t, t, variance=variance, clip=clip)
+    return prior_term(schedule, x0) + schedule.num_steps * term
+
+
+def vlb_term(
+    denoiser: Denoiser,
+    raw: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    *,
+    variance: str | None = None,
+    clip: float | None = None,
+) -> Tensor:
+    """(B,) bits per dimension of the reverse step at t: L_{t−1} for t ≥ 2 and L_0 at t = 1 (Ho et al. 2020, Eq. 5).
+
+    KL(N(μ̃, β̃) ‖ N(μ, σ²)) = (μ̃ − μ)²/(2σ²) + (e^r − 1 − r)/2 with r = log β̃ − log σ². Gradients pass through.
+
+    Args:
+        raw: what `denoiser.predict(x_t, t, y)` gave.
+        t: (B, 1, 1, 1) or (), in 1..T.
+        variance: see `bits_per_dim`, as for clip.
+    """
+    schedule = denoiser.schedule
+    out, v = denoiser.split(raw.to(schedule.alpha_bar.dtype))
+    x0_hat = denoiser.x0_from(out, x_t, t)
+    if clip is not None:
+        x0_hat = x0_hat.clamp(-clip, clip)
+    log_variance = _log_variance(denoiser, v, t, variance)
+    # The posterior's mean is linear in x_0, so the two means differ by the mean of the difference.
+    gap, _ = schedule.posterior(x0 - x0_hat, torch.zeros_like(x_t), t)
+    r = _log_variance(denoiser, None, t, "small") - log_variance
+    kl = (gap**2 * torch.exp(-log_variance) + torch.expm1(r) - r) / 2
+    nats = torch.where(t == 1, decoder_term(x0, x0_hat, log_variance), kl)  # at t = 1 the step's mean is x̂_0 itself
+    return nats.flatten(1).mean(1) / math.log(2)
+
+
+def prior_term(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
+    """(B,) bits per dimension of KL(q(x_T | x_0) ‖ N(0, I)) = (ᾱ_T x_0² − ᾱ_T − log(1 − ᾱ_T))/2, mean over pixels."""
+    abar = schedule.alpha_bar[-1]
+    return (abar * x0**2 - abar - torch.log1p(-abar)).flatten(1).mean(1) / (2 * math.log(2))
+
+
+def decoder_term(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """−log ∫ N(x; mean, σ²) dx over the bin x_0 ± 1/255 of each pixel, in nats, like x0 (Ho et al. 2020, Eq. 13).
+
+    The bins of the grid of 256 values on [−1, 1] fill the line: the two at its ends are open.
+    """
+    scale = torch.exp(-log_variance / 2)
+    centre, half = (x0 - mean) * scale, scale / 255
+    # Mirrored to the left of the mean, where log Φ keeps its digits: log(Φ(b) − Φ(a)) = log Φ(b) + log(1 − Φ(a)/Φ(b)).
+    upper = torch.special.log_ndtr(half - centre.abs())
+    lower = torch.special.log_ndtr(-half - centre.abs())
+    inside = upper + torch.log(-torch.expm1(lower - upper))
+    at_the_end = torch.special.log_ndtr(half - x0.sign() * centre)
+    return -torch.where(x0.abs() > 1 - 1 / 255, at_the_end, inside)
+
+
+def _log_variance(denoiser: Denoiser, v: Tensor | None, t: Tensor, variance: str | None) -> Tensor:
+    """log σ² of the reverse step at t."""
+    if variance is None and v is not None:
+        return denoiser.log_variance_from(v, t, t - 1)
+    if variance is not None and variance not in VARIANCES:
+        raise ValueError(f"variance={variance} is unknown: choose one of {', '.join(VARIANCES)}")
+    fixed = torch.full_like(denoiser.schedule.alpha_bar[t], VARIANCES[variance or "small"])
+    return denoiser.log_variance_from(fixed, t, t - 1)

@@ -1,0 +1,27 @@
+"""What is minimised: time draws, weightings, and the losses that they make up."""
+
+from ddpm_lightning.losses.objectives import MSE, VLB, Distance, Huber, Hybrid, Loss, Objective
+from ddpm_lightning.losses.times import Importance, LogNormal, Stratified, TimeDraw, Uniform
+from ddpm_lightning.losses.weightings import P2, SNR, Bound, MinSNR, Simple, TruncatedSNR, Weighting
+
+__all__ = [
+    "MSE",
+    "P2",
+    "SNR",
+    "VLB",
+    "Bound",
+    "Distance",
+    "Huber",
+    "Hybrid",
+    "Importance",
+    "LogNormal",
+    "Loss",
+    "MinSNR",
+    "Objective",
+    "Simple",
+    "Stratified",
+    "TimeDraw",
+    "TruncatedSNR",
+    "Uniform",
+    "Weighting",
+]

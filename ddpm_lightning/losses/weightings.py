@@ -1,0 +1,97 @@
+"""How much each t counts.
+
+One footing for all: a weighting is a weight w(t) on the squared error of x̂_0. What a network predicts is p·x_0 + q·ε, and
+‖x_0 − x̂_0‖² = error_scale(t)·‖target − output‖², so that on the network's own error the factor is w(t)·error_scale(t):
+w/SNR for ε, w for x_0, w/(SNR+1) for v. The loss under one w is one number, whatever is predicted. `Simple` alone is
+defined on the network's own error, and so is a different w for each prediction: SNR for ε, 1 for x_0, SNR + 1 for v.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.likelihood import VARIANCES
+
+__all__ = ["P2", "SNR", "Bound", "MinSNR", "Simple", "TruncatedSNR", "Weighting"]
+
+
+class Weighting(ABC):
+    """The weight of each t."""
+
+    @abstractmethod
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        """The factor on the squared error of the network's own output, shaped like t."""
+
+
+class Simple(Weighting):
+    """1: every t alike, L_simple (Ho et al. 2020, Eq. 14)."""
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        return torch.ones_like(denoiser.schedule.alpha_bar[t])
+
+
+class SNR(Weighting):
+    """w = SNR(t) = ᾱ_t/(1−ᾱ_t): L_simple of ε, for any prediction (Salimans & Ho 2022, Eq. 9)."""
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        return _snr(denoiser, t) * denoiser.error_scale(t)
+
+
+class TruncatedSNR(Weighting):
+    """w = max(SNR(t), 1) (Salimans & Ho 2022, section 4)."""
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        return _snr(denoiser, t).clamp(min=1) * denoiser.error_scale(t)
+
+
+class MinSNR(Weighting):
+    """w = min(SNR(t), γ), which is min(SNR, γ)/SNR for ε and min(SNR, γ)/(SNR + 1) for v (Hang et al. 2023, section 3.4)."""
+
+    def __init__(self, gamma: float = 5.0):
+        if gamma <= 0:
+            raise ValueError(f"gamma={gamma} leaves nothing to learn: give a number above 0")
+        self.gamma = gamma
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        return _snr(denoiser, t).clamp(max=self.gamma) * denoiser.error_scale(t)
+
+
+class P2(Weighting):
+    """w = SNR(t)/(k + SNR(t))^γ, which is 1/(k + SNR)^γ for ε (Choi et al. 2022, Eq. 8)."""
+
+    def __init__(self, gamma: float = 1.0, *, k: float = 1.0):
+        if k <= 0:
+            raise ValueError(f"k={k} lets the weight grow without bound as SNR falls: give a number above 0")
+        self.gamma = gamma
+        self.k = k
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        snr = _snr(denoiser, t)
+        return snr / (self.k + snr) ** self.gamma * denoiser.error_scale(t)
+
+
+class Bound(Weighting):
+    """That of L_{t−1} in nats per dimension, β_t²/(2σ_t² α_t (1−ᾱ_t)) for ε (Ho et al. 2020, Eq. 12).
+
+    w = ᾱ_{t−1} (β_t/(1−ᾱ_t))²/(2σ_t²), which is (SNR(t−1) − SNR(t))/2 where σ_t² = β̃_t. At t = 1 β̃_2 stands for β̃_1 = 0.
+
+    Args:
+        variance: σ_t² is β̃_t for "small" and β_t for "large".
+    """
+
+    def __init__(self, variance: str = "small"):
+        if variance not in VARIANCES:
+            raise ValueError(f"variance={variance} is unknown: choose one of {', '.join(VARIANCES)}")
+        self.variance = variance
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        one = torch.ones_like(denoiser.schedule.alpha_bar[t])
+        of_x0, _ = denoiser.schedule.posterior(one, 0 * one, t)
+        log_variance = denoiser.log_variance_from(VARIANCES[self.variance] * one, t, t - 1)
+        return of_x0**2 * torch.exp(-log_variance) / 2 * denoiser.error_scale(t)
+
+
+def _snr(denoiser: Denoiser, t: Tensor) -> Tensor:
+    return denoiser.schedule.log_snr[t].exp()
