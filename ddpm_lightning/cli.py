@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,7 +22,7 @@ from ddpm_lightning.errors import UserError
 __all__ = ["run", "user_errors"]
 
 
-_failed: list[UserError] = []
+_failed: list[Exception] = []
 
 
 @contextmanager
@@ -31,7 +33,8 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
+    except (UserError, OmegaConfBaseException) as error:
+        _remove_empty_run(Path(HydraConfig.get().runtime.output_dir))
         if HydraConfig.get().mode == RunMode.MULTIRUN or "DDPM_TRACEBACK" in os.environ:
             raise
         _failed.append(error)
@@ -47,13 +50,23 @@ def run(main: Callable[[], Any]) -> None:
         main()
         if _failed:
             raise _failed[0]
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if "DDPM_TRACEBACK" in os.environ:
+    except (UserError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        ours = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
+        if "DDPM_TRACEBACK" in os.environ or not (ours or "Config group override" in str(error)):
             raise
         sys.stdout.flush()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _remove_empty_run(folder: Path) -> None:
+    """Hydra makes a job's folder before the job: one that holds nothing else is taken away again."""
+    hydra, log = folder / ".hydra", folder / "train.log"
+    if hydra.is_dir() and {path.name for path in folder.iterdir()} <= {hydra.name, log.name}:
+        shutil.rmtree(hydra)
+        log.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def sentence(error: BaseException) -> str:
@@ -67,6 +80,8 @@ def sentence(error: BaseException) -> str:
         if "not in struct" in str(cause):
             return f"there is no key {key}: {_way_out(str(cause.key), map(str, cause.parent_node))}"
     text = str(error)
+    if "Config group override must be" in text:
+        return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         return f"there is no config group {unknown[1]}: see the groups in `python train.py --help`"
     if cause is not error:

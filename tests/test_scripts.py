@@ -124,6 +124,18 @@ def test_a_sweep_gives_two_finished_runs_in_one_folder(tmp_path):
         assert wandb_contents(folder)[3] == [0]
 
 
+@pytest.mark.slow
+def test_a_sweep_of_jobs_with_two_processes_starts_each_once(tmp_path):
+    devices = ["trainer=ddp_cpu", "logger=none"]
+    result = script("train.py", "-m", "seed=0,1", *TINY, *devices, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folders = run_folders(tmp_path, "multirun")
+    assert [folder.name for folder in folders] == ["0_seed_0", "1_seed_1"]
+    assert result.stdout.count("Launching 2 jobs") == 1
+    for folder in folders:
+        assert json.loads((folder / "summary.json").read_text())["processes"] == 2
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
@@ -148,6 +160,8 @@ def test_the_command_line_answers_at_once(tmp_path, args, code, says):
     ("name", "args", "says"),
     [
         ("train.py", ["trainer.max_steps=-5"], "trainer.max_steps=-5"),
+        ("train.py", ["schedule=betas"], "schedule.betas has no default"),
+        ("train.py", ["logger=null"], "choose one of its files, such as logger=none"),
         ("sample.py", ["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt does not exist"),
         ("sample.py", [], "train one with `python train.py`"),
     ],
@@ -155,6 +169,7 @@ def test_the_command_line_answers_at_once(tmp_path, args, code, says):
 def test_errors_are_one_sentence(tmp_path, name, args, says):
     result = script(name, *args, cwd=tmp_path, timeout=120)
     assert result.returncode == 1
+    assert not list(tmp_path.glob("outputs/*/*"))
     assert result.stderr.startswith("error: ")
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The newest checkpoint, also at the very end."""
+"""The newest checkpoint, also at the very end and on Ctrl-C."""
 
 from pathlib import Path
 
@@ -9,10 +9,17 @@ __all__ = ["NewestCheckpoint"]
 
 
 class NewestCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`, which also writes `last.ckpt` when training ends between two of its steps."""
+    """Lightning's `ModelCheckpoint`, which also writes `last.ckpt` when training ends, or is ended by Ctrl-C, between two of its steps."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        if trainer.global_step % self._every_n_train_steps:
-            assert self.dirpath is not None
+        self._save_newest(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1:  # saving takes all processes
+            self._save_newest(trainer)
+
+    def _save_newest(self, trainer: Trainer) -> None:
+        if self.dirpath is not None and trainer.global_step != self._last_global_step_saved:
             trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")

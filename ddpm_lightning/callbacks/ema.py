@@ -32,6 +32,7 @@ class EMA(Callback):
         self._decay = decay
         self._steps = 0
         self._average: dict[str, Tensor] = {}
+        self._validating = False
 
     @property
     def current_decay(self) -> float:
@@ -55,9 +56,15 @@ class EMA(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap(pl_module)
+        self._validating = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap(pl_module)
+        self._validating = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._validating:  # what is saved now must hold the raw weights as such
+            self.on_validation_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema_state_dict"] = self._average

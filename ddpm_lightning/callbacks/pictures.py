@@ -48,6 +48,8 @@ class Pictures(Callback):
             raise ValueError(f"num_samples={num_samples} is no number of images: give 1 or more")
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps} must be 1 or more, or null for one picture at the end")
+        if seed < 0:
+            raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
         self.sampler = sampler
         self.shape = tuple(shape)
         self.folder = Path(folder)

@@ -30,6 +30,8 @@ class TrainLoader:
         rank: this process.
         world_size: the number of processes.
         flip: mirror each image with probability ½, drawn from (seed, pass, image).
+        labelled: whether a batch holds labels.
+        accumulate: batches per optimiser step; Lightning would cut a step short where its epoch, `len`, is no multiple.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class TrainLoader:
         world_size: int = 1,
         flip: bool = False,
         labelled: bool = False,
+        accumulate: int = 1,
     ):
         self._data = data
         self._indices = indices
         self._batch_size = batch_size
+        self._accumulate = accumulate
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
@@ -56,7 +60,8 @@ class TrainLoader:
         self._passes: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
-        return max(1, len(self._indices) // (self._batch_size * self._world_size))
+        steps = len(self._indices) // (self._batch_size * self._world_size * self._accumulate)
+        return max(1, steps) * self._accumulate
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in range(len(self)):
@@ -154,6 +159,8 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is no number of images: give a whole number, 1 or more")
+        if channels not in (1, 3):
+            raise ValueError(f"channels={channels} will not do: give 1 for grey images or 3 for colour")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction={val_fraction} lies outside [0, 1)")
         self._dataset = dataset
@@ -175,6 +182,12 @@ class ImageDataModule(LightningDataModule):
         if images.shape[1] != self._channels:
             images = transforms.rgb_to_grayscale(images) if self._channels == 1 else images.expand(-1, 3, -1, -1)
         held_out = round(self._val_fraction * len(images))
+        processes = self.trainer.world_size if self.trainer else 1
+        if 0 < held_out < processes:
+            raise ValueError(
+                f"data.val_fraction={self._val_fraction} holds out {held_out} images for {processes} processes: "
+                "hold out more, or 0"
+            )
         shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(self._seed, "split")))
         self.val_indices, self.train_indices = shuffled[:held_out].sort().values, shuffled[held_out:].sort().values
         self._data = ImageSet(images, labels)
@@ -189,6 +202,7 @@ class ImageDataModule(LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
             flip=self._flip,
             labelled=self._labelled,
+            accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
         )
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:

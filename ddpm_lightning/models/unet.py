@@ -164,6 +164,11 @@ def _check_settings(
     dropout: float,
     num_res_blocks: int,
 ) -> None:
+    if len(widths) < 2:
+        raise ValueError("channel_multipliers=[] leaves no level: give one multiplier for each")
+    for name, value in (("norm_groups", norm_groups), ("num_heads", num_heads), ("num_res_blocks", num_res_blocks)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be 1 or more")
     for width in widths:
         if width <= 0 or width % norm_groups or width % num_heads:
             raise ValueError(
@@ -175,5 +180,3 @@ def _check_settings(
         raise ValueError(f"attention_levels={list(attention_levels)} must lie within 0..{levels - 1}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout} lies outside [0, 1)")
-    if num_res_blocks < 1:
-        raise ValueError(f"num_res_blocks={num_res_blocks} must be 1 or more")

@@ -62,13 +62,12 @@ def build_module(config: DictConfig) -> DDPM:
         loss.check(denoiser)
     except ValueError as error:
         raise UserError(f"loss: {one_line(error)}") from error
-    return DDPM(
-        denoiser,
-        loss,
-        build("optimizer", config.optimizer),
-        build("lr_scheduler", config.lr_scheduler),
-        seed=config.seed,
-    )
+    optimizer, lr_scheduler = build("optimizer", config.optimizer), build("lr_scheduler", config.lr_scheduler)
+    try:
+        lr_scheduler(optimizer([torch.nn.Parameter(torch.zeros(1))]))  # a bad rate is seen now, not in training
+    except (ValueError, TypeError, InstantiationException) as error:
+        raise UserError(f"optimizer, lr_scheduler: {one_line(error)}") from error
+    return DDPM(denoiser, loss, optimizer, lr_scheduler, seed=config.seed)
 
 
 def build_callbacks(config: DictConfig, plain: Mapping[str, Any]) -> list[Callback]:
@@ -122,7 +121,7 @@ def _dry_run(data: DictConfig, denoiser: Denoiser) -> None:
     on_meta = {name: p.to("meta") for name, p in denoiser.model.named_parameters()}
     try:
         torch.func.functional_call(denoiser.model, on_meta, (x, t, y))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"data.image_size={size}, data.channels={data.channels}: {one_line(error)}") from error
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.runs.build import build
+from ddpm_lightning.runs.build import build, one_line
 
 __all__ = ["denoiser_of", "load_checkpoint", "load_denoiser", "newest_checkpoint", "run_dir_of"]
 
@@ -63,11 +63,15 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema") -> Denoi
         raise UserError(f"weights={weights} is unknown: choose ema or raw")
     if weights == "ema" and "ema_state_dict" not in checkpoint:
         raise UserError("weights=ema: the checkpoint holds no averaged weights; take weights=raw")
-    _check_targets(checkpoint["config"]["denoiser"])
-    denoiser: Denoiser = build("denoiser", OmegaConf.create(checkpoint["config"]["denoiser"]))
-    state = {**checkpoint["state_dict"], **(checkpoint["ema_state_dict"] if weights == "ema" else {})}
-    prefix = "denoiser."
-    denoiser.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    try:
+        config = checkpoint["config"]["denoiser"]
+        _check_targets(config)
+        denoiser: Denoiser = build("denoiser", OmegaConf.create(config))
+        state = {**checkpoint["state_dict"], **(checkpoint["ema_state_dict"] if weights == "ema" else {})}
+        prefix = "denoiser."
+        denoiser.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except (TypeError, LookupError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the checkpoint's config and weights do not fit together: {one_line(error)}") from error
     return denoiser.eval()
 
 
@@ -85,6 +89,7 @@ def run_dir_of(checkpoint: Path) -> Path:
 
 
 def _check_targets(node: Any) -> None:
+    """Refuse a config that is anything but plain, resolved data about this package's own parts."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             module, _, name = str(node["_target_"]).rpartition(".")
@@ -97,3 +102,5 @@ def _check_targets(node: Any) -> None:
     elif isinstance(node, list):
         for child in node:
             _check_targets(child)
+    elif not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
+        raise UserError(f"the checkpoint's config holds {node!r}, which is no plain value: refused")

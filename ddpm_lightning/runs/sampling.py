@@ -29,18 +29,28 @@ def sample(config: DictConfig) -> Path:
     """
     check_whole("num_samples", config.num_samples)
     check_whole("batch_size", config.batch_size)
-    if not isinstance(config.seed, int) or config.seed < 0:
+    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or config.seed < 0:
         raise UserError(f"seed={config.seed} is no seed: give a whole number, 0 or more")
     if config.format not in ("grid", "png", "npz"):
         raise UserError(f"format={config.format} is unknown: choose grid, png or npz")
-    path = newest_checkpoint() if config.ckpt_path is None else Path(config.ckpt_path)
+    path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
+    if path.is_dir():
+        path = path / "checkpoints" / "last.ckpt"  # a run folder stands for its newest checkpoint
     checkpoint = load_checkpoint(path)
     device = _device(config.device)
+    torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
     denoiser = denoiser_of(checkpoint, weights=config.weights).to(device)
     sampler: Sampler = build("sampler", config.sampler)
     steps = len(times_of(sampler, denoiser.schedule)) - 1
     data = checkpoint["config"]["data"]
     shape = (data["channels"], *data["image_size"])
+
+    beside = run_dir_of(path) / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    out = beside if config.out_dir is None else Path(str(config.out_dir))
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as error:
+        raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
 
     images = []
     batches = torch.arange(config.num_samples).split(config.batch_size)
@@ -53,15 +63,12 @@ def sample(config: DictConfig) -> Path:
                 progress.update()
             images.append(to_uint8(x).cpu())
 
-    beside = run_dir_of(path) / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    out = beside if config.out_dir is None else Path(config.out_dir)
     _write(torch.cat(images), out, config.format)
     print(f"{config.num_samples} images from the {config.weights} weights of {path}, {steps} steps each: {out}")
     return out
 
 
 def _write(images: Tensor, out: Path, form: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     if form == "grid":
         save_png(grid(images, columns=math.ceil(math.sqrt(len(images)))), out / "grid.png")
     elif form == "png":
@@ -76,6 +83,8 @@ def _device(name: str) -> torch.device:
     usable = [kind for kind, there in here.items() if there]
     if name == "auto":
         return torch.device(usable[0])
-    if str(name).partition(":")[0] not in usable:
-        raise UserError(f"device={name} is not on this machine: choose from auto, {', '.join(usable)}")
-    return torch.device(name)
+    try:
+        return torch.empty(0, device=str(name)).device
+    except (RuntimeError, AssertionError) as error:
+        choices = ", ".join(usable)
+        raise UserError(f"device={name} is not on this machine: choose from auto, {choices}") from error

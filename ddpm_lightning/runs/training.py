@@ -3,6 +3,9 @@
 import json
 import logging
 import os
+import re
+import shlex
+import subprocess
 import sys
 import time
 import warnings
@@ -12,10 +15,12 @@ from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ddpm_lightning.callbacks import TrainingMetrics
 from ddpm_lightning.errors import UserError
@@ -29,13 +34,15 @@ def train(config: DictConfig) -> float | None:
     """Train as the config says, and return the best validation loss.
 
     Raises:
-        UserError: for what the user can mend, before anything is written.
+        UserError: for what the user can mend, before training starts.
     """
-    if missing := OmegaConf.missing_keys(config):
-        key = min(missing)
-        raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
     _check(config)
-    run_dir = Path(config.run_dir)
+    if missing := OmegaConf.missing_keys(config):
+        key = min(missing, key=len)
+        raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
+    run_dir = Path(str(config.run_dir))
+    if _is_one_of_a_sweep() and (config.trainer.devices != 1 or config.trainer.num_nodes != 1):
+        return _in_processes_of_its_own(run_dir)
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     _quieten()
     torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
@@ -45,12 +52,15 @@ def train(config: DictConfig) -> float | None:
     loggers = build_loggers(config, run_dir)
     callbacks = build_callbacks(config, plain)
     trainer: Trainer = build(
-        "trainer", config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir)
+        "trainer",
+        config.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=str(run_dir),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
     )
     parameters = sum(p.numel() for p in module.parameters())
-    _say(
-        f"Training {parameters:,} parameters for {trainer.max_steps} steps, {trainer.world_size} process(es): {run_dir}"
-    )
+    _say(f"Training {parameters:,} parameters for {_steps(config)}, {trainer.world_size} process(es): {run_dir}")
     _save_config(config, run_dir)
     for logger in loggers:
         logger.log_hyperparams({**plain, "parameters": parameters})
@@ -58,7 +68,10 @@ def train(config: DictConfig) -> float | None:
     started, status = time.monotonic(), "failed"
     try:
         trainer.fit(module, datamodule=data)
-        status = "interrupted" if trainer.interrupted else "finished"
+        status = "finished"
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        status = "interrupted"
+        raise
     except MisconfigurationException as error:
         raise UserError(f"trainer: {one_line(error)}") from error
     finally:
@@ -74,15 +87,39 @@ def train(config: DictConfig) -> float | None:
         }
         if trainer.is_global_zero:
             (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    _say(_closing_words(run_dir, summary, sync))
+        if status != "failed":
+            _say(_closing_words(run_dir, summary, sync))
     best: float | None = summary["best"].get("val/loss")
     return best
 
 
 def _check(config: DictConfig) -> None:
     """Numbers that Lightning would take, and mean something else by than the user."""
-    if not isinstance(config.seed, int) or config.seed < 0:
-        raise UserError(f"seed={config.seed} is no seed: give a whole number, 0 or more")
+    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} is no seed: give a whole number from 0 to {2**32 - 1}")
+    size = config.data.image_size
+    if not isinstance(size, ListConfig) or len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
+        raise UserError(f"data.image_size={size} is no size of an image: give [height, width], as in [32,32]")
+    if config.data.num_classes is not None:
+        raise UserError(
+            f"data.num_classes={config.data.num_classes}: models cannot be trained on labels yet; leave it at null"
+        )
+    trainer = config.trainer
+    if str(trainer.precision) not in ("32", "32-true", "bf16-mixed", "16-mixed"):
+        raise UserError(
+            f"trainer.precision={trainer.precision} will not do, since weights and their average are kept in float32: "
+            "choose 32-true, bf16-mixed or 16-mixed"
+        )
+    interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if isinstance(interval, str) or interval <= 0 or (isinstance(interval, int) and interval % accumulate):
+        raise UserError(
+            f"trainer.val_check_interval={interval} will not do: it counts batches, and must be above 0 and a multiple of "
+            f"trainer.accumulate_grad_batches={accumulate}"
+        )
+    if trainer.gradient_clip_val is not None and not float(trainer.gradient_clip_val) > 0:
+        raise UserError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} will not do: give a number above 0, or null"
+        )
     for key in ("max_steps", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
         endless = key == "max_steps" and config.trainer.max_steps == -1 and (config.trainer.max_epochs or 0) > 0
         if not endless:
@@ -93,8 +130,17 @@ def _quieten() -> None:
     """What Lightning says that a user can do nothing about."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (r".*treespec.*deprecated", "The number of training batches", ".*anonymous. setting has no effect"):
+    for message in (
+        r".*treespec.*deprecated",
+        "The number of training batches",
+        "Total length of `list` across ranks is zero",
+    ):
         warnings.filterwarnings("ignore", message)
+
+
+def _steps(config: DictConfig) -> str:
+    steps = config.trainer.max_steps
+    return f"{config.trainer.max_epochs} epochs" if steps == -1 else f"{steps} steps"
 
 
 def _metrics(trainer: Trainer, module: DDPM) -> dict[str, Any]:
@@ -108,21 +154,46 @@ def _metrics(trainer: Trainer, module: DDPM) -> dict[str, Any]:
 
 
 def _closing_words(run_dir: Path, summary: Mapping[str, Any], sync: str | None) -> str:
-    folder = os.path.relpath(run_dir)
-    final = summary["final"]
-    losses = ", ".join(f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss") if key in final)
-    checkpoint = f"{folder}/checkpoints/last.ckpt"
-    lines = [
-        f"\n{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s, {losses}",
-        f"  checkpoint  {checkpoint}",
-        f"  metrics     {folder}/metrics.csv",
-    ]
-    if pictures := sorted((run_dir / "samples").glob("grid_*.png")):
-        lines.append(f"  samples     {folder}/samples/{pictures[-1].name}")
+    folder, final = Path(os.path.relpath(run_dir)), summary["final"]
+    losses = [f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss", "val/bits_per_dim") if key in final]
+    how = f"{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
+    lines = ["", ", ".join([how, *losses])]
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    pictures = sorted((folder / "samples").glob("grid_*.png"))
+    for name, path in (
+        ("checkpoint", checkpoint),
+        ("metrics", folder / "metrics.csv"),
+        *[("samples", path) for path in pictures[-1:]],
+    ):
+        if path.exists():
+            lines.append(f"  {name:<11} {path}")
     if sync:
-        lines.append(f"  W&B         kept offline; to upload it: wandb sync {sync}")
-    lines.append(f"Go on with: python sample.py ckpt_path={checkpoint}")
+        lines.append(f"  W&B         kept offline; to upload it: wandb sync {shlex.quote(sync)}")
+    if checkpoint.exists():
+        plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
+        argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
+        lines.append(f"Go on with: python sample.py {argument}")
     return "\n".join(lines)
+
+
+def _is_one_of_a_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _in_processes_of_its_own(run_dir: Path) -> float | None:
+    """A sweep's job with several processes, as a fresh `python train.py` that knows nothing of the sweep.
+
+    In this process Lightning would start its children with the sweep's own command line, and leave its ranks in the
+    environment for the next job.
+    """
+    ranks = ("LOCAL_RANK", "GLOBAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "PL_")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(ranks)}
+    overrides = [*HydraConfig.get().overrides.task, f"hydra.run.dir='{run_dir}'"]
+    code = subprocess.run([sys.executable, os.path.abspath(sys.argv[0]), *overrides], env=env, check=False).returncode
+    if code:
+        raise UserError(f"the job in {run_dir} ended with exit code {code}")
+    best: float | None = json.loads((run_dir / "summary.json").read_text())["best"].get("val/loss")
+    return best
 
 
 def _finish_wandb(exit_code: int) -> str | None:

@@ -120,8 +120,6 @@ def test_what_is_no_checkpoint_is_named(tiny_run, tmp_path):
             runs.load_denoiser(path)
     with pytest.raises(UserError, match="does not exist"):
         runs.load_denoiser(tmp_path / "missing.ckpt")
-    with pytest.raises(UserError, match="does not exist"):
-        runs.load_denoiser(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -141,3 +139,35 @@ def test_bad_settings_are_refused_and_nothing_is_written(tiny_run, tmp_path, ove
     with pytest.raises(UserError, match=message):
         draw(tiny_run, tmp_path / "out", override)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        ({"_target_": "os.mkdir", "path": "SPRUNG"},),  # a tuple, which plain data may hold
+        [{"_target_": "os.mkdir", "path": "SPRUNG"}],
+        "${oc.create:{_target_: os.mkdir, path: SPRUNG}}",
+        "${oc.env:HOME}",
+    ],
+)
+def test_nothing_can_be_hidden_in_a_checkpoints_config(tiny_run, tmp_path, monkeypatch, hidden):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["config"]["denoiser"]["model"]["channel_multipliers"] = hidden
+    torch.save(checkpoint, "bad.ckpt")
+    with pytest.raises(UserError, match="refused"):
+        runs.load_denoiser("bad.ckpt")
+    assert not (tmp_path / "SPRUNG").exists()
+
+
+def test_weights_of_another_network_are_refused_in_one_sentence(tiny_run, tmp_path):
+    checkpoint = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["config"]["denoiser"]["model"]["base_channels"] = 16
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="do not fit together"):
+        runs.load_denoiser(tmp_path / "other.ckpt")
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint(tiny_run, tmp_path):
+    out = draw(tiny_run, tmp_path / "out", f"ckpt_path={tiny_run}")
+    assert (out / "grid.png").exists()
