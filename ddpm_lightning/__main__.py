@@ -1,4 +1,4 @@
-"""What is neither training nor sampling: `python -m ddpm_lightning schedules`."""
+"""What is neither training nor sampling: `python -m ddpm_lightning schedules | likelihood`."""
 
 import argparse
 import sys
@@ -35,6 +35,14 @@ def _parser() -> argparse.ArgumentParser:
     schedules.add_argument("--out", type=Path, default=Path("schedules.png"), metavar="FILE.png", help="%(default)s")
     schedules.add_argument("--num-steps", type=int, default=1000, metavar="T", help="%(default)s")
     schedules.set_defaults(run=_schedules)
+
+    about = "bits per dimension of a checkpoint on its run's validation images, term by term and by t"
+    likelihood = commands.add_parser("likelihood", help=about, description=about, allow_abbrev=False)
+    likelihood.add_argument("checkpoint", type=Path)
+    likelihood.add_argument("--weights", default="ema", metavar="ema|raw", help="%(default)s")
+    likelihood.add_argument("--num-images", type=int, metavar="N", help="all")
+    likelihood.add_argument("--variance", metavar="small|large", help="the learned one, or small")
+    likelihood.set_defaults(run=_likelihood)
     return parser
 
 
@@ -45,6 +53,13 @@ def _schedules(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out {arguments.out} is no PNG: give a name that ends in .png")
     draw_schedules(arguments.out, num_steps=arguments.num_steps)
     print(arguments.out)
+
+
+def _likelihood(arguments: argparse.Namespace) -> None:
+    from ddpm_lightning.runs.bits import measure_bits_per_dim
+
+    options = {"weights": arguments.weights, "num_images": arguments.num_images, "variance": arguments.variance}
+    print(measure_bits_per_dim(arguments.checkpoint, **options))
 
 
 if __name__ == "__main__":

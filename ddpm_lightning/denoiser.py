@@ -52,7 +52,15 @@ class Denoiser(nn.Module):
         return self.x0_from(self.split(self.predict(x_t, t, y))[0], x_t, t)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The network's raw output; the one place where it is given t−1 ("t == 0 is diffused for one step")."""
+        """The network's raw output; the one place where it is given t−1 ("t == 0 is diffused for one step").
+
+        Raises:
+            ValueError: where t would broadcast along the wrong axis.
+        """
+        if t.ndim not in (0, x_t.ndim):
+            raise ValueError(
+                f"t {tuple(t.shape)} and x_t {tuple(x_t.shape)} do not go together: t is (B, 1, 1, 1) or ()"
+            )
         return self.model(x_t, (t - 1).reshape(-1).expand(len(x_t)), y)
 
     def estimate(

@@ -1,17 +1,19 @@
 """Pictures of numbers, drawn with matplotlib, which is imported here only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ddpm_lightning import schedules
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["FAMILIES", "draw_schedules"]
+__all__ = ["FAMILIES", "draw_bits_by_step", "draw_schedules"]
 
 FAMILIES: dict[str, Callable[[int], NoiseSchedule]] = {
     "linear": schedules.linear,
@@ -64,11 +66,38 @@ def draw_schedules(path: Path, *, num_steps: int = 1000) -> None:
     right.set_title("β: the noise of one step")
     right.set_yscale("log")
     for axes in (left, middle, right):
-        axes.set_xlabel("t")
-        axes.set_xlim(0, num_steps)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _dress(axes, num_steps)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=11)
+    _save(figure, path)
+
+
+def draw_bits_by_step(path: Path, bits: Sequence[float]) -> None:
+    """What the reverse step at each t = 1..T adds to the bound, in bits per dimension, and the sum up to t.
+
+    Raises:
+        UserError: where the file cannot be written.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    t = range(1, len(bits) + 1)
+    left.plot(t, bits, color="#0072B2")
+    left.set_yscale("log")
+    left.set_title("bits per dimension of the step at t")
+    right.plot(t, list(accumulate(bits)), color="#D55E00")
+    right.set_title("sum over the steps 1..t")
+    for axes in (left, right):
+        _dress(axes, len(bits))
+    _save(figure, path)
+
+
+def _dress(axes: Axes, num_steps: int) -> None:
+    axes.set_xlabel("t")
+    axes.set_xlim(0, num_steps)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
     try:
         figure.savefig(path, dpi=120, format="png")
     except OSError as error:

@@ -83,7 +83,14 @@ class NoiseSchedule(nn.Module):
         return 1 - self._exact[1:] / self._exact[:-1]
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε (Murphy 2023, Eq. 25.3)."""
+        """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε (Murphy 2023, Eq. 25.3).
+
+        Raises:
+            ValueError: where the shapes of x_0 and ε differ, or t would broadcast along the wrong axis.
+        """
+        if noise.shape != x0.shape or t.ndim not in (0, x0.ndim):
+            shapes = f"x0 {tuple(x0.shape)}, noise {tuple(noise.shape)} and t {tuple(t.shape)}"
+            raise ValueError(f"{shapes} do not go together: noise must be like x0, and t (B, 1, 1, 1) or ()")
         return self.sqrt_alpha_bar[t] * x0 + self.sqrt_one_minus_alpha_bar[t] * noise
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

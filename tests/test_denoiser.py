@@ -74,3 +74,9 @@ def test_epsilon_with_zero_terminal_snr_is_refused():
 def test_unknown_prediction_is_refused():
     with pytest.raises(ValueError, match=r"prediction=score .*epsilon, x0, v"):
         Denoiser(nn.Identity(), schedules.linear(), prediction="score")
+
+
+def test_a_flat_t_is_refused():
+    denoiser = Denoiser(Recorder(None), schedules.linear())
+    with pytest.raises(ValueError, match="do not go together"):
+        denoiser(torch.zeros(4, 1, 4, 4), torch.ones(4, dtype=torch.long))

@@ -355,3 +355,9 @@ def test_settings_that_make_no_schedule_are_refused(make, message):
 def test_bad_numbers_of_steps_are_refused(name, T):
     with pytest.raises(ValueError, match=f"num_steps={T} is no number of diffusion steps"):
         FAMILIES[name](T)
+
+
+@pytest.mark.parametrize(("t", "noise"), [((4,), (4, 1, 4, 4)), ((), (1, 1, 4, 4)), ((4, 1), (4, 1, 4, 4))])
+def test_shapes_that_would_broadcast_along_the_wrong_axis_are_refused(t, noise):
+    with pytest.raises(ValueError, match="do not go together"):
+        schedules.linear().q_sample(torch.zeros(4, 1, 4, 4), torch.ones(t, dtype=torch.long), torch.zeros(noise))

@@ -1,6 +1,6 @@
 """The one data module: a set, split and served in an order that is computed from the seed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -205,7 +205,7 @@ class ImageDataModule(LightningDataModule):
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
         )
 
-    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+    def val_dataloader(self) -> Iterable[Batch]:
         if not len(self.val_indices):
             return []
         return EvalLoader(

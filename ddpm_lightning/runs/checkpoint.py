@@ -14,7 +14,7 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.build import build, one_line
 
-__all__ = ["denoiser_of", "load_checkpoint", "load_denoiser", "newest_checkpoint", "run_dir_of"]
+__all__ = ["check_targets", "denoiser_of", "load_checkpoint", "load_denoiser", "newest_checkpoint", "run_dir_of"]
 
 # What a checkpoint's config may name: these modules' public names, and nothing that can be reached through them.
 _TRUSTED = (
@@ -22,6 +22,8 @@ _TRUSTED = (
     "ddpm_lightning.models",
     "ddpm_lightning.models.unet",
     "ddpm_lightning.denoiser",
+    "ddpm_lightning.data.datamodule",
+    "ddpm_lightning.data.datasets",
 )
 
 
@@ -65,7 +67,7 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema") -> Denoi
         raise UserError("weights=ema: the checkpoint holds no averaged weights; take weights=raw")
     try:
         config = checkpoint["config"]["denoiser"]
-        _check_targets(config)
+        check_targets(config)
         denoiser: Denoiser = build("denoiser", OmegaConf.create(config))
         state = {**checkpoint["state_dict"], **(checkpoint["ema_state_dict"] if weights == "ema" else {})}
         prefix = "denoiser."
@@ -88,7 +90,7 @@ def run_dir_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-def _check_targets(node: Any) -> None:
+def check_targets(node: Any) -> None:
     """Refuse a config that is anything but plain, resolved data about this package's own parts."""
     if isinstance(node, Mapping):
         if "_target_" in node:
@@ -98,9 +100,9 @@ def _check_targets(node: Any) -> None:
                     f"the checkpoint asks for {node['_target_']}, no part of ddpm_lightning's models: refused"
                 )
         for child in node.values():
-            _check_targets(child)
+            check_targets(child)
     elif isinstance(node, list):
         for child in node:
-            _check_targets(child)
+            check_targets(child)
     elif not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
         raise UserError(f"the checkpoint's config holds {node!r}, which is no plain value: refused")
