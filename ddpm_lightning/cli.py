@@ -5,7 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,9 @@ def _remove_empty_run(folder: Path) -> None:
         shutil.rmtree(hydra)
         log.unlink(missing_ok=True)
         folder.rmdir()
+        if folder.parent.parent.parent == Path.cwd():  # outputs/<day>, in the default layout
+            with suppress(OSError):
+                folder.parent.rmdir()
 
 
 def sentence(error: BaseException) -> str:

@@ -110,6 +110,11 @@ def _check(config: DictConfig) -> None:
             f"trainer.precision={trainer.precision} will not do, since weights and their average are kept in float32: "
             "choose 32-true, bf16-mixed or 16-mixed"
         )
+    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={trainer.accelerator}, trainer.devices={trainer.devices}: this machine has no CUDA GPU; "
+            "choose trainer=cpu, trainer=ddp_cpu or trainer=mps"
+        )
     interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
     if isinstance(interval, str) or interval <= 0 or (isinstance(interval, int) and interval % accumulate):
         raise UserError(

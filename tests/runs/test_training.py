@@ -159,7 +159,7 @@ def test_bad_settings_are_refused_in_one_sentence_before_anything_is_written(ove
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"^trainer: .*gpu"):
+    with pytest.raises(UserError, match=r"trainer.accelerator=gpu, trainer.devices=2: .*no CUDA GPU; choose"):
         runs.train(train_config(tmp_path / "run", "trainer.devices=2", "trainer.accelerator=gpu"))
 
 
