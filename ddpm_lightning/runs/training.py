@@ -160,7 +160,7 @@ def _metrics(trainer: Trainer, module: DDPM) -> dict[str, Any]:
 
 def _closing_words(run_dir: Path, summary: Mapping[str, Any], sync: str | None) -> str:
     folder, final = Path(os.path.relpath(run_dir)), summary["final"]
-    losses = [f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss", "val/bits_per_dim") if key in final]
+    losses = [f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss") if key in final]
     how = f"{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
     lines = ["", ", ".join([how, *losses])]
     checkpoint = folder / "checkpoints" / "last.ckpt"
