@@ -1,5 +1,6 @@
 """[-1, 1] <-> uint8, grids, saving, and one noise seed per image."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,11 +24,14 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def grid(images: Tensor, *, columns: int, cell: int = 32) -> Tensor:
-    """A contact sheet (C, H, W) of uint8 images (N, C, H, W), each enlarged by a whole factor to at least `cell` pixels."""
+def grid(images: Tensor, *, columns: int | None = None, cell: int = 32) -> Tensor:
+    """A contact sheet (C, H, W) of uint8 images (N, C, H, W), each enlarged by a whole factor to at least `cell` pixels.
+
+    It is as nearly square as can be where `columns` is not given.
+    """
     factor = max(1, -(-cell // max(images.shape[-2:])))
     enlarged = images.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(enlarged, nrow=columns, padding=2, pad_value=0)
+    return make_grid(enlarged, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=0)
 
 
 def save_png(image: Tensor, path: Path) -> None:

@@ -1,6 +1,5 @@
 """Sample grids during training."""
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -20,4 +19,4 @@ class SampleGrid(Pictures):
         noise = SeededNoise(self.seed, range(self.num_samples))
         x = noise.draw(self.shape).to(pl_module.device)
         samples = self.sampler(pl_module.denoiser, x, randn=noise)
-        return grid(to_uint8(samples), columns=math.ceil(math.sqrt(self.num_samples)))
+        return grid(to_uint8(samples))

@@ -38,12 +38,14 @@ def load_denoiser(checkpoint: str | Path, *, weights: str = "ema") -> Denoiser:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint file, read as plain data: no code in it is run.
+    """The contents of a checkpoint file, or of a run folder's newest, read as plain data: no code in it is run.
 
     Raises:
         UserError: where the file is missing, or no checkpoint of this package.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoints" / "last.ckpt"
     if not path.is_file():
         way_out = "give a file such as outputs/<day>/<time>/checkpoints/last.ckpt"
         raise UserError(f"ckpt_path={path} does not exist: {way_out}")
@@ -86,7 +88,9 @@ def newest_checkpoint() -> Path:
 
 
 def run_dir_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint lies in; for one that was moved elsewhere, the folder beside it."""
+    """The run folder that a checkpoint lies in, or is; for one that was moved elsewhere, the folder beside it."""
+    if checkpoint.is_dir():
+        return checkpoint
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 

@@ -1,6 +1,5 @@
 """What `sample.py` does."""
 
-import math
 from datetime import datetime
 from pathlib import Path
 
@@ -34,8 +33,6 @@ def sample(config: DictConfig) -> Path:
     if config.format not in ("grid", "png", "npz"):
         raise UserError(f"format={config.format} is unknown: choose grid, png or npz")
     path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"  # a run folder stands for its newest checkpoint
     checkpoint = load_checkpoint(path)
     device = _device(config.device)
     torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
@@ -70,7 +67,7 @@ def sample(config: DictConfig) -> Path:
 
 def _write(images: Tensor, out: Path, form: str) -> None:
     if form == "grid":
-        save_png(grid(images, columns=math.ceil(math.sqrt(len(images)))), out / "grid.png")
+        save_png(grid(images), out / "grid.png")
     elif form == "png":
         for i, image in enumerate(images):
             save_png(image, out / f"{i:05d}.png")

@@ -105,6 +105,10 @@ def _check(config: DictConfig) -> None:
             f"data.num_classes={config.data.num_classes}: models cannot be trained on labels yet; leave it at null"
         )
     trainer = config.trainer
+    for key in ("max_steps", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
+        endless = key == "max_steps" and trainer.max_steps == -1 and (trainer.max_epochs or 0) > 0
+        if not endless:
+            check_whole(f"trainer.{key}", trainer[key])
     if str(trainer.precision) not in ("32", "32-true", "bf16-mixed", "16-mixed"):
         raise UserError(
             f"trainer.precision={trainer.precision} will not do, since weights and their average are kept in float32: "
@@ -116,19 +120,19 @@ def _check(config: DictConfig) -> None:
             "choose trainer=cpu, trainer=ddp_cpu or trainer=mps"
         )
     interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
-    if isinstance(interval, str) or interval <= 0 or (isinstance(interval, int) and interval % accumulate):
+    if not _above_zero(interval) or (isinstance(interval, int) and interval % accumulate):
         raise UserError(
             f"trainer.val_check_interval={interval} will not do: it counts batches, and must be above 0 and a multiple of "
             f"trainer.accumulate_grad_batches={accumulate}"
         )
-    if trainer.gradient_clip_val is not None and not float(trainer.gradient_clip_val) > 0:
+    if trainer.gradient_clip_val is not None and not _above_zero(trainer.gradient_clip_val):
         raise UserError(
             f"trainer.gradient_clip_val={trainer.gradient_clip_val} will not do: give a number above 0, or null"
         )
-    for key in ("max_steps", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
-        endless = key == "max_steps" and config.trainer.max_steps == -1 and (config.trainer.max_epochs or 0) > 0
-        if not endless:
-            check_whole(f"trainer.{key}", config.trainer[key])
+
+
+def _above_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _quieten() -> None:

@@ -171,3 +171,9 @@ def test_weights_of_another_network_are_refused_in_one_sentence(tiny_run, tmp_pa
 def test_a_run_folder_stands_for_its_newest_checkpoint(tiny_run, tmp_path):
     out = draw(tiny_run, tmp_path / "out", f"ckpt_path={tiny_run}")
     assert (out / "grid.png").exists()
+    assert (
+        runs.sample(config_of(f"ckpt_path={tiny_run}", "num_samples=1", "sampler.num_steps=1", name="sample")).parent
+        == tiny_run
+    )
+    with pytest.raises(UserError, match="last.ckpt does not exist"):
+        runs.load_denoiser(tmp_path)
