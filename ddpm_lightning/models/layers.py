@@ -1,12 +1,27 @@
 """The parts that networks are built of."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Downsample", "ResBlock", "SelfAttention", "TimeEmbedding", "Upsample", "init_like_ho", "zero"]
+__all__ = [
+    "Downsample",
+    "ResBlock",
+    "SelfAttention",
+    "SiLUDropout",
+    "TimeEmbedding",
+    "Upsample",
+    "double",
+    "halve",
+    "init_like_ho",
+    "pad_to_multiple",
+    "zero",
+]
+
+Norm = Callable[[int], nn.Module]
 
 
 def init_like_ho(module: nn.Module) -> None:
@@ -24,81 +39,206 @@ def zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
+def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, slice]]:
+    """x (B, C, H, W) with its edges repeated on all sides up to multiples, and the window, rows and columns, that was x."""
+    height, width = x.shape[-2:]
+    rows, columns = -height % multiple, -width % multiple
+    top, left = rows // 2, columns // 2
+    window = (slice(top, top + height), slice(left, left + width))
+    if not rows and not columns:
+        return x, window
+    return F.pad(x, (left, columns - left, top, rows - top), mode="replicate"), window
+
+
 class TimeEmbedding(nn.Module):
-    """Sinusoids [sin(t·ω), cos(t·ω)], ω_i = 10000^(−i/(d/2−1)), and two linear layers (Ho et al. 2020; Vaswani et al. 2017).
+    """Sinusoids [sin(t·ω), cos(t·ω)], ω_i = 10000^(−i/(d/2−δ)), and two linear layers (Ho et al. 2020; Vaswani et al. 2017).
 
     t: (B,) in 0..T−1 -> (B, out_dim).
+
+    Args:
+        dim: d, the number of sinusoids.
+        out_dim: of the embedding.
+        hidden_dim: between the two layers; `out_dim` where it is None.
+        frequency_shift: δ, 1 in Ho et al.'s code, 0 in Vaswani et al. and guided diffusion.
     """
 
-    def __init__(self, dim: int, out_dim: int):
+    def __init__(self, dim: int, out_dim: int, *, hidden_dim: int | None = None, frequency_shift: float = 1):
         super().__init__()
+        hidden_dim = hidden_dim or out_dim
         self.dim = dim
-        self.net = nn.Sequential(nn.Linear(dim, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim))
+        self.frequency_shift = frequency_shift
+        self.net = nn.Sequential(nn.Linear(dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, out_dim))
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.dim // 2
         # float32 also under autocast: bfloat16 cannot tell t = 999 from 1000.
-        omega = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / max(half - 1, 1)))
-        angle = t.float()[:, None] * omega
+        step = -math.log(10000) / max(half - self.frequency_shift, 1)
+        angle = t.float()[:, None] * torch.exp(torch.arange(half, device=t.device) * step)
         sinusoids = torch.cat([angle.sin(), angle.cos()], dim=1)
-        return self.net(sinusoids.to(next(self.net.parameters()).dtype))
+        return self.net(sinusoids.to(self.net[0].weight.dtype))
+
+
+class SiLUDropout(nn.Module):
+    """dropout(silu(x)); on a CPU the mask is made of 16 random bits for each value, where PyTorch draws a float.
+
+    The probability is rounded to a multiple of 2⁻¹⁶, and what is kept is scaled by its exact inverse.
+
+    Args:
+        p: probability of zero.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return F.silu(x)
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return F.dropout(F.silu(x), self.p)
+        return _SiLUDropout.apply(x, self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class _SiLUDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:  # type: ignore[no-untyped-def, override]
+        dropped = round(p * 2**16)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        lanes = bits.view(torch.int16)[: x.numel()]
+        mask = (lanes >= dropped - 2**15) * (2**16 / (2**16 - dropped))
+        mask = mask.to(x.dtype)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            mask = mask.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        else:
+            mask = mask.view(x.shape)
+        ctx.save_for_backward(x, mask)
+        return F.silu(x).mul_(mask)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+        x, mask = ctx.saved_tensors
+        grad = grad * mask
+        return torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=grad), None
 
 
 class ResBlock(nn.Module):
-    """Group norm, SiLU, convolution, plus the embedding, group norm, SiLU, dropout, convolution, plus the input."""
+    """Norm, SiLU, convolution, plus the embedding, norm, SiLU, dropout, convolution, plus the input.
 
-    def __init__(self, in_channels: int, out_channels: int, *, emb_dim: int, dropout: float, norm_groups: int):
+    Args:
+        in_channels: of x.
+        out_channels: of the output.
+        emb_dim: of the embedding.
+        dropout: probability before the last convolution.
+        norm: gives a norm for a number of channels.
+        scale_shift: the embedding scales and shifts what the second norm gives, (1+γ)·h + β, and is not added (Dhariwal & Nichol 2021).
+        resample: what doubles or halves both ways, the branch's behind its first SiLU (Dhariwal & Nichol 2021); None keeps the size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        emb_dim: int,
+        dropout: float,
+        norm: Norm,
+        scale_shift: bool = False,
+        resample: Callable[[Tensor], Tensor] | None = None,
+    ):
         super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=1e-6)
+        self.norm1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.emb = nn.Linear(emb_dim, out_channels)
-        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=1e-6)
-        self.dropout = nn.Dropout(dropout)
+        self.scale_shift = scale_shift
+        self.emb = nn.Linear(emb_dim, 2 * out_channels if scale_shift else out_channels)
+        self.norm2 = norm(out_channels)
+        self.act = SiLUDropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.resample = resample
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x: (B, in_channels, H, W), emb: (B, emb_dim) after its SiLU -> (B, out_channels, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x))) + self.emb(emb)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.skip(x) + h
+        """x: (B, in_channels, H, W), emb: (B, emb_dim) after its SiLU -> (B, out_channels, H', W')."""
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h, emb = self.conv1(h), self.emb(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(h.add_(emb))  # in place: no convolution's gradient asks for its output
+        return self.conv2(self.act(h)).add_(self.skip(x))
 
 
 class SelfAttention(nn.Module):
-    """Softmax attention among all positions of an image, with its residual (Vaswani et al. 2017, Eq. 1)."""
+    """Softmax attention among all positions of an image, with its residual (Vaswani et al. 2017, Eq. 1).
 
-    def __init__(self, channels: int, *, num_heads: int, norm_groups: int):
+    Args:
+        channels: of x.
+        num_heads: heads, which share the channels.
+        norm: gives a norm for a number of channels.
+        out_bias: whether the last projection has one.
+    """
+
+    def __init__(self, channels: int, *, num_heads: int, norm: Norm, out_bias: bool = True):
         super().__init__()
         self.num_heads = num_heads
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.norm = norm(channels)
+        # 1×1 convolutions: linear layers that leave the channels-last layout as it is.
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1, bias=out_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(tokens).view(b, h * w, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
-        return x + self.out(attended).transpose(1, 2).reshape(b, c, h, w)
+        tokens = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
+        q, k, v = tokens.reshape(b, h * w, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
+        return self.out(attended.permute(0, 3, 1, 2)).add_(x)
 
 
 class Downsample(nn.Module):
-    """Half the size by a 3×3 convolution of stride 2, padded below and to the right, as in Ho et al.'s TensorFlow code."""
+    """Half the size by a 3×3 convolution of stride 2.
 
-    def __init__(self, channels: int):
+    Args:
+        channels: of x.
+        padding: 0 pads below and to the right only, as TensorFlow does (Ho et al. 2020); 1 all round (Dhariwal & Nichol 2021).
+    """
+
+    def __init__(self, channels: int, *, padding: int = 0):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Twice the size by nearest neighbour and a 3×3 convolution."""
+    """Twice the size by nearest neighbour and a 3×3 convolution.
+
+    The two at once are a transposed convolution of stride 2, whose 4×4 kernel is the 3×3 one convolved with 2×2 ones:
+    for each pixel of the output 4 products where the convolution has 9, several of them with the same pixel.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        kernel = F.pad(self.conv.weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
+        kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
+        kernel = kernel[..., 1:] + kernel[..., :-1]
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+
+
+def double(x: Tensor) -> Tensor:
+    """Twice the size by nearest neighbour."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def halve(x: Tensor) -> Tensor:
+    """Half the size by the mean of 2×2 pixels."""
+    return F.avg_pool2d(x, 2)

@@ -1,10 +1,14 @@
-"""The U-Net of Ho et al. 2020."""
+"""The U-Net of Ho et al. 2020, and the variants that came of it."""
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_lightning.models.layers import (
     Downsample,
@@ -12,7 +16,10 @@ from ddpm_lightning.models.layers import (
     SelfAttention,
     TimeEmbedding,
     Upsample,
+    double,
+    halve,
     init_like_ho,
+    pad_to_multiple,
     zero,
 )
 
@@ -22,7 +29,7 @@ __all__ = ["UNet"]
 class Level(nn.Module):
     """One residual block and, where asked for, self-attention behind it."""
 
-    def __init__(self, block: ResBlock, attention: SelfAttention | None):
+    def __init__(self, block: ResBlock, attention: SelfAttention | None = None):
         super().__init__()
         self.block = block
         self.attention = attention
@@ -32,8 +39,22 @@ class Level(nn.Module):
         return h if self.attention is None else self.attention(h)
 
 
+class Resize(nn.Module):
+    """A change of size between levels that the embedding has no part in."""
+
+    def __init__(self, resize: Downsample | Upsample):
+        super().__init__()
+        self.resize = resize
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.resize(x)
+
+
 class UNet(nn.Module):
     """Residual blocks with time embedding down to a small image and up again, each way joined by skips (Ho et al. 2020, appendix B).
+
+    The defaults are Ho et al.'s network for CIFAR-10. Images whose sides cannot be halved often enough are padded by
+    their edges, and the output is cropped.
 
     Args:
         in_channels: channels of x.
@@ -43,9 +64,20 @@ class UNet(nn.Module):
         num_res_blocks: residual blocks on the way down; one more on the way up.
         attention_levels: the levels, counted from 0 at full resolution, that have self-attention. The middle always has.
         num_heads: attention heads.
+        head_channels: channels of a head, in place of `num_heads`.
         dropout: probability within residual blocks.
         num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
         norm_groups: groups of every group norm.
+        norm_eps: what group norms add to the variance.
+        scale_shift_norm: the embedding scales and shifts (Dhariwal & Nichol 2021), and is not added.
+        resblock_updown: residual blocks change the size, and no convolutions between them (Dhariwal & Nichol 2021).
+        downsample_padding: see `Downsample`.
+        frequency_shift: see `TimeEmbedding`.
+        time_hidden_channels: between the two layers of the time embedding, 4·base_channels where it is None.
+        attention_out_bias: whether the last layer of self-attention has a bias.
+        xavier_init: initial weights as in Ho et al.'s code, and not PyTorch's own.
+        zero_init: the last layers of the network, of each residual block and of each attention begin at zero.
+        checkpointing: recompute the inside of each block in the backward pass: less memory, a third more time.
 
     Raises:
         ValueError: for channels that the groups or heads do not divide, or an attention level that does not exist.
@@ -61,29 +93,64 @@ class UNet(nn.Module):
         num_res_blocks: int = 2,
         attention_levels: Sequence[int] = (1,),
         num_heads: int = 1,
+        head_channels: int | None = None,
         dropout: float = 0.1,
         num_classes: int | None = None,
         norm_groups: int = 32,
+        norm_eps: float = 1e-6,
+        scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        downsample_padding: int = 0,
+        frequency_shift: float = 1,
+        time_hidden_channels: int | None = None,
+        attention_out_bias: bool = True,
+        xavier_init: bool = True,
+        zero_init: bool = True,
+        checkpointing: bool = False,
     ):
         super().__init__()
         levels = len(channel_multipliers)
         widths = [base_channels * m for m in channel_multipliers]
-        _check_settings([base_channels, *widths], norm_groups, num_heads, attention_levels, dropout, num_res_blocks)
+        _check_settings([base_channels, *widths], norm_groups, attention_levels, dropout, num_res_blocks, num_classes)
+        attending = [widths[i] for i in {*attention_levels, levels - 1}]
+        heads = {width: _heads(width, num_heads, head_channels) for width in attending}
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_classes = num_classes
+        self.checkpointing = checkpointing
+        self.multiple = 2 ** (levels - 1)
         emb_dim = 4 * base_channels
-        self.time_embedding = TimeEmbedding(base_channels, emb_dim)
-        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, emb_dim)
+        self.time_embedding = TimeEmbedding(
+            base_channels, emb_dim, hidden_dim=time_hidden_channels, frequency_shift=frequency_shift
+        )
+        # The row behind the classes is that of no label.
+        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, emb_dim)
+        norm = partial(nn.GroupNorm, norm_groups, eps=norm_eps)
 
-        def block(channels_in: int, channels_out: int) -> ResBlock:
-            return ResBlock(channels_in, channels_out, emb_dim=emb_dim, dropout=dropout, norm_groups=norm_groups)
+        def block(channels_in: int, channels_out: int, **options: Any) -> ResBlock:
+            return ResBlock(
+                channels_in,
+                channels_out,
+                emb_dim=emb_dim,
+                dropout=dropout,
+                norm=norm,
+                scale_shift=scale_shift_norm,
+                **options,
+            )
+
+        def attention(channels: int) -> SelfAttention:
+            return SelfAttention(channels, num_heads=heads[channels], norm=norm, out_bias=attention_out_bias)
 
         def level(i: int, channels_in: int) -> Level:
             return Level(block(channels_in, widths[i]), attention(widths[i]) if i in attention_levels else None)
 
-        def attention(channels: int) -> SelfAttention:
-            return SelfAttention(channels, num_heads=num_heads, norm_groups=norm_groups)
+        def down(channels: int) -> nn.Module:
+            if resblock_updown:
+                return Level(block(channels, channels, resample=halve))
+            return Resize(Downsample(channels, padding=downsample_padding))
+
+        def up(channels: int) -> nn.Module:
+            return Level(block(channels, channels, resample=double)) if resblock_updown else Resize(Upsample(channels))
 
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
         channels, skips = base_channels, [base_channels]
@@ -94,86 +161,104 @@ class UNet(nn.Module):
                 channels = widths[i]
                 skips.append(channels)
             if i < levels - 1:
-                self.down.append(Downsample(channels))
+                self.down.append(down(channels))
                 skips.append(channels)
 
         self.middle_in = Level(block(channels, channels), attention(channels))
-        self.middle_out = Level(block(channels, channels), None)
+        self.middle_out = Level(block(channels, channels))
 
-        self.up = nn.ModuleList()
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for i in reversed(range(levels)):
+            stage = nn.ModuleList()
             for _ in range(num_res_blocks + 1):
-                self.up.append(level(i, channels + skips.pop()))
+                stage.append(level(i, channels + skips.pop()))
                 channels = widths[i]
+            self.up.append(stage)
             if i > 0:
-                self.up.append(Upsample(channels))
-
-        self.norm_out = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+                self.grow.append(up(channels))
+        self.norm_out = norm(channels)
         self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
 
-        init_like_ho(self)
-        zero(self.conv_out)
-        for part in self.modules():
-            if isinstance(part, ResBlock):
-                zero(part.conv2)
-            elif isinstance(part, SelfAttention):
-                zero(part.out)
+        if xavier_init:
+            init_like_ho(self)
+        if zero_init:
+            zero(self.conv_out)
+            for part in self.modules():
+                if isinstance(part, ResBlock):
+                    zero(part.conv2)
+                elif isinstance(part, SelfAttention):
+                    zero(part.out)
         self.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in, on CPU and GPU
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """(B, in_channels, H, W), t: (B,) int in 0..T−1, y: (B,) labels or None -> (B, out_channels, H, W).
 
-        Raises:
-            ValueError: where H or W cannot be halved often enough, or labels and model do not go together.
-        """
-        self._check(x, y)
-        emb = self.time_embedding(t)
-        if self.class_embedding is not None and y is not None:
-            emb = emb + self.class_embedding(y)
-        emb = F.silu(emb)
+        A model with classes takes `num_classes`, and y = None for all images, as no label.
 
+        Raises:
+            ValueError: where the channels are others, or labels are given to a model that has none.
+        """
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
+        emb = F.silu(self._embed(t, y))
+        x, (rows, columns) = pad_to_multiple(x, self.multiple)
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for part in self.down:
-            h = part(h, emb) if isinstance(part, Level) else part(h)
+            h = self._through(part, h, emb)
             skips.append(h)
-        h = self.middle_out(self.middle_in(h, emb), emb)
-        for part in self.up:
-            h = part(torch.cat([h, skips.pop()], dim=1), emb) if isinstance(part, Level) else part(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        h = self._through(self.middle_out, self._through(self.middle_in, h, emb), emb)
+        for stage, grow in zip_longest(self.up, self.grow):
+            for part in stage:
+                h = self._through(part, torch.cat([h, skips.pop()], dim=1), emb)
+            if grow is not None:
+                h = self._through(grow, h, emb)
+        return self.conv_out(F.silu(self.norm_out(h)))[..., rows, columns]
 
-    def _check(self, x: Tensor, y: Tensor | None) -> None:
-        halvings = sum(isinstance(part, Downsample) for part in self.down)
-        if x.shape[-2] % 2**halvings or x.shape[-1] % 2**halvings:
-            raise ValueError(
-                f"an image of {x.shape[-2]}x{x.shape[-1]} pixels cannot be halved {halvings} times: "
-                f"choose height and width that are multiples of {2**halvings}, or fewer channel_multipliers"
-            )
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
-        if (y is None) != (self.num_classes is None):
-            given, wants = ("no labels" if y is None else "labels"), ("none" if self.num_classes is None else "labels")
-            raise ValueError(f"{given} were given to a model that takes {wants} (num_classes={self.num_classes})")
+    def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
+        emb = self.time_embedding(t)
+        if self.class_embedding is not None and self.num_classes is not None:
+            return emb + self.class_embedding(torch.full_like(t, self.num_classes) if y is None else y)
+        if y is not None:
+            raise ValueError("labels were given to a model that takes none (num_classes=None)")
+        return emb
+
+    def _through(self, part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(part, h, emb, use_reentrant=False)
+        return part(h, emb)
+
+
+def _heads(channels: int, num_heads: int, head_channels: int | None) -> int:
+    """The number of heads for so many channels."""
+    if head_channels is not None and (head_channels < 1 or channels % head_channels):
+        raise ValueError(
+            f"self-attention on {channels} channels cannot have heads of head_channels={head_channels}: give a divisor"
+        )
+    heads = num_heads if head_channels is None else channels // head_channels
+    if heads < 1 or channels % heads:
+        raise ValueError(f"self-attention on {channels} channels cannot have num_heads={heads}: give a divisor")
+    return heads
 
 
 def _check_settings(
     widths: Sequence[int],
     norm_groups: int,
-    num_heads: int,
     attention_levels: Sequence[int],
     dropout: float,
     num_res_blocks: int,
+    num_classes: int | None,
 ) -> None:
     if len(widths) < 2:
         raise ValueError("channel_multipliers=[] leaves no level: give one multiplier for each")
-    for name, value in (("norm_groups", norm_groups), ("num_heads", num_heads), ("num_res_blocks", num_res_blocks)):
-        if value < 1:
+    for name, value in (("norm_groups", norm_groups), ("num_res_blocks", num_res_blocks), ("num_classes", num_classes)):
+        if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be 1 or more")
     for width in widths:
-        if width <= 0 or width % norm_groups or width % num_heads:
+        if width <= 0 or width % norm_groups:
             raise ValueError(
-                f"a level of {width} channels cannot be split into norm_groups={norm_groups} and "
-                f"num_heads={num_heads}: change base_channels or channel_multipliers"
+                f"a level of {width} channels cannot be split into norm_groups={norm_groups}: "
+                "change norm_groups, base_channels or channel_multipliers"
             )
     levels = len(widths) - 1
     if any(not 0 <= level < levels for level in attention_levels):
