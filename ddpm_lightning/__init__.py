@@ -9,6 +9,7 @@ _HOMES = {
     "UNet": "models",
     "PREDICTIONS": "denoiser",
     "Denoiser": "denoiser",
+    "Guided": "denoiser",
     "Step": "samplers",
     "Sampler": "samplers",
     "Ancestral": "samplers",

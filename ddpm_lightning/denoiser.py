@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["PREDICTIONS", "Denoiser"]
+__all__ = ["PREDICTIONS", "Denoiser", "Guided"]
 
 # What the network is asked for, as the pair (p, q) of target = p·x0 + q·ε, from a = √ᾱ_t and s = √(1−ᾱ_t).
 PREDICTIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]] = {
@@ -47,8 +47,14 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.learned_variance = learned_variance
 
+    @property
+    def num_classes(self) -> int | None:
+        """The model's number of labels, which is also the label that stands for none; None without labels."""
+        classes: int | None = getattr(self.model, "num_classes", None)
+        return classes
+
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The estimate of x_0, like x_t; t in 1..T, (B, 1, 1, 1) or (); y: (B,) labels."""
+        """The estimate of x_0, like x_t; t in 1..T, (B, 1, 1, 1) or (); y: (B,) labels, or None for no label."""
         return self.x0_from(self.split(self.predict(x_t, t, y))[0], x_t, t)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -107,3 +113,52 @@ class Denoiser(nn.Module):
 
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.schedule.sqrt_alpha_bar[t], self.schedule.sqrt_one_minus_alpha_bar[t]
+
+
+class Guided(nn.Module):
+    """Classifier-free guidance: x̂_0 = x̂_0(x_t) + w·(x̂_0(x_t, y) − x̂_0(x_t)) (Ho & Salimans 2022, Eq. 6, whose w is one less).
+
+    The same in ε and in v, since x̂_0 is linear in both. At w = 1 it is the denoiser with its labels, at w = 0 the one
+    without, and either takes one evaluation of the network; any other scale takes two, in one batch. A learned variance is
+    that of the model with labels.
+
+    Args:
+        denoiser: trained with labels, of which some were dropped.
+        scale: w.
+
+    Raises:
+        ValueError: for a scale that changes something, and a denoiser without labels.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float):
+        super().__init__()
+        if scale != 1 and denoiser.num_classes is None:
+            raise ValueError(f"guidance_scale={scale} needs a model that was trained with labels: leave it at 1")
+        self.denoiser = denoiser
+        self.scale = scale
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """That of the denoiser."""
+        return self.denoiser.schedule
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The guided estimate of x_0; the arguments are those of `Denoiser`."""
+        return self.estimate(x_t, t, y)[0]
+
+    def estimate(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, *, u: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `Denoiser.estimate`, guided."""
+        if y is None or self.scale in (0, 1):
+            return self.denoiser.estimate(x_t, t, y if self.scale else None, u=u)
+        none = torch.full_like(y, self.denoiser.num_classes or 0)
+        x_twice, y_both = torch.cat([x_t, x_t]), torch.cat([y, none])
+        x0, log_variance = self.denoiser.estimate(x_twice, _twice(t), y_both, u=None if u is None else _twice(u))
+        labelled, unlabelled = x0.chunk(2)
+        guided = torch.lerp(unlabelled, labelled, self.scale)
+        return guided, None if log_variance is None else log_variance.chunk(2)[0]
+
+
+def _twice(t: Tensor) -> Tensor:
+    return t if t.ndim == 0 else torch.cat([t, t])

@@ -1,7 +1,7 @@
 """[-1, 1] <-> uint8, grids, saving, and one noise seed per image."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torchvision.utils import make_grid
 
 from ddpm_lightning.seeds import derive
 
-__all__ = ["SeededNoise", "from_uint8", "grid", "save_png", "to_uint8"]
+__all__ = ["SeededNoise", "from_uint8", "grid", "labels_in_turn", "rows_by_label", "save_png", "to_uint8"]
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -32,6 +32,19 @@ def grid(images: Tensor, *, columns: int | None = None, cell: int = 32) -> Tenso
     factor = max(1, -(-cell // max(images.shape[-2:])))
     enlarged = images.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     return make_grid(enlarged, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=0)
+
+
+def labels_in_turn(indices: Iterable[int], labels: Sequence[int] | None) -> Tensor | None:
+    """(B,) image i's label, `labels[i % len(labels)]`; None where there are no labels."""
+    return None if labels is None else torch.tensor([labels[i % len(labels)] for i in indices])
+
+
+def rows_by_label(images: Tensor, num_labels: int) -> Tensor:
+    """A contact sheet of images (N, C, H, W) whose labels come in turn: a row for each label, black where it has no image."""
+    missing = -len(images) % num_labels
+    whole = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
+    rows = whole.unflatten(0, (-1, num_labels)).transpose(0, 1)
+    return grid(rows.flatten(0, 1), columns=rows.shape[1])
 
 
 def save_png(image: Tensor, path: Path) -> None:

@@ -29,6 +29,11 @@ class DDPM(LightningModule):
         optimizer: called with the parameters.
         lr_scheduler: called with the optimiser; advanced once per optimiser step. None for a constant rate.
         seed: what the validation's t and ε are computed from.
+        label_dropout: the probability with which an image of a model with classes is trained without its label, for
+            classifier-free guidance (Ho & Salimans 2022, Algorithm 1).
+
+    Raises:
+        ValueError: for a probability outside [0, 1].
     """
 
     def __init__(
@@ -38,11 +43,15 @@ class DDPM(LightningModule):
         optimizer: Callable[[Iterable[Parameter]], Optimizer],
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
+        label_dropout: float = 0.1,
     ):
         super().__init__()
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout={label_dropout} is no probability: give one from 0 to 1")
         self.denoiser = denoiser
         self.loss = loss
         self.seed = seed
+        self.label_dropout = label_dropout
         self.grad_norm: Tensor | None = None
         self.shared_generator = torch.Generator()  # the same on all ranks: `Randomness` seeds it before each batch
         self._optimizer = optimizer
@@ -54,7 +63,8 @@ class DDPM(LightningModule):
         t, weight = self._draw_times(len(x0))  # t ~ U{1, …, T}
         noise = self.loss.noise_like(x0)  # ε ~ N(0, I)
         x_t = schedule.q_sample(x0, t, self.loss.perturb(noise))  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
-        losses = self.loss(self.denoiser, x0, x_t, t, noise, batch.y)  # ‖ε − ε_θ(x_t, t)‖²
+        y = self._drop_labels(batch.y)  # y ← ∅ with probability p, Ho & Salimans 2022
+        losses = self.loss(self.denoiser, x0, x_t, t, noise, y)  # ‖ε − ε_θ(x_t, t)‖²
         return {"loss": (weight * losses).mean(), "losses": losses.detach(), "t": t.flatten()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -77,6 +87,12 @@ class DDPM(LightningModule):
         return self.loss.times(
             batch_size, self.denoiser.schedule, device=self.device, shared=self.shared_generator, **ranks
         )
+
+    def _drop_labels(self, y: Tensor | None) -> Tensor | None:
+        no_label = self.denoiser.num_classes
+        if y is None or no_label is None or self.label_dropout == 0:
+            return y
+        return y.masked_fill(torch.rand(y.shape, device=y.device) < self.label_dropout, no_label)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self._optimizer(self.denoiser.parameters())

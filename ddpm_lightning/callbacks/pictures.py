@@ -1,6 +1,7 @@
 """A callback that draws a picture every so many steps and at the end."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ddpm_lightning.callbacks.ema import averaged_weights
-from ddpm_lightning.images import save_png
-from ddpm_lightning.samplers import Sampler
+from ddpm_lightning.denoiser import Guided
+from ddpm_lightning.images import SeededNoise, labels_in_turn, save_png
+from ddpm_lightning.samplers import Sampler, Step
 
 __all__ = ["Pictures"]
 
@@ -27,6 +29,8 @@ class Pictures(Callback):
         num_samples: images in a picture.
         every_n_steps: optimiser steps between pictures; None for one at the end only.
         seed: image i's noise depends on (seed, i) only.
+        num_classes: image i is drawn with the label i mod num_classes; None for a model without labels.
+        guidance_scale: of classifier-free guidance, see `Guided`.
 
     Raises:
         ValueError: for numbers below 1.
@@ -43,6 +47,8 @@ class Pictures(Callback):
         num_samples: int,
         every_n_steps: int | None = None,
         seed: int = 0,
+        num_classes: int | None = None,
+        guidance_scale: float = 1.0,
     ):
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} is no number of images: give 1 or more")
@@ -56,11 +62,22 @@ class Pictures(Callback):
         self.num_samples = num_samples
         self.every_n_steps = every_n_steps
         self.seed = seed
+        self.labels = None if num_classes is None else range(num_classes)
+        self.guidance_scale = guidance_scale
         self._last_step = -1
 
     @abstractmethod
     def draw(self, pl_module: Any) -> Tensor:
         """The picture, uint8 (C, H, W)."""
+
+    def steps(self, pl_module: Any) -> Iterator[Step]:
+        """The way from noise to image, guided and with labels where there are any; first the noise, with grey as its estimate."""
+        noise, indices = SeededNoise(self.seed, range(self.num_samples)), range(self.num_samples)
+        x = noise.draw(self.shape).to(pl_module.device)
+        y = labels_in_turn(indices, self.labels)
+        yield Step(pl_module.denoiser.schedule.num_steps, x, torch.zeros_like(x), 0)
+        guided = Guided(pl_module.denoiser, self.guidance_scale)
+        yield from self.sampler.trajectory(guided, x, None if y is None else y.to(x.device), randn=noise)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures import Pictures
-from ddpm_lightning.images import SeededNoise, grid, to_uint8
-from ddpm_lightning.samplers import Step
+from ddpm_lightning.images import grid, to_uint8
 
 __all__ = ["Trajectory"]
 
@@ -28,12 +27,7 @@ class Trajectory(Pictures):
         self.num_columns = num_columns
 
     def draw(self, pl_module: Any) -> Tensor:
-        denoiser = pl_module.denoiser
-        noise = SeededNoise(self.seed, range(self.num_samples))
-        x = noise.draw(self.shape).to(pl_module.device)
-        T = denoiser.schedule.num_steps
-        first = Step(T, x, torch.zeros_like(x), 0)  # nothing is estimated yet: grey
-        steps = [first, *self.sampler.trajectory(denoiser, x, randn=noise)]
+        steps = list(self.steps(pl_module))
         shown = torch.linspace(0, len(steps) - 1, min(self.num_columns, len(steps))).round().int().tolist()
         rows = torch.stack([torch.stack([steps[i].x, steps[i].x0], dim=1) for i in shown], dim=2)
         return grid(to_uint8(rows.flatten(0, 2)), columns=len(shown))

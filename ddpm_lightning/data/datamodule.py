@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from ddpm_lightning.data.datasets import Batch, ImageSet
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.seeds import derive
 
@@ -168,26 +169,36 @@ class ImageDataModule(LightningDataModule):
         self._size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
         self._batch_size = batch_size
         self._val_fraction = val_fraction
-        self._labelled = num_classes is not None
+        self._num_classes = num_classes
         self._flip = flip
         self._seed = seed
+        self._data: ImageSet | None = None
 
     def prepare_data(self) -> None:
         self._dataset()  # on one process first: this is where a set is downloaded
 
     def setup(self, stage: str | None = None) -> None:
+        processes = self.trainer.world_size if self.trainer else 1
+        if self._data is None:
+            self._load()
+        if 0 < len(self.val_indices) < processes:
+            raise UserError(
+                f"data.val_fraction={self._val_fraction} holds out {len(self.val_indices)} images for {processes} processes: "
+                "hold out more, or 0"
+            )
+
+    def _load(self) -> None:
         images, labels = self._dataset()
         if list(images.shape[-2:]) != self._size:
             images = transforms.resize(images, self._size, antialias=True)
         if images.shape[1] != self._channels:
             images = transforms.rgb_to_grayscale(images) if self._channels == 1 else images.expand(-1, 3, -1, -1)
-        held_out = round(self._val_fraction * len(images))
-        processes = self.trainer.world_size if self.trainer else 1
-        if 0 < held_out < processes:
-            raise ValueError(
-                f"data.val_fraction={self._val_fraction} holds out {held_out} images for {processes} processes: "
-                "hold out more, or 0"
+        if self._num_classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < self._num_classes:
+            raise UserError(
+                f"data.num_classes={self._num_classes}, but the set's labels go from {int(labels.min())} to "
+                f"{int(labels.max())}: give data.num_classes={int(labels.max()) + 1}, or null to train without labels"
             )
+        held_out = round(self._val_fraction * len(images))
         shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(self._seed, "split")))
         self.val_indices, self.train_indices = shuffled[:held_out].sort().values, shuffled[held_out:].sort().values
         self._data = ImageSet(images, labels)
@@ -201,7 +212,7 @@ class ImageDataModule(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
             flip=self._flip,
-            labelled=self._labelled,
+            labelled=self._num_classes is not None,
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
         )
 
@@ -214,11 +225,12 @@ class ImageDataModule(LightningDataModule):
             batch_size=self._batch_size,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
-            labelled=self._labelled,
+            labelled=self._num_classes is not None,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return batch._replace(x0=from_uint8(batch.x0))  # bytes travel to the device, floats are made there
 
     def _subset(self, indices: Tensor) -> ImageSet:
+        assert self._data is not None
         return ImageSet(self._data.images[indices], self._data.labels[indices])

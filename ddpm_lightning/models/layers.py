@@ -75,7 +75,7 @@ class TimeEmbedding(nn.Module):
         step = -math.log(10000) / max(half - self.frequency_shift, 1)
         angle = t.float()[:, None] * torch.exp(torch.arange(half, device=t.device) * step)
         sinusoids = torch.cat([angle.sin(), angle.cos()], dim=1)
-        return self.net(sinusoids.to(self.net[0].weight.dtype))
+        return self.net(sinusoids.to(next(self.net.parameters()).dtype))
 
 
 class SiLUDropout(nn.Module):
@@ -104,7 +104,7 @@ class SiLUDropout(nn.Module):
 
 class _SiLUDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, p: float) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, x: Tensor, p: float) -> Tensor:  # type: ignore[no-untyped-def]
         dropped = round(p * 2**16)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         lanes = bits.view(torch.int16)[: x.numel()]
@@ -118,7 +118,7 @@ class _SiLUDropout(torch.autograd.Function):
         return F.silu(x).mul_(mask)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         x, mask = ctx.saved_tensors
         grad = grad * mask
         return torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=grad), None

@@ -209,7 +209,7 @@ class UNet(nn.Module):
             skips.append(h)
         h = self._through(self.middle_out, self._through(self.middle_in, h, emb), emb)
         for stage, grow in zip_longest(self.up, self.grow):
-            for part in stage:
+            for part in stage.children():
                 h = self._through(part, torch.cat([h, skips.pop()], dim=1), emb)
             if grow is not None:
                 h = self._through(grow, h, emb)

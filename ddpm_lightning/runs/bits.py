@@ -51,9 +51,11 @@ def measure_bits_per_dim(
     if not batches:
         raise UserError("the run held no images out (data.val_fraction=0): there is nothing to measure on")
     x0 = from_uint8(torch.cat([batch.x0 for batch in batches]))[:num_images]
+    labels = [batch.y for batch in batches if batch.y is not None]
     parts = []
     for ids in tqdm(torch.arange(len(x0)).split(BATCH_SIZE), desc="likelihood", unit="batch", disable=None):
-        parts.append(bits_per_dim(denoiser, x0[ids], variance=variance, randn=SeededNoise(0, ids.tolist())))
+        y = torch.cat(labels)[ids] if labels else None
+        parts.append(bits_per_dim(denoiser, x0[ids], y, variance=variance, randn=SeededNoise(0, ids.tolist())))
     bits = BitsPerDim(torch.cat([part.prior for part in parts]), torch.cat([part.by_t for part in parts]))
     used = variance or ("learned" if denoiser.learned_variance else "small")
     terms = {name: float(getattr(bits, name).mean()) for name in ("prior", "diffusion", "decoder", "total")}

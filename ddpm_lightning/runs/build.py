@@ -67,7 +67,10 @@ def build_module(config: DictConfig) -> DDPM:
         lr_scheduler(optimizer([torch.nn.Parameter(torch.zeros(1))]))  # a bad rate is seen now, not in training
     except (ValueError, TypeError, InstantiationException) as error:
         raise UserError(f"optimizer, lr_scheduler: {one_line(error)}") from error
-    return DDPM(denoiser, loss, optimizer, lr_scheduler, seed=config.seed)
+    try:
+        return DDPM(denoiser, loss, optimizer, lr_scheduler, seed=config.seed, label_dropout=config.label_dropout)
+    except (ValueError, TypeError) as error:
+        raise UserError(one_line(error)) from error
 
 
 def build_callbacks(config: DictConfig, plain: Mapping[str, Any]) -> list[Callback]:

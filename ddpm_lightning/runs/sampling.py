@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.images import SeededNoise, grid, save_png, to_uint8
+from ddpm_lightning.images import SeededNoise, grid, labels_in_turn, rows_by_label, save_png, to_uint8
 from ddpm_lightning.runs.build import build, check_whole, times_of
 from ddpm_lightning.runs.checkpoint import denoiser_of, load_checkpoint, newest_checkpoint, run_dir_of
 from ddpm_lightning.samplers import Sampler
@@ -37,6 +38,7 @@ def sample(config: DictConfig) -> Path:
     device = _device(config.device)
     torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
     denoiser = denoiser_of(checkpoint, weights=config.weights).to(device)
+    labels, guided = _labels(config, denoiser), _guided(config, denoiser)
     sampler: Sampler = build("sampler", config.sampler)
     steps = len(times_of(sampler, denoiser.schedule)) - 1
     data = checkpoint["config"]["data"]
@@ -49,30 +51,60 @@ def sample(config: DictConfig) -> Path:
     except OSError as error:
         raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
 
-    images = []
+    images, drawn_labels = [], labels_in_turn(range(config.num_samples), labels)
     batches = torch.arange(config.num_samples).split(config.batch_size)
     with tqdm(total=len(batches) * steps, unit="step", desc="sampling", disable=None, dynamic_ncols=True) as progress:
         for indices in batches:
             noise = SeededNoise(config.seed, indices.tolist())
             x = noise.draw(shape).to(device)
-            for step in sampler.trajectory(denoiser, x, randn=noise):
+            y = None if drawn_labels is None else drawn_labels[indices].to(device)
+            for step in sampler.trajectory(guided, x, y, randn=noise):
                 x = step.x
                 progress.update()
             images.append(to_uint8(x).cpu())
 
-    _write(torch.cat(images), out, config.format)
+    _write(torch.cat(images), drawn_labels, labels, out, config.format)
     print(f"{config.num_samples} images from the {config.weights} weights of {path}, {steps} steps each: {out}")
     return out
 
 
-def _write(images: Tensor, out: Path, form: str) -> None:
+def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:
+    """The labels to draw in turn: those asked for, or all that the model knows."""
+    classes, asked = denoiser.num_classes, config.labels
+    if asked is None:
+        return None if classes is None else list(range(classes))
+    if classes is None:
+        raise UserError(f"labels={asked}: the model was trained without labels; leave labels at null")
+    wanted = list(asked) if isinstance(asked, ListConfig) else [asked]
+    if not wanted or any(not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < classes for n in wanted):
+        raise UserError(f"labels={asked} will not do: give a list of the model's labels, from 0 to {classes - 1}")
+    return wanted
+
+
+def _guided(config: DictConfig, denoiser: Denoiser) -> Guided:
+    scale = config.guidance_scale
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 <= scale < float("inf"):
+        raise UserError(f"guidance_scale={scale} will not do: give a number, 0 or more")
+    try:
+        return Guided(denoiser, scale)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _write(images: Tensor, drawn: Tensor | None, labels: list[int] | None, out: Path, form: str) -> None:
     if form == "grid":
-        save_png(grid(images), out / "grid.png")
+        save_png(grid(images) if labels is None else rows_by_label(images, len(labels)), out / "grid.png")
     elif form == "png":
         for i, image in enumerate(images):
             save_png(image, out / f"{i:05d}.png")
+        if drawn is not None:
+            rows = [f"{i:05d}.png,{label}" for i, label in enumerate(drawn.tolist())]
+            (out / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
     else:
-        np.savez_compressed(out / "samples.npz", images=images.permute(0, 2, 3, 1).numpy())
+        arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
+        if drawn is not None:
+            arrays["labels"] = drawn.numpy()
+        np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
 
 
 def _device(name: str) -> torch.device:

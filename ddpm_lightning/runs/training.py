@@ -49,6 +49,8 @@ def train(config: DictConfig) -> float | None:
     seed_everything(config.seed, workers=True, verbose=False)
 
     module, data = build_module(config), build("data", config.data)
+    data.prepare_data()
+    data.setup()  # what is wrong with the data is said before anything is written
     loggers = build_loggers(config, run_dir)
     callbacks = build_callbacks(config, plain)
     trainer: Trainer = build(
@@ -101,8 +103,10 @@ def _check(config: DictConfig) -> None:
     if not isinstance(size, ListConfig) or len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
         raise UserError(f"data.image_size={size} is no size of an image: give [height, width], as in [32,32]")
     if config.data.num_classes is not None:
+        check_whole("data.num_classes", config.data.num_classes)
+    elif config.guidance_scale != 1:
         raise UserError(
-            f"data.num_classes={config.data.num_classes}: models cannot be trained on labels yet; leave it at null"
+            f"guidance_scale={config.guidance_scale} needs labels: give data.num_classes=..., or leave it at 1"
         )
     trainer = config.trainer
     for key in ("max_steps", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
