@@ -75,6 +75,10 @@ class SeededNoise:
         size = tuple(shape)
         return torch.stack([torch.randn(size, generator=generator) for generator in self._generators])
 
+    def uniform(self) -> Tensor:
+        """(B,) draws from [0, 1)."""
+        return torch.cat([torch.rand(1, generator=generator) for generator in self._generators])
+
     def times(self, num_steps: int) -> Tensor:
         """(B,) draws of t from U{1, …, num_steps}."""
         return torch.cat([torch.randint(1, num_steps + 1, (1,), generator=g) for g in self._generators])

@@ -10,7 +10,16 @@ from torch import Tensor
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["VARIANCES", "BitsPerDim", "bits_per_dim", "decoder_term", "estimate_bits_per_dim", "prior_term", "vlb_term"]
+__all__ = [
+    "VARIANCES",
+    "BitsPerDim",
+    "bits_per_dim",
+    "decoder_term",
+    "estimate_bits_per_dim",
+    "estimate_law",
+    "prior_term",
+    "vlb_term",
+]
 
 # The reverse variances that are not learned, as the v of Nichol & Dhariwal 2021, Eq. 15: β̃_t (β̃_2 at t = 1) and β_t.
 VARIANCES: dict[str, float] = {"small": -1.0, "large": 1.0}
@@ -79,29 +88,47 @@ def bits_per_dim(
     return BitsPerDim(prior_term(schedule, x0), torch.stack(terms[::-1], dim=1))
 
 
+def estimate_law(schedule: NoiseSchedule) -> Tensor:
+    """(T−1,) p(t) for t = 2, …, T, with which `estimate_bits_per_dim` draws: about as the bound's terms are large.
+
+    L_{t−1} is ½(SNR_{t−1} − SNR_t)·E‖x_0 − x̂_0‖² (Kingma et al. 2021, Eq. 13), and the error about 1/(1 + SNR_t), so
+    p(t) ∝ (ᾱ_{t−1} − ᾱ_t)/(1 − ᾱ_{t−1}) = β_t ᾱ_{t−1}/(1 − ᾱ_{t−1}); one draw in a hundred is uniform, so that no t is forgotten.
+    """
+    before = torch.cumprod(1 - schedule.betas, 0)[:-1]
+    share = schedule.betas[1:] * before / (1 - before)
+    return 0.99 * share / share.sum() + 0.01 / len(share)
+
+
 @torch.no_grad()
 def estimate_bits_per_dim(
     denoiser: Denoiser,
     x0: Tensor,
-    t: Tensor,
-    noise: Tensor,
     y: Tensor | None = None,
     *,
+    uniform: Tensor,
     variance: str | None = None,
     clip: float | None = 1.0,
+    randn: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
-    """(B,) prior + T·L_{t−1}, whose mean over t ~ U{1, …, T} and ε is the bound: one evaluation of the network.
+    """(B,) prior + L_0 + L_{t−1}/p(t), whose mean over t ~ p and ε is the bound: two evaluations of the network.
 
     Args:
-        t: (B, 1, 1, 1) draws from 1..T; for several per image, repeat the images.
-        noise: ε, like x0.
-        variance: see `bits_per_dim`, as for clip.
+        denoiser: see `bits_per_dim`, as for x0, y, variance and clip.
+        uniform: (B,) draws from [0, 1), which t is made of by `estimate_law`; for several per image, repeat the images.
+        randn: gives noise like x; asked for t = 1, then for the other t.
     """
     schedule = denoiser.schedule
-    x_t = schedule.q_sample(x0, t, noise)
-    raw = denoiser.predict(x_t, t, y)
-    term = vlb_term(denoiser, raw, x0, x_t, t, variance=variance, clip=clip)
-    return prior_term(schedule, x0) + schedule.num_steps * term
+
+    def term(t: Tensor) -> Tensor:
+        x_t = schedule.q_sample(x0, t, randn(x0))
+        return vlb_term(denoiser, denoiser.predict(x_t, t, y), x0, x_t, t, variance=variance, clip=clip)
+
+    bits = prior_term(schedule, x0) + term(torch.ones((), dtype=torch.long, device=x0.device))
+    if schedule.num_steps == 1:
+        return bits
+    p = estimate_law(schedule).to(x0.device, bits.dtype)
+    index = torch.searchsorted(p.cumsum(0), uniform.to(x0.device, bits.dtype)).clamp(max=len(p) - 1)
+    return bits + term(2 + index[:, None, None, None]) / p[index]
 
 
 def vlb_term(

@@ -65,6 +65,9 @@ class DDPM(LightningModule):
         x_t = schedule.q_sample(x0, t, self.loss.perturb(noise))  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
         y = self._drop_labels(batch.y)  # y ← ∅ with probability p, Ho & Salimans 2022
         losses = self.loss(self.denoiser, x0, x_t, t, noise, y)  # ‖ε − ε_θ(x_t, t)‖²
+        if self.loss.times.adaptive:  # here, since checkpoints are written before this module's `on_train_batch_end`
+            everywhere = self.all_gather((t.flatten(), losses.detach()))  # on every rank in one order
+            self.loss.times.update(*(part.flatten() for part in everywhere))
         return {"loss": (weight * losses).mean(), "losses": losses.detach(), "t": t.flatten()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -73,14 +76,9 @@ class DDPM(LightningModule):
         t = draw.times(schedule.num_steps).to(x0.device)[:, None, None, None]
         noise = draw(x0)
         losses = self.loss(self.denoiser, x0, schedule.q_sample(x0, t, noise), t, noise, batch.y)
-        bits = estimate_bits_per_dim(self.denoiser, x0, t, noise, batch.y)
+        bits = estimate_bits_per_dim(self.denoiser, x0, batch.y, uniform=draw.uniform(), randn=draw)
         metrics = {"val/loss": losses.mean(), "val/bits_per_dim": bits.mean()}
         self.log_dict(metrics, batch_size=len(losses), sync_dist=True, prog_bar=True, logger=False)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.loss.times.adaptive:  # on every rank the draws of all ranks, in one order
-            t, losses = self.all_gather((outputs["t"], outputs["losses"]))
-            self.loss.times.update(t.flatten(), losses.flatten())
 
     def _draw_times(self, batch_size: int) -> tuple[Tensor, Tensor]:
         ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size} if self._trainer else {}

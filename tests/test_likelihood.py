@@ -9,7 +9,14 @@ from scipy.special import ndtr
 
 from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import PREDICTIONS, Denoiser
-from ddpm_lightning.likelihood import bits_per_dim, decoder_term, estimate_bits_per_dim, prior_term, vlb_term
+from ddpm_lightning.likelihood import (
+    bits_per_dim,
+    decoder_term,
+    estimate_bits_per_dim,
+    estimate_law,
+    prior_term,
+    vlb_term,
+)
 from tests.gaussian import GaussianModel
 from tests.test_denoiser import Recorder
 
@@ -201,18 +208,55 @@ def test_terms_add_up_and_the_estimate_is_unbiased(learned):
     assert result.by_t.shape == (4, T)
     torch.testing.assert_close(result.total, result.prior + result.diffusion + result.decoder)
     torch.testing.assert_close(result.diffusion + result.decoder, result.by_t.sum(1))
-    # The mean of the estimate over all t, with the same noise at each, is the total itself.
-    estimates = [
-        estimate_bits_per_dim(denoiser, x0, torch.full((4, 1, 1, 1), t), noise[T - t]) for t in range(1, T + 1)
-    ]
-    torch.testing.assert_close(torch.stack(estimates).mean(0), result.total)
+    # The mean of the estimate over t ~ p, with the same noise at each, is the total itself.
+    p = estimate_law(schedule)
+    assert p.shape == (T - 1,)
+    assert p.sum().item() == pytest.approx(1)
+    edges = [0.0, *p.cumsum(0).tolist()]
+    mean = 0
+    for t in range(2, T + 1):
+        draws = iter([noise[T - 1], noise[T - t]])
+        middle = (edges[t - 2] + edges[t - 1]) / 2
+        estimate = estimate_bits_per_dim(
+            denoiser, x0, uniform=torch.full((4,), middle).double(), randn=lambda _, draws=draws: next(draws)
+        )
+        mean = mean + p[t - 2] * estimate
+    torch.testing.assert_close(mean, result.total)
+
+
+@pytest.mark.parametrize("make", [schedules.linear, schedules.cosine])
+def test_the_estimate_varies_little(make):
+    """Where one uniform t for each image would be far from the bound: most of it lies at few t."""
+    torch.manual_seed(4)
+    schedule = make().double()
+    denoiser = Denoiser(GaussianModel(schedule, "v", mean=0.1, std=0.4), schedule, prediction="v")
+    x0 = (0.1 + 0.4 * torch.randn(100, 1, 16, 16, dtype=torch.float64)).clamp(-1, 1)
+    exact = bits_per_dim(denoiser, x0)
+    estimate = estimate_bits_per_dim(denoiser, x0, uniform=torch.rand(100).double())
+    error = estimate.std() / 10
+    assert abs(estimate.mean() - exact.total.mean()) < 5 * error
+    plainly = 1000 * exact.by_t[torch.arange(100), torch.randint(0, 1000, (100,))]
+    assert error < 0.1 * plainly.std() / 10
+    assert error < 0.03 * estimate.mean()
+
+
+def test_one_step_needs_no_draw():
+    schedule = schedules.from_betas([0.5])
+    denoiser = Denoiser(GaussianModel(schedule, "v", mean=0.1, std=0.4), schedule, prediction="v")
+    x0, noise = on_the_grid(2, 1, 2, 2).float(), torch.randn(2, 1, 2, 2)
+    estimate = estimate_bits_per_dim(denoiser, x0, uniform=torch.rand(2), randn=lambda _: noise)
+    torch.testing.assert_close(estimate, bits_per_dim(denoiser, x0, randn=lambda _: noise).total)
 
 
 def test_zero_terminal_snr_is_finite():
     schedule = schedules.from_betas([0.1, 0.5, 1.0])
     denoiser = Denoiser(GaussianModel(schedule, "v", mean=0.0, std=0.5), schedule, prediction="v")
     for variance in (None, "small", "large"):
-        assert bits_per_dim(denoiser, on_the_grid(2, 1, 2, 2).float(), variance=variance).total.isfinite().all()
+        x0 = on_the_grid(2, 1, 2, 2).float()
+        assert bits_per_dim(denoiser, x0, variance=variance).total.isfinite().all()
+        for u in (0.0, 0.3, 1 - 1e-7):
+            estimate = estimate_bits_per_dim(denoiser, x0, uniform=torch.full((2,), u), variance=variance)
+            assert estimate.isfinite().all()
 
 
 def test_unknown_variance_is_refused():

@@ -345,6 +345,14 @@ def test_ddim_of_diffusers_is_at_fault_with_linspace_spacing():
     assert [t - 1 for t in times[:-1]] == reference.timesteps.tolist()
     gaps = {t - u for t, u in itertools.pairwise(times[:-1])}
     assert gaps != {1000 // 20}
+    # One step of its own: it ends at t − T/N, where ours would if told to, and not at the next of its times.
+    denoiser, ddim = gaussian(schedule, "epsilon"), DDIM()
+    x, t, u = torch.randn(2, 1, 2, 2, dtype=torch.float64), times[3], times[4]
+    assert t - u == 52
+    eps = denoiser.predict(x, torch.tensor(t))
+    theirs = reference.step(eps, t - 1, x, use_clipped_model_output=False).prev_sample
+    torch.testing.assert_close(theirs, ddim(denoiser, x, times=[t, t - 50]), rtol=1e-6, atol=1e-6)
+    assert (theirs - ddim(denoiser, x, times=[t, u])).abs().max() > 1e-4
 
 
 def test_dynamic_thresholding_is_that_of_its_paper():

@@ -108,6 +108,27 @@ def test_processes_draw_noise_of_their_own_and_end_with_the_same_weights(tmp_pat
     assert losses[1] != losses[2]
 
 
+IMPORTANCE = (
+    "loss=vlb",
+    "loss/times=importance",
+    "loss.times.history=2",
+    "schedule.num_steps=4",
+    "schedule.beta_end=0.9",
+)
+
+
+@pytest.mark.slow
+def test_an_importance_draw_learns_from_the_losses_of_all_ranks(tmp_path):
+    options = [*IMPORTANCE, "trainer=ddp_cpu", "logger=none", "hydra.run.dir=run"]
+    result = script("train.py", *TINY, *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    counts, losses = state["loss.times.counts"], state["loss.times.losses"]
+    assert counts.sum() == 2 * 16 * 4  # processes, images, steps
+    assert (counts >= 2).all()  # so that the last steps drew by importance
+    assert (losses > 0).all()
+
+
 @pytest.mark.slow
 def test_a_sweep_gives_two_finished_runs_in_one_folder(tmp_path):
     result = script("train.py", "-m", "schedule=linear,cosine", *TINY, cwd=tmp_path)

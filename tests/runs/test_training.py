@@ -104,6 +104,35 @@ def test_training_goes_on_from_the_state_of_a_checkpoint_as_if_it_had_not_stoppe
     assert state["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"batches": 2}]
 
 
+def test_an_importance_draw_is_resumed_with_the_rest(tmp_path):
+    """Four steps, and two and two: the same buffers and weights, to the bit; and by then the draw is no longer uniform."""
+    from lightning.pytorch import Trainer, seed_everything
+
+    from ddpm_lightning.runs.build import build, build_callbacks, build_module
+
+    options = ["loss=vlb", "loss/times=importance", "loss.times.history=2", "schedule.num_steps=4"]
+    config = train_config(tmp_path, *options, "schedule.beta_end=0.9", "callbacks.checkpoint.every_n_train_steps=2")
+    states = {}
+    for name, steps, start in (
+        ("whole", 6, None),
+        ("half", 2, None),
+        ("rest", 6, tmp_path / "half" / "checkpoints" / "last.ckpt"),
+    ):
+        seed_everything(0 if start is None else 1, verbose=False)
+        config.trainer.max_steps, config.run_dir = steps, str(tmp_path / name)
+        module, data = build_module(config), build("data", config.data)
+        callbacks = [
+            c for c in build_callbacks(config, {}) if type(c).__name__ in ("Randomness", "EMA", "NewestCheckpoint")
+        ]
+        trainer: Trainer = build("trainer", config.trainer, callbacks=callbacks, logger=False)
+        trainer.fit(module, datamodule=data, ckpt_path=start and str(start), weights_only=True if start else None)
+        states[name] = weights(tmp_path / name)
+    assert all(torch.equal(value, states["rest"][key]) for key, value in states["whole"].items())
+    p = module.loss.times.probabilities()
+    assert p.max() > 1.2 * p.min()
+    assert not torch.equal(states["half"]["loss.times.losses"], states["rest"]["loss.times.losses"])
+
+
 def test_a_run_that_ends_between_two_checkpoints_still_saves_its_last_step(tmp_path):
     runs.train(train_config(tmp_path, "trainer.max_steps=3"))
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
