@@ -6,6 +6,7 @@ from typing import Any
 # Imported when first asked for: the command line answers before torch is loaded.
 _HOMES = {
     "NoiseSchedule": "schedules",
+    "DiT": "models",
     "UNet": "models",
     "PREDICTIONS": "denoiser",
     "Denoiser": "denoiser",

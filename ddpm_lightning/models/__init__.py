@@ -1,5 +1,6 @@
 """Networks: (x, t, y) -> tensor, usable alone."""
 
+from ddpm_lightning.models.dit import DiT
 from ddpm_lightning.models.unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["DiT", "UNet"]

@@ -20,6 +20,7 @@ __all__ = ["check_targets", "denoiser_of", "load_checkpoint", "load_denoiser", "
 _TRUSTED = (
     "ddpm_lightning.schedules",
     "ddpm_lightning.models",
+    "ddpm_lightning.models.dit",
     "ddpm_lightning.models.unet",
     "ddpm_lightning.denoiser",
     "ddpm_lightning.data.datamodule",

@@ -104,6 +104,7 @@ def test_training_goes_on_from_the_state_of_a_checkpoint_as_if_it_had_not_stoppe
     assert state["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"batches": 2}]
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_an_importance_draw_is_resumed_with_the_rest(tmp_path):
     """Four steps, and two and two: the same buffers and weights, to the bit; and by then the draw is no longer uniform."""
     from lightning.pytorch import Trainer, seed_everything

@@ -1,0 +1,169 @@
+"""The diffusion transformer of Peebles & Xie 2023."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ddpm_lightning.models.layers import TimeEmbedding, init_like_ho, pad_to_multiple, zero
+
+__all__ = ["DiT"]
+
+SINUSOIDS = 256
+
+
+class Block(nn.Module):
+    """adaLN-Zero: x + α_1·attention((1+γ_1)·norm(x) + β_1), then the same with an MLP; the condition gives γ, β and α (Fig. 3)."""
+
+    def __init__(self, width: int, *, num_heads: int, mlp_ratio: float, dropout: float):
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Dropout(dropout), nn.Linear(hidden, width)
+        )
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x: (B, N, width), condition: (B, width) after its SiLU -> (B, N, width)."""
+        b1, g1, a1, b2, g2, a2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        x = x + a1 * self._attend(self.norm(x) * (1 + g1) + b1)
+        return x + a2 * self.mlp(self.norm(x) * (1 + g2) + b2)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class DiT(nn.Module):
+    """A transformer on patches, conditioned on t and y by adaptive layer norms that begin at zero (Peebles & Xie 2023).
+
+    Images whose sides are no multiples of the patch are padded by their edges, and the output is cropped; positions are
+    counted from the upper left corner.
+
+    Args:
+        in_channels: channels of x.
+        out_channels: channels of the output.
+        patch_size: side of a patch.
+        hidden_size: width of the transformer.
+        depth: number of blocks.
+        num_heads: attention heads.
+        mlp_ratio: width of the MLPs, in hidden sizes.
+        dropout: probability within the MLPs.
+        num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
+        checkpointing: recompute the inside of each block in the backward pass: less memory, a third more time.
+
+    Raises:
+        ValueError: for sizes that do not divide one another.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        *,
+        patch_size: int = 2,
+        hidden_size: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        _check_settings(patch_size, hidden_size, depth, num_heads, dropout, num_classes)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.num_classes = num_classes
+        self.patch_size = patch_size
+        self.hidden_size = hidden_size
+        self.checkpointing = checkpointing
+        self.patches = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
+        self.time_embedding = TimeEmbedding(SINUSOIDS, hidden_size, frequency_shift=0)
+        # The row behind the classes is that of no label.
+        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
+        )
+        self.norm_out = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(hidden_size, 2 * hidden_size)
+        self.out = nn.Linear(hidden_size, patch_size**2 * out_channels)
+        self._initialise()
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W), t: (B,) int in 0..T−1, y: (B,) labels or None -> (B, out_channels, H, W).
+
+        A model with classes takes `num_classes`, and y = None for all images, as no label.
+
+        Raises:
+            ValueError: where the channels are others, or labels are given to a model that has none.
+        """
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
+        condition = F.silu(self._embed(t, y))
+        x, (rows, columns) = pad_to_multiple(x, self.patch_size)
+        patches = self.patches(x)
+        height, width = patches.shape[-2:]
+        h = patches.flatten(2).transpose(1, 2)
+        h = h + positions(height, width, self.hidden_size, device=x.device).to(h.dtype)
+        for block in self.blocks:
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                h = checkpoint(block, h, condition, use_reentrant=False)
+            else:
+                h = block(h, condition)
+        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        h = self.out(self.norm_out(h) * (1 + scale) + shift)
+        p = self.patch_size
+        image = h.unflatten(1, (height, width)).unflatten(-1, (p, p, self.out_channels)).permute(0, 5, 1, 3, 2, 4)
+        return image.reshape(len(x), self.out_channels, height * p, width * p)[..., rows, columns]
+
+    def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
+        emb = self.time_embedding(t)
+        if self.class_embedding is not None and self.num_classes is not None:
+            return emb + self.class_embedding(torch.full_like(t, self.num_classes) if y is None else y)
+        if y is not None:
+            raise ValueError("labels were given to a model that takes none (num_classes=None)")
+        return emb
+
+    def _initialise(self) -> None:
+        """As in the paper's code: Xavier, small normal embeddings, and zero for all that modulates and for the output."""
+        init_like_ho(self)
+        nn.init.xavier_uniform_(self.patches.weight.view(self.hidden_size, -1))
+        for layer in self.time_embedding.net:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        if self.class_embedding is not None:
+            nn.init.normal_(self.class_embedding.weight, std=0.02)
+        for part in self.modules():
+            if isinstance(part, Block | DiT):
+                zero(part.modulation)
+        zero(self.out)
+
+
+def positions(height: int, width: int, dim: int, *, device: torch.device) -> Tensor:
+    """(height·width, dim) [sin(x·ω), cos(x·ω), sin(y·ω), cos(y·ω)] of each patch's column x and row y, ω_i = 10000^(−4i/dim)."""
+    omega = torch.exp(torch.arange(dim // 4, device=device) * (-math.log(10000) / (dim // 4)))
+    x, y = (torch.arange(n, device=device)[:, None] * omega for n in (width, height))
+    x, y = (torch.cat([angle.sin(), angle.cos()], dim=-1) for angle in (x, y))
+    return torch.cat([x.expand(height, -1, -1), y[:, None].expand(-1, width, -1)], dim=-1).flatten(0, 1)
+
+
+def _check_settings(
+    patch_size: int, hidden_size: int, depth: int, num_heads: int, dropout: float, num_classes: int | None
+) -> None:
+    sizes = {"patch_size": patch_size, "depth": depth, "num_heads": num_heads, "num_classes": num_classes}
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be 1 or more")
+    if hidden_size < 4 or hidden_size % 4:
+        raise ValueError(f"hidden_size={hidden_size} holds no two-dimensional position: give a multiple of 4")
+    if hidden_size % num_heads:
+        raise ValueError(f"hidden_size={hidden_size} cannot be split into num_heads={num_heads}: give a divisor")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} lies outside [0, 1)")
