@@ -24,6 +24,8 @@ _HOMES = {
     "ImageDataModule": "data.datamodule",
     "EMA": "callbacks",
     "load_denoiser": "runs",
+    "from_diffusers": "interop",
+    "to_diffusers": "interop",
     "UserError": "errors",
 }
 _MODULES = (
@@ -34,6 +36,7 @@ _MODULES = (
     "samplers",
     "losses",
     "likelihood",
+    "interop",
     "module",
     "callbacks",
     "runs",

@@ -1,4 +1,4 @@
-"""What is neither training nor sampling: `python -m ddpm_lightning schedules | likelihood`."""
+"""What is neither training nor sampling: `python -m ddpm_lightning schedules | likelihood | export`."""
 
 import argparse
 import sys
@@ -43,6 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     likelihood.add_argument("--num-images", type=int, metavar="N", help="all")
     likelihood.add_argument("--variance", metavar="small|large", help="the learned one, or small")
     likelihood.set_defaults(run=_likelihood)
+
+    about = "write a checkpoint's model as a folder of diffusers, or as safetensors"
+    export = commands.add_parser("export", help=about, description=about, allow_abbrev=False)
+    export.add_argument("checkpoint", type=Path)
+    export.add_argument("folder", type=Path)
+    export.add_argument("--weights", default="ema", metavar="ema|raw", help="%(default)s")
+    export.add_argument("--format", default="diffusers", metavar="diffusers|safetensors", help="%(default)s")
+    export.set_defaults(run=_export)
     return parser
 
 
@@ -60,6 +68,13 @@ def _likelihood(arguments: argparse.Namespace) -> None:
 
     options = {"weights": arguments.weights, "num_images": arguments.num_images, "variance": arguments.variance}
     print(measure_bits_per_dim(arguments.checkpoint, **options))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from ddpm_lightning.runs.export import export
+
+    export(arguments.checkpoint, arguments.folder, weights=arguments.weights, form=arguments.format)
+    print(arguments.folder)
 
 
 if __name__ == "__main__":

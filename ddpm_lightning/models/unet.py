@@ -108,7 +108,9 @@ class UNet(nn.Module):
         zero_init: bool = True,
         checkpointing: bool = False,
     ):
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.settings: dict[str, Any] = settings  # the arguments, as `interop` writes them
         levels = len(channel_multipliers)
         widths = [base_channels * m for m in channel_multipliers]
         _check_settings([base_channels, *widths], norm_groups, attention_levels, dropout, num_res_blocks, num_classes)
@@ -179,15 +181,7 @@ class UNet(nn.Module):
         self.norm_out = norm(channels)
         self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
 
-        if xavier_init:
-            init_like_ho(self)
-        if zero_init:
-            zero(self.conv_out)
-            for part in self.modules():
-                if isinstance(part, ResBlock):
-                    zero(part.conv2)
-                elif isinstance(part, SelfAttention):
-                    zero(part.out)
+        self._initialise(xavier_init, zero_init)
         self.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in, on CPU and GPU
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -214,6 +208,17 @@ class UNet(nn.Module):
             if grow is not None:
                 h = self._through(grow, h, emb)
         return self.conv_out(F.silu(self.norm_out(h)))[..., rows, columns]
+
+    def _initialise(self, xavier_init: bool, zero_init: bool) -> None:
+        if xavier_init:
+            init_like_ho(self)
+        if zero_init:
+            zero(self.conv_out)
+            for part in self.modules():
+                if isinstance(part, ResBlock):
+                    zero(part.conv2)
+                elif isinstance(part, SelfAttention):
+                    zero(part.out)
 
     def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
         emb = self.time_embedding(t)

@@ -12,9 +12,18 @@ from omegaconf import OmegaConf
 
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.interop import from_diffusers, images_of, is_diffusers_folder
 from ddpm_lightning.runs.build import build, one_line
 
-__all__ = ["check_targets", "denoiser_of", "load_checkpoint", "load_denoiser", "newest_checkpoint", "run_dir_of"]
+__all__ = [
+    "check_targets",
+    "denoiser_of",
+    "load_checkpoint",
+    "load_denoiser",
+    "load_model",
+    "newest_checkpoint",
+    "run_dir_of",
+]
 
 # What a checkpoint's config may name: these modules' public names, and nothing that can be reached through them.
 _TRUSTED = (
@@ -31,11 +40,22 @@ _TRUSTED = (
 def load_denoiser(checkpoint: str | Path, *, weights: str = "ema") -> Denoiser:
     """The denoiser of a checkpoint file, in evaluation mode on the CPU, with its "ema" or its "raw" weights.
 
+    A run folder stands for its newest checkpoint, and a folder of diffusers for the one model that it holds.
+
     Raises:
         UserError: where the file is no checkpoint, its config names anything but this package's parts, or it holds no
             averaged weights.
     """
-    return denoiser_of(load_checkpoint(checkpoint), weights=weights)
+    return load_model(Path(checkpoint), weights=weights)[0]
+
+
+def load_model(path: Path, *, weights: str = "ema") -> tuple[Denoiser, dict[str, Any]]:
+    """As `load_denoiser`, with "channels" and "image_size" of the images that the model was trained on."""
+    if is_diffusers_folder(path):
+        return from_diffusers(path), images_of(path)
+    checkpoint = load_checkpoint(path)
+    data = checkpoint["config"]["data"]
+    return denoiser_of(checkpoint, weights=weights), {key: data[key] for key in ("channels", "image_size")}
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

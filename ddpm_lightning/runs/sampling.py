@@ -13,7 +13,7 @@ from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, grid, labels_in_turn, rows_by_label, save_png, to_uint8
 from ddpm_lightning.runs.build import build, check_whole, times_of
-from ddpm_lightning.runs.checkpoint import denoiser_of, load_checkpoint, newest_checkpoint, run_dir_of
+from ddpm_lightning.runs.checkpoint import load_model, newest_checkpoint, run_dir_of
 from ddpm_lightning.samplers import Sampler
 
 __all__ = ["sample"]
@@ -34,14 +34,13 @@ def sample(config: DictConfig) -> Path:
     if config.format not in ("grid", "png", "npz"):
         raise UserError(f"format={config.format} is unknown: choose grid, png or npz")
     path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
-    checkpoint = load_checkpoint(path)
+    denoiser, data = load_model(path, weights=config.weights)
     device = _device(config.device)
     torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
-    denoiser = denoiser_of(checkpoint, weights=config.weights).to(device)
+    denoiser = denoiser.to(device)
     labels, guided = _labels(config, denoiser), _guided(config, denoiser)
     sampler: Sampler = build("sampler", config.sampler)
     steps = len(times_of(sampler, denoiser.schedule)) - 1
-    data = checkpoint["config"]["data"]
     shape = (data["channels"], *data["image_size"])
 
     beside = run_dir_of(path) / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"

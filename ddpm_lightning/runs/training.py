@@ -26,6 +26,7 @@ from ddpm_lightning.callbacks import TrainingMetrics
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.runs.build import build, build_callbacks, build_loggers, build_module, check_whole, one_line
+from ddpm_lightning.runs.checkpoint import load_denoiser
 
 __all__ = ["train"]
 
@@ -49,6 +50,8 @@ def train(config: DictConfig) -> float | None:
     seed_everything(config.seed, workers=True, verbose=False)
 
     module, data = build_module(config), build("data", config.data)
+    if config.init_from is not None:
+        _begin_with(module, Path(str(config.init_from)))
     data.prepare_data()
     data.setup()  # what is wrong with the data is said before anything is written
     loggers = build_loggers(config, run_dir)
@@ -93,6 +96,21 @@ def train(config: DictConfig) -> float | None:
             _say(_closing_words(run_dir, summary, sync))
     best: float | None = summary["best"].get("val/loss")
     return best
+
+
+def _begin_with(module: DDPM, path: Path) -> None:
+    """Fine-tuning: another model's averaged weights in place of the initial ones."""
+    model, theirs = module.denoiser.model, load_denoiser(path).model.state_dict()
+    ours = model.state_dict()
+    differing = sorted(
+        key for key in {*ours, *theirs} if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape
+    )
+    if differing:
+        raise UserError(
+            f"init_from={path} is another network: {len(differing)} of its weights differ in name or shape, among them "
+            f"{', '.join(differing[:3])}; choose the model=... that it was trained with"
+        )
+    model.load_state_dict(theirs)
 
 
 def _check(config: DictConfig) -> None:
