@@ -110,4 +110,8 @@ class DDPM(LightningModule):
         # Once per optimiser step and after unscaling: the place to see the norm before it is clipped.
         gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        # Not by Lightning, which refuses to clip for a fused optimiser even where no loss is scaled, as in bfloat16.
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.denoiser.parameters(), gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(self.denoiser.parameters(), gradient_clip_val, self.grad_norm)

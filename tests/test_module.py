@@ -5,7 +5,7 @@ from ddpm_lightning import schedules
 from ddpm_lightning.data.datasets import Batch, digits
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.images import SeededNoise, from_uint8
-from ddpm_lightning.losses import Loss
+from ddpm_lightning.losses import VLB, Hybrid, Importance, LogNormal, Loss, MinSNR, Stratified
 from ddpm_lightning.models import UNet
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.samplers import DDIM
@@ -70,3 +70,33 @@ def test_validation_depends_on_the_image_not_on_the_batch(monkeypatch):
 
     with torch.no_grad():
         assert mean_loss([12]) == pytest.approx(mean_loss([5, 7]), rel=1e-5)
+
+
+@pytest.mark.parametrize("times", [None, Stratified(), LogNormal(), Importance(1000)])
+@pytest.mark.parametrize("loss", [Loss, lambda times: Loss(MinSNR(), times=times), VLB, Hybrid])
+def test_a_training_step_never_waits_for_its_device(loss, times):
+    """On a device without values nothing can be read back: neither `.item()` nor a choice by a value."""
+    torch.manual_seed(0)
+    objective = loss(times=times)
+    options = {"base_channels": 16, "channel_multipliers": (1, 1), "num_res_blocks": 1, "norm_groups": 8}
+    learned = isinstance(objective, Hybrid)
+    model = UNet(1, 1 + learned, dropout=0.1, num_classes=3, **options)
+    module = DDPM(Denoiser(model, schedules.linear(), learned_variance=learned), objective, torch.optim.Adam)
+    x0, y = torch.empty(6, 1, 8, 8, device="meta"), torch.empty(6, dtype=torch.long, device="meta")
+    module.to("meta")
+    module.all_gather = lambda parts: parts
+    module.training_step(Batch(x0, y, torch.arange(6)), 0)["loss"].backward()
+
+
+@pytest.mark.parametrize(("algorithm", "value"), [("norm", 0.01), ("value", 1e-4), (None, 0.01), ("norm", None)])
+def test_gradients_are_clipped_and_their_norm_kept(algorithm, value):
+    module = tiny()
+    for p in module.parameters():
+        p.grad = torch.randn_like(p)
+    before = [p.grad.clone() for p in module.parameters()]
+    norm = torch.cat([g.flatten() for g in before]).norm()
+    module.configure_gradient_clipping(None, value, algorithm)
+    torch.testing.assert_close(module.grad_norm, norm)
+    for p, g in zip(module.parameters(), before, strict=True):
+        expected = g if value is None else g.clamp(-value, value) if algorithm == "value" else g * value / norm
+        torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-9)

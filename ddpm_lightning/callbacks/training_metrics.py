@@ -13,7 +13,7 @@ __all__ = ["TrainingMetrics"]
 
 
 class TrainingMetrics(Callback):
-    """Logs loss, loss by quartile of t, learning rate, gradient norm, images per second and EMA decay.
+    """Logs loss, loss by quartile of t, learning rate, gradient norm, images per second, seconds since the start and EMA decay.
 
     Sums are kept on the device and averaged over ranks once per `trainer.log_every_n_steps`: no training step waits for
     the device. The images per second leave validation and pictures out.
@@ -24,8 +24,12 @@ class TrainingMetrics(Callback):
         self._images = 0
         self._seconds = 0.0
         self._started = 0.0
+        self._began = 0.0
         self.latest: dict[str, float] = {}
         self.best: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._started = time.perf_counter()
@@ -58,6 +62,7 @@ class TrainingMetrics(Callback):
             "train/loss": sum(total) / sum(count),
             "train/grad_norm": float(pl_module.grad_norm),
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/wall_seconds": time.perf_counter() - self._began,
             "train/images_per_second": self._images * trainer.world_size / max(self._seconds, 1e-9),
         }
         metrics |= {f"train/loss_q{i + 1}": s / n for i, (s, n) in enumerate(zip(total, count, strict=True)) if n}

@@ -86,10 +86,12 @@ class TrainLoader:
             chosen.append(local)
             mirrored.append(coins[local])
         local = torch.cat(chosen)
-        images = self._data.images[local]
+        there = _to(local, self._data.images.device)
+        images = self._data.images[there]
         if self._flip:
-            images = torch.where(torch.cat(mirrored)[:, None, None, None], images.flip(-1), images)
-        return Batch(images, self._data.labels[local] if self._labelled else None, self._indices[local])
+            coins = _to(torch.cat(mirrored), images.device)[:, None, None, None]
+            images = torch.where(coins, images.flip(-1), images)
+        return Batch(images, self._data.labels[there] if self._labelled else None, self._indices[local])
 
     def _pass(self, epoch: int) -> tuple[Tensor, Tensor]:
         if epoch not in self._passes:
@@ -124,8 +126,14 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for local in self._chunks:
-            y = self._data.labels[local] if self._labelled else None
-            yield Batch(self._data.images[local], y, self._indices[local])
+            there = _to(local, self._data.images.device)
+            y = self._data.labels[there] if self._labelled else None
+            yield Batch(self._data.images[there], y, self._indices[local])
+
+
+def _to(choice: Tensor, device: torch.device) -> Tensor:
+    """A choice of images, made on the CPU, on their device; the CPU does not wait for it."""
+    return choice if device.type == "cpu" else choice.pin_memory().to(device, non_blocking=True)
 
 
 class ImageDataModule(LightningDataModule):
@@ -139,6 +147,7 @@ class ImageDataModule(LightningDataModule):
         val_fraction: the share that is held out for validation, drawn from the seed.
         num_classes: the number of labels that the model is given, or None for training without labels.
         flip: mirror half of the training images.
+        on_device: keep the images on the device that trains, as bytes, so that a small network never waits for them.
         seed: what the split, the order and the flips are computed from.
 
     Raises:
@@ -155,6 +164,7 @@ class ImageDataModule(LightningDataModule):
         val_fraction: float = 0.1,
         num_classes: int | None = None,
         flip: bool = False,
+        on_device: bool = True,
         seed: int = 0,
     ):
         super().__init__()
@@ -171,6 +181,7 @@ class ImageDataModule(LightningDataModule):
         self._val_fraction = val_fraction
         self._num_classes = num_classes
         self._flip = flip
+        self._on_device = on_device
         self._seed = seed
         self._data: ImageSet | None = None
 
@@ -233,4 +244,5 @@ class ImageDataModule(LightningDataModule):
 
     def _subset(self, indices: Tensor) -> ImageSet:
         assert self._data is not None
-        return ImageSet(self._data.images[indices], self._data.labels[indices])
+        device = self.trainer.strategy.root_device if self.trainer and self._on_device else torch.device("cpu")
+        return ImageSet(self._data.images[indices].to(device), self._data.labels[indices].to(device))

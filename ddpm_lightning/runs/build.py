@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -25,7 +26,16 @@ from ddpm_lightning.module import DDPM
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["build", "build_callbacks", "build_loggers", "build_module", "check_whole", "one_line", "times_of"]
+__all__ = [
+    "build",
+    "build_callbacks",
+    "build_loggers",
+    "build_module",
+    "check_whole",
+    "compile_model",
+    "one_line",
+    "times_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +72,10 @@ def build_module(config: DictConfig) -> DDPM:
         loss.check(denoiser)
     except ValueError as error:
         raise UserError(f"loss: {one_line(error)}") from error
-    optimizer, lr_scheduler = build("optimizer", config.optimizer), build("lr_scheduler", config.lr_scheduler)
+    # A fused optimiser takes the loss's scale out by itself, and Lightning could not clip in between.
+    plain = {"fused": False} if config.trainer.precision == "16-mixed" and "fused" in config.optimizer else {}
+    optimizer = build("optimizer", config.optimizer, **plain)
+    lr_scheduler = build("lr_scheduler", config.lr_scheduler)
     try:
         lr_scheduler(optimizer([torch.nn.Parameter(torch.zeros(1))]))  # a bad rate is seen now, not in training
     except (ValueError, TypeError, InstantiationException) as error:
@@ -93,6 +106,15 @@ def build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
             rank_zero_only(run_dir.mkdir)(parents=True, exist_ok=True)
         loggers.append(build(f"logger.{name}", node, **extra))
     return loggers
+
+
+def compile_model(denoiser: Denoiser, device: torch.device) -> None:
+    """Compile the network in place: its weights keep their names, so that checkpoints with and without are the same."""
+    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise UserError(
+            "compile=true needs a C++ compiler on a CPU, and there is no g++: install one, or compile=false"
+        )
+    denoiser.model.compile()
 
 
 def times_of(sampler: Sampler, schedule: NoiseSchedule) -> list[int]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, grid, labels_in_turn, rows_by_label, save_png, to_uint8
-from ddpm_lightning.runs.build import build, check_whole, times_of
+from ddpm_lightning.runs.build import build, check_whole, compile_model, times_of
 from ddpm_lightning.runs.checkpoint import load_model, newest_checkpoint, run_dir_of
 from ddpm_lightning.samplers import Sampler
 
@@ -38,6 +38,8 @@ def sample(config: DictConfig) -> Path:
     device = _device(config.device)
     torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
     denoiser = denoiser.to(device)
+    if config.compile:
+        compile_model(denoiser, device)
     labels, guided = _labels(config, denoiser), _guided(config, denoiser)
     sampler: Sampler = build("sampler", config.sampler)
     steps = len(times_of(sampler, denoiser.schedule)) - 1

@@ -1,8 +1,10 @@
 """What `train.py` does."""
 
+import ctypes
 import json
 import logging
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -25,10 +27,18 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ddpm_lightning.callbacks import TrainingMetrics
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.module import DDPM
-from ddpm_lightning.runs.build import build, build_callbacks, build_loggers, build_module, check_whole, one_line
+from ddpm_lightning.runs.build import (
+    build,
+    build_callbacks,
+    build_loggers,
+    build_module,
+    check_whole,
+    compile_model,
+    one_line,
+)
 from ddpm_lightning.runs.checkpoint import load_denoiser
 
-__all__ = ["train"]
+__all__ = ["keep_freed_memory", "train"]
 
 
 def train(config: DictConfig) -> float | None:
@@ -70,6 +80,10 @@ def train(config: DictConfig) -> float | None:
     for logger in loggers:
         logger.log_hyperparams({**plain, "parameters": parameters})
 
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    if config.compile:
+        compile_model(module.denoiser, trainer.strategy.root_device)
     started, status = time.monotonic(), "failed"
     try:
         trainer.fit(module, datamodule=data)
@@ -155,6 +169,17 @@ def _check(config: DictConfig) -> None:
 
 def _above_zero(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc not to give large blocks back to the system: each step wants them again, and fresh pages are slow.
+
+    A quarter of a step's time for Ho et al.'s network at 32×32, batch 16.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def _quieten() -> None:

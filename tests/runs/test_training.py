@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddpm_lightning import runs
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.runs.build import build_module
 from tests.conftest import config_of, train_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number of training batches")
@@ -203,3 +204,31 @@ def test_a_gpu_that_is_not_there(tmp_path):
 def test_the_loss_is_finite_in_bfloat16(tmp_path):
     best = runs.train(train_config(tmp_path, "trainer.precision=bf16-mixed"))
     assert math.isfinite(best)
+
+
+def test_half_precision_takes_the_plain_optimizer(tmp_path):
+    for precision, fused in (("32-true", True), ("bf16-mixed", True), ("16-mixed", False)):
+        module = build_module(train_config(tmp_path, f"trainer.precision={precision}"))
+        assert module.configure_optimizers()["optimizer"].defaults["fused"] is fused
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_compiled_and_not_compiled_checkpoints_are_the_same(tiny_run, tmp_path):
+    compiled, plain = tmp_path / "compiled", tmp_path / "plain"
+    steps = ["trainer.max_steps=2", "callbacks.sample_grid=null", "callbacks.trajectory=null"]
+    runs.train(train_config(compiled, "compile=true", *steps))
+    runs.train(train_config(plain, *steps))
+    assert weights(compiled).keys() == weights(plain).keys()
+    for key, value in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[key], value, rtol=1e-3, atol=1e-4)
+    again = tmp_path / "again"
+    runs.train(train_config(again, "compile=true", f"init_from={plain}", *steps))
+    runs.train(train_config(tmp_path / "and_back", f"init_from={again}", *steps))
+
+
+def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="compile=true needs a C\\+\\+ compiler"):
+        runs.train(train_config(tmp_path / "run", "compile=true"))

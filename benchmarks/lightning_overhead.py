@@ -1,0 +1,101 @@
+"""What Lightning, the default callbacks and the logger add to a training step, over a bare loop of the same module.
+
+python benchmarks/lightning_overhead.py [--rounds 5] [--steps 60] [--trainer auto]
+
+The network is unet_small at 28×28, batch 64; both train on the digits, resized. Each round times the two in turn, in processes of their
+own: the bare loop draws its batches from the same loader and takes the same optimiser steps, with clipping. Of a run the steps
+between the first and the last log line count, without the pictures, checkpoints and validation that come every 500 steps.
+"""
+
+import argparse
+import csv
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize
+
+import ddpm_lightning.cli  # noqa: F401  registers the resolvers of conf/
+from ddpm_lightning.runs.build import build, build_module
+from ddpm_lightning.runs.training import keep_freed_memory
+
+SHAPE = ["model=unet_small", "data.image_size=[28,28]"]
+
+
+def bare(steps: int) -> float:
+    """Seconds per step of a loop with nothing in it but the module."""
+    keep_freed_memory()
+    torch.set_float32_matmul_precision("high")
+    with initialize("../conf", version_base="1.3"):
+        config = compose("train", [*SHAPE, "run_dir=unused"])
+    module, data = build_module(config), build("data", config.data)
+    data.setup()
+    loader, optimizers = data.train_dataloader(), module.configure_optimizers()
+    optimizer, lr_scheduler = optimizers["optimizer"], optimizers["lr_scheduler"]["scheduler"]
+    module.train()
+    done, started = 0, 0.0
+    while True:
+        for batch in loader:
+            if done == steps // 3:
+                started = time.perf_counter()
+            loss = module.training_step(data.on_after_batch_transfer(batch, 0), 0)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            lr_scheduler.step()
+            done += 1
+            if done == steps:
+                return (time.perf_counter() - started) / (steps - steps // 3)
+
+
+def whole(steps: int, trainer: str) -> float:
+    """Seconds per step of a run of train.py, between two log lines."""
+    third = steps // 3
+    with tempfile.TemporaryDirectory() as folder:
+        options = [
+            *SHAPE,
+            f"trainer={trainer}",
+            f"trainer.max_steps={steps}",
+            f"trainer.log_every_n_steps={third}",
+            "trainer.val_check_interval=100000",
+            "callbacks.checkpoint.every_n_train_steps=100000",
+            "callbacks.best_checkpoint=null",
+            "callbacks.sample_grid=null",
+            "callbacks.trajectory=null",
+            f"hydra.run.dir={folder}",
+        ]
+        script = Path(__file__).parent.parent / "train.py"
+        subprocess.run([sys.executable, script, *options], check=True, stdout=subprocess.DEVNULL)
+        with (Path(folder) / "metrics.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+        stamps = [float(row["train/wall_seconds"]) for row in rows if int(row["step"]) >= third]
+    return (stamps[-1] - stamps[0]) / (int(rows[-1]["step"]) - third)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--trainer", default="auto")
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.bare:
+        print(bare(arguments.steps))
+        return
+    ratios = []
+    for _ in range(arguments.rounds):
+        command = [sys.executable, __file__, "--bare", "--steps", str(arguments.steps)]
+        alone = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        run = whole(arguments.steps, arguments.trainer)
+        ratios.append(run / alone)
+        print(f"bare {alone * 1e3:.1f} ms/step, train.py {run * 1e3:.1f} ms/step: {run / alone - 1:+.1%}", flush=True)
+    print(f"median {statistics.median(ratios) - 1:+.1%}")
+
+
+if __name__ == "__main__":
+    main()
