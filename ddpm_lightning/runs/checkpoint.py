@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
@@ -18,6 +19,7 @@ from ddpm_lightning.runs.build import build, one_line
 __all__ = [
     "check_targets",
     "denoiser_of",
+    "differing",
     "load_checkpoint",
     "load_denoiser",
     "load_model",
@@ -94,10 +96,22 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema") -> Denoi
         denoiser: Denoiser = build("denoiser", OmegaConf.create(config))
         state = {**checkpoint["state_dict"], **(checkpoint["ema_state_dict"] if weights == "ema" else {})}
         prefix = "denoiser."
-        denoiser.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        theirs = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if wrong := differing(denoiser.state_dict(), theirs):
+            raise UserError(
+                f"the checkpoint's config and weights do not fit together, or it is of another version: {len(wrong)} "
+                f"weights differ in name or shape, among them {', '.join(wrong[:3])}; give another checkpoint"
+            )
+        denoiser.load_state_dict(theirs)
     except (TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise UserError(f"the checkpoint's config and weights do not fit together: {one_line(error)}") from error
     return denoiser.eval()
+
+
+def differing(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
+    """The names of the weights that only one of two networks has, or that differ in shape."""
+    names = {*ours, *theirs}
+    return sorted(n for n in names if n not in ours or n not in theirs or ours[n].shape != theirs[n].shape)
 
 
 def newest_checkpoint() -> Path:

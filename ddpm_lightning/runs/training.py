@@ -36,7 +36,7 @@ from ddpm_lightning.runs.build import (
     compile_model,
     one_line,
 )
-from ddpm_lightning.runs.checkpoint import load_denoiser
+from ddpm_lightning.runs.checkpoint import differing, load_denoiser
 
 __all__ = ["keep_freed_memory", "train"]
 
@@ -115,14 +115,10 @@ def train(config: DictConfig) -> float | None:
 def _begin_with(module: DDPM, path: Path) -> None:
     """Fine-tuning: another model's averaged weights in place of the initial ones."""
     model, theirs = module.denoiser.model, load_denoiser(path).model.state_dict()
-    ours = model.state_dict()
-    differing = sorted(
-        key for key in {*ours, *theirs} if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape
-    )
-    if differing:
+    if wrong := differing(model.state_dict(), theirs):
         raise UserError(
-            f"init_from={path} is another network: {len(differing)} of its weights differ in name or shape, among them "
-            f"{', '.join(differing[:3])}; choose the model=... that it was trained with"
+            f"init_from={path} is another network: {len(wrong)} of its weights differ in name or shape, among them "
+            f"{', '.join(wrong[:3])}; choose the model=... that it was trained with"
         )
     model.load_state_dict(theirs)
 
