@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ddpm_lightning.models.layers import TimeEmbedding, init_like_ho, pad_to_multiple, zero
+from ddpm_lightning.models.layers import TimeEmbedding, embed, init_like_ho, pad_to_multiple, zero
 
 __all__ = ["DiT"]
 
@@ -106,7 +106,7 @@ class DiT(nn.Module):
         """
         if x.shape[1] != self.in_channels:
             raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
-        condition = F.silu(self._embed(t, y))
+        condition = F.silu(embed(t, y, self.time_embedding, self.class_embedding))
         x, (rows, columns) = pad_to_multiple(x, self.patch_size)
         patches = self.patches(x)
         height, width = patches.shape[-2:]
@@ -122,14 +122,6 @@ class DiT(nn.Module):
         p = self.patch_size
         image = h.unflatten(1, (height, width)).unflatten(-1, (p, p, self.out_channels)).permute(0, 5, 1, 3, 2, 4)
         return image.reshape(len(x), self.out_channels, height * p, width * p)[..., rows, columns]
-
-    def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
-        emb = self.time_embedding(t)
-        if self.class_embedding is not None and self.num_classes is not None:
-            return emb + self.class_embedding(torch.full_like(t, self.num_classes) if y is None else y)
-        if y is not None:
-            raise ValueError("labels were given to a model that takes none (num_classes=None)")
-        return emb
 
     def _initialise(self) -> None:
         """As in the paper's code: Xavier, small normal embeddings, and zero for all that modulates and for the output."""

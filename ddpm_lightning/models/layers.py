@@ -15,6 +15,7 @@ __all__ = [
     "TimeEmbedding",
     "Upsample",
     "double",
+    "embed",
     "halve",
     "init_like_ho",
     "pad_to_multiple",
@@ -76,6 +77,20 @@ class TimeEmbedding(nn.Module):
         angle = t.float()[:, None] * torch.exp(torch.arange(half, device=t.device) * step)
         sinusoids = torch.cat([angle.sin(), angle.cos()], dim=1)
         return self.net(sinusoids.to(next(self.net.parameters()).dtype))
+
+
+def embed(t: Tensor, y: Tensor | None, times: TimeEmbedding, classes: nn.Embedding | None) -> Tensor:
+    """(B, dim) the embedding of t, plus that of y where the model has classes, whose last row stands for no label.
+
+    Raises:
+        ValueError: where labels are given to a model that has none.
+    """
+    if classes is None and y is not None:
+        raise ValueError("labels were given to a model that takes none (num_classes=None)")
+    emb: Tensor = times(t)
+    if classes is None:
+        return emb
+    return emb + classes(torch.full_like(t, classes.num_embeddings - 1) if y is None else y)
 
 
 class SiLUDropout(nn.Module):

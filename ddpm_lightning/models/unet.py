@@ -17,6 +17,7 @@ from ddpm_lightning.models.layers import (
     TimeEmbedding,
     Upsample,
     double,
+    embed,
     halve,
     init_like_ho,
     pad_to_multiple,
@@ -194,7 +195,7 @@ class UNet(nn.Module):
         """
         if x.shape[1] != self.in_channels:
             raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
-        emb = F.silu(self._embed(t, y))
+        emb = F.silu(embed(t, y, self.time_embedding, self.class_embedding))
         x, (rows, columns) = pad_to_multiple(x, self.multiple)
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
@@ -219,14 +220,6 @@ class UNet(nn.Module):
                     zero(part.conv2)
                 elif isinstance(part, SelfAttention):
                     zero(part.out)
-
-    def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
-        emb = self.time_embedding(t)
-        if self.class_embedding is not None and self.num_classes is not None:
-            return emb + self.class_embedding(torch.full_like(t, self.num_classes) if y is None else y)
-        if y is not None:
-            raise ValueError("labels were given to a model that takes none (num_classes=None)")
-        return emb
 
     def _through(self, part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
