@@ -43,8 +43,8 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """A transformer on patches, conditioned on t and y by adaptive layer norms that begin at zero (Peebles & Xie 2023).
 
-    Images whose sides are no multiples of the patch are padded by their edges, and the output is cropped; positions are
-    counted from the upper left corner.
+    Images whose sides are no multiples of the patch are padded by their edges, as evenly on all sides as can be, and the
+    output is cropped; positions are counted from the padded image's upper left corner.
 
     Args:
         in_channels: channels of x.
@@ -59,7 +59,7 @@ class DiT(nn.Module):
         checkpointing: recompute the inside of each block in the backward pass: less memory, a third more time.
 
     Raises:
-        ValueError: for sizes that do not divide one another.
+        ValueError: for sizes that do not divide one another, or a setting outside its range.
     """
 
     def __init__(
@@ -111,7 +111,8 @@ class DiT(nn.Module):
         patches = self.patches(x)
         height, width = patches.shape[-2:]
         h = patches.flatten(2).transpose(1, 2)
-        h = h + positions(height, width, self.hidden_size, device=x.device).to(h.dtype)
+        # In x's precision: under autocast what runs from block to block stays float32, as in the paper's code.
+        h = h + positions(height, width, self.hidden_size, device=x.device).to(x.dtype)
         for block in self.blocks:
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 h = checkpoint(block, h, condition, use_reentrant=False)

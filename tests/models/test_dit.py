@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
+from hydra.utils import instantiate
 
-from ddpm_lightning.models import DiT
+from ddpm_lightning.models import DiT, dit
 from ddpm_lightning.models.dit import positions
+from tests.conftest import config_of
 
 TINY = {"patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2}
 
@@ -14,6 +18,14 @@ def scrambled(model, std=0.2):
     return model.eval()
 
 
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def linear(inputs, outputs):
+    return (inputs + 1) * outputs
+
+
 @pytest.mark.parametrize(
     ("width", "depth", "heads", "millions"),
     [(384, 12, 6, 33), (768, 12, 12, 130), (1024, 24, 16, 458), (1152, 28, 16, 675)],
@@ -22,7 +34,28 @@ def test_sizes_are_the_papers(width, depth, heads, millions):
     """Peebles & Xie 2023, Table 1: on latents of four channels, with 1,000 classes and a learned variance."""
     with torch.device("meta"):
         model = DiT(4, 8, hidden_size=width, depth=depth, num_heads=heads, num_classes=1000)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
+    w = width
+    block = linear(w, 3 * w) + linear(w, w) + linear(w, 4 * w) + linear(4 * w, w) + linear(w, 6 * w)
+    embeddings = linear(4 * 2 * 2, w) + linear(256, w) + linear(w, w) + 1001 * w
+    assert size(model) == embeddings + depth * block + linear(w, 2 * w) + linear(w, 8 * 2 * 2)
+    assert round(size(model) / 1e6) == millions
+
+
+def test_the_largest_has_the_number_that_the_papers_code_prints():
+    """There the table of 16×16 positions is counted as a parameter too."""
+    with torch.device("meta"):
+        model = DiT(4, 8, hidden_size=1152, depth=28, num_heads=16, num_classes=1000)
+    assert size(model) + 16 * 16 * 1152 == 675_129_632
+
+
+@pytest.mark.parametrize(
+    ("choice", "parameters"), [("dit_s", 32_865_056), ("dit_b", 130_315_808), ("dit_tiny", 822_752)]
+)
+def test_presets_on_the_papers_latents(choice, parameters):
+    settings = ["data.channels=4", "data.num_classes=1000", "learned_variance=true", "run_dir=unused"]
+    with torch.device("meta"):
+        model = instantiate(config_of(f"model={choice}", *settings).model)
+    assert (size(model), model.num_classes, model.out_channels) == (parameters, 1000, 8)
 
 
 def test_the_output_equals_diffusers():
@@ -75,7 +108,7 @@ def test_the_output_equals_diffusers():
     x, t, y = torch.randn(3, 3, 8, 8), torch.tensor([0, 17, 999]), torch.tensor([0, 4, 5])
     with torch.no_grad():
         expected, got = theirs(x, t, y).sample, ours(x, t, y)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 def test_positions_are_the_sinusoids_of_column_and_row():
@@ -87,6 +120,37 @@ def test_positions_are_the_sinusoids_of_column_and_row():
             torch.testing.assert_close(table[row, column], expected)
 
 
+def test_times_are_the_sinusoids_of_the_papers_code():
+    model, seen = DiT(1, 1, **TINY), []
+    model.time_embedding.net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    t = torch.tensor([0, 1, 998, 999])
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.zeros(4, 1, 4, 4), t)
+    angle = t[:, None].double() * 10000.0 ** (-torch.arange(128) / 128)
+    assert seen[0].dtype == torch.float32
+    torch.testing.assert_close(seen[0].double(), torch.cat([angle.sin(), angle.cos()], dim=1), rtol=0, atol=1e-4)
+
+
+def test_weights_begin_as_in_the_papers_code():
+    model = DiT(3, 3, patch_size=4, hidden_size=128, depth=1, num_heads=2, num_classes=200)
+    block = model.blocks[0]
+    for layer, inputs, outputs in (
+        (model.patches, 3 * 4 * 4, 128),
+        (block.qkv, 128, 3 * 128),
+        (block.out, 128, 128),
+        (block.mlp[0], 128, 4 * 128),
+        (block.mlp[3], 4 * 128, 128),
+    ):
+        bound = math.sqrt(6 / (inputs + outputs))
+        assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.02)
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    for part in (model.time_embedding.net[0], model.time_embedding.net[2], model.class_embedding):
+        assert part.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    for layer in (block.modulation, model.modulation, model.out):
+        assert not layer.weight.any()
+    assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
+
+
 def test_the_output_is_zero_at_the_start_and_every_block_adds_nothing():
     model = DiT(1, 2, **TINY)
     assert torch.equal(model(torch.randn(2, 1, 8, 8), torch.tensor([0, 999])), torch.zeros(2, 2, 8, 8))
@@ -94,19 +158,16 @@ def test_the_output_is_zero_at_the_start_and_every_block_adds_nothing():
     assert torch.equal(model.blocks[0](h, condition), h)
 
 
-def test_patches_are_put_back_where_they_came_from():
-    model = DiT(1, 1, patch_size=3, hidden_size=12, depth=1, num_heads=1)
-    with (
-        torch.no_grad()
-    ):  # out ∘ patches is the identity up to the norm: each patch of the output looks at its own only
-        model.out.weight.normal_()
-    x = torch.randn(1, 1, 9, 6, requires_grad=True)
-    model.blocks[0].modulation.weight.data.zero_()
-    out = model(x, torch.tensor([3]))
-    (gradient,) = torch.autograd.grad(out[0, 0, 4, 2], x)
-    reached = torch.zeros(9, 6, dtype=torch.bool)
-    reached[3:6, 0:3] = True
-    assert torch.equal(gradient[0, 0] != 0, reached)
+def test_patches_are_put_back_where_they_came_from(monkeypatch):
+    """Tokens [v, −v] of pixels ±1 have mean 0 and variance 1, which the last norm leaves as they are."""
+    monkeypatch.setattr(dit, "positions", lambda height, width, dim, *, device: torch.zeros(1, dim))
+    model = DiT(2, 2, patch_size=3, hidden_size=36, depth=1, num_heads=1)
+    pixels = torch.eye(18)
+    with torch.no_grad():
+        model.patches.weight.copy_(torch.cat([pixels, -pixels]).reshape(36, 2, 3, 3))
+        model.out.weight[:, :18] = pixels.reshape(2, 3, 3, 18).permute(1, 2, 0, 3).reshape(18, 18)
+    x = torch.randn(2, 2, 9, 6).sign()
+    torch.testing.assert_close(model(x, torch.tensor([3, 500])), x)
 
 
 @pytest.mark.parametrize("image", [(9, 7), (1, 1), (8, 8), (2, 5)])
@@ -126,22 +187,66 @@ def test_no_label_is_a_label_of_its_own():
     assert (model(x, t) - model(x, t, torch.tensor([0, 1]))).abs().max() > 1e-3
 
 
+def test_images_know_nothing_of_each_other():
+    model = scrambled(DiT(1, 1, num_classes=3, **TINY))
+    x, t, y = torch.randn(4, 1, 6, 4), torch.tensor([0, 5, 500, 999]), torch.tensor([3, 0, 1, 2])
+    order = torch.tensor([2, 0, 3, 1])
+    out = model(x, t, y)
+    torch.testing.assert_close(model(x[order], t[order], y[order]), out[order], rtol=1e-4, atol=1e-5)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x, t, y)[1].square().sum(), x)
+    assert gradient.flatten(1).any(dim=1).tolist() == [False, True, False, False]
+
+
 def test_checkpointing_changes_no_gradient():
-    gradients = []
+    gradients, runs = [], []
     for checkpointing in (False, True):
         model = scrambled(DiT(1, 1, dropout=0.5, checkpointing=checkpointing, **TINY)).train()
+        model.blocks[0].register_forward_pre_hook(lambda *_: runs.append(None))
         torch.manual_seed(1)
         model(torch.ones(2, 1, 8, 8), torch.tensor([1, 5])).square().mean().backward()
         gradients.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(*gradients)
+        assert len(runs) == (3 if checkpointing else 1)  # once, then once and once again
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+    model.eval()(torch.ones(2, 1, 8, 8), torch.tensor([1, 5])).sum().backward()
+    assert len(runs) == 4
 
 
-def test_bfloat16_is_near():
+def test_dropout_is_for_training():
+    model, x, t = scrambled(DiT(1, 1, dropout=0.5, **TINY)), torch.ones(2, 1, 8, 8), torch.tensor([1, 5])
+    assert torch.equal(model(x, t), model(x, t))
+    model.train()
+    assert not torch.equal(model(x, t), model(x, t))
+
+
+def test_the_mlps_width_is_its_ratio():
+    assert DiT(1, 1, **TINY, mlp_ratio=2.5).blocks[0].mlp[0].out_features == 40
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.002)])
+def test_narrow_types_are_near(dtype, tolerance):
     model, x, t = scrambled(DiT(1, 1, **TINY), 0.1), torch.randn(2, 1, 8, 8), torch.tensor([5, 999])
-    with torch.autocast("cpu", torch.bfloat16):
+    stream = []
+    model.blocks[-1].register_forward_hook(lambda module, args, out: stream.append(out.dtype))
+    with torch.autocast("cpu", dtype):
         narrow = model(x, t)
     wide = model(x, t)
-    assert (narrow - wide).abs().max() < 0.05 * wide.abs().max()
+    assert stream == [torch.float32, torch.float32]
+    assert (narrow - wide).abs().max() < tolerance * wide.abs().max()
+    assert model.to(dtype)(x.to(dtype), t).dtype == dtype
+
+
+def test_the_layout_changes_nothing():
+    model, x, t = scrambled(DiT(3, 3, **TINY)), torch.randn(2, 3, 6, 4), torch.tensor([5, 999])
+    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last), t), model(x, t))
+
+
+def test_nothing_is_read_back_from_the_device():
+    """On the meta device there is nothing to read."""
+    with torch.device("meta"):
+        model = DiT(1, 2, num_classes=3, checkpointing=True, **TINY)
+        out = model(torch.empty(2, 1, 9, 7), torch.zeros(2).long(), torch.zeros(2).long())
+    assert out.shape == (2, 2, 9, 7)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +255,9 @@ def test_bfloat16_is_near():
         (lambda: DiT(hidden_size=30), "hidden_size=30 holds no"),
         (lambda: DiT(hidden_size=64, num_heads=3), "hidden_size=64 cannot be split into num_heads=3"),
         (lambda: DiT(patch_size=0), "patch_size=0"),
+        (lambda: DiT(depth=0), "depth=0 must be 1 or more"),
+        (lambda: DiT(num_heads=0), "num_heads=0 must be 1 or more"),
+        (lambda: DiT(num_classes=0), "num_classes=0 must be 1 or more"),
         (lambda: DiT(dropout=1.0), "dropout=1.0"),
         (lambda: DiT(1, 1, **TINY)(torch.zeros(1, 3, 8, 8), torch.zeros(1)), "3 channels, the model takes"),
         (
