@@ -21,7 +21,7 @@ from hydra import compose, initialize
 
 import ddpm_lightning.cli  # noqa: F401  registers the resolvers of conf/
 from ddpm_lightning.runs.build import build, build_module
-from ddpm_lightning.runs.training import keep_freed_memory
+from ddpm_lightning.runs.processes import keep_freed_memory
 
 SHAPE = ["model=unet_small", "data.image_size=[28,28]"]
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_lightning.models import UNet
-from ddpm_lightning.runs.training import keep_freed_memory
+from ddpm_lightning.runs.processes import keep_freed_memory
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"image": (1, 28, 28), "batch": 64, "base": 32, "mult": (1, 2, 2), "blocks": 1, "groups": 8},

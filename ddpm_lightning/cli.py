@@ -1,8 +1,10 @@
 """What the entry points share: errors as one sentence, folder names, and nothing heavy to import."""
 
+import ctypes
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.resume import complete_arguments
+from ddpm_lightning.sweeps import failed_jobs, job, tell_sweep
 
 __all__ = ["run", "user_errors"]
 
@@ -29,15 +33,16 @@ _failed: list[Exception] = []
 def user_errors() -> Iterator[None]:
     """Hold a user's error back until Hydra has ended, which would print its own lines before it.
 
-    In a sweep it is raised instead, so that the job counts as failed and Hydra names it; the other jobs go on.
+    In a sweep the job counts as failed, and the other jobs go on.
     """
-    try:
-        yield
-    except (UserError, OmegaConfBaseException) as error:
-        _remove_empty_run(Path(HydraConfig.get().runtime.output_dir))
-        if HydraConfig.get().mode == RunMode.MULTIRUN or "DDPM_TRACEBACK" in os.environ:
-            raise
-        _failed.append(error)
+    with job(sentence):
+        try:
+            yield
+        except (UserError, OmegaConfBaseException, OSError) as error:
+            _remove_empty_run(Path(HydraConfig.get().runtime.output_dir))
+            if HydraConfig.get().mode == RunMode.MULTIRUN or "DDPM_TRACEBACK" in os.environ:
+                raise
+            _failed.append(error)
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -47,17 +52,35 @@ def run(main: Callable[[], Any]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
     try:
+        _end_with_parent()
+        sys.argv[1:] = complete_arguments(sys.argv[1:])
         main()
         if _failed:
             raise _failed[0]
-    except (UserError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        if failed := failed_jobs():
+            sys.exit(f"error: {failed}")
+    except Exception as error:
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if first:
+            tell_sweep(sentence(error))
         ours = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
         if "DDPM_TRACEBACK" in os.environ or not (ours or "Config group override" in str(error)):
             raise
         sys.stdout.flush()
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if first:
             print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """On Linux, a process that Lightning started ends with the one that started it, whatever that one ends of."""
+    started_by_lightning = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+    if not started_by_lightning:
+        os.environ["DDPM_MAIN_PROCESS"] = str(os.getpid())
+    elif sys.platform == "linux" and "DDPM_MAIN_PROCESS" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(os.environ["DDPM_MAIN_PROCESS"]):  # it ended before that
+            sys.exit(1)
 
 
 def _remove_empty_run(folder: Path) -> None:
@@ -87,8 +110,12 @@ def sentence(error: BaseException) -> str:
         return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         return f"there is no config group {unknown[1]}: see the groups in `python train.py --help`"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}: give another path, or mend this one"
     if cause is not error:
         text = f"{text}: {cause}"
+    elif not isinstance(error, UserError | HydraException | OmegaConfBaseException | ValueError):
+        text = f"{type(error).__name__}: {text}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(
         line for line in lines if not line.startswith(("full_key:", "object_type=", "To append", "Error merging"))

@@ -1,7 +1,21 @@
-"""The one class of errors that are the user's to mend."""
+"""Errors that are not the program's own."""
 
-__all__ = ["UserError"]
+import signal
+
+__all__ = ["Stopped", "UserError"]
 
 
 class UserError(Exception):
     """One sentence that names the key, its value and the way out; the entry points print it and exit with 1."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end, and it has saved what it needs to go on.
+
+    Args:
+        signum: the signal.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum

@@ -1,22 +1,28 @@
 """What happens beside the training step."""
 
-from ddpm_lightning.callbacks.checkpoint import NewestCheckpoint
+from ddpm_lightning.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, NewestCheckpoint
 from ddpm_lightning.callbacks.csv_logger import CSVLogger
 from ddpm_lightning.callbacks.ema import EMA
+from ddpm_lightning.callbacks.loss_guard import LossGuard
 from ddpm_lightning.callbacks.progress import Progress
 from ddpm_lightning.callbacks.randomness import Randomness
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
+from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.callbacks.tensorboard import TensorBoardLogger
 from ddpm_lightning.callbacks.training_metrics import TrainingMetrics
 from ddpm_lightning.callbacks.trajectory import Trajectory
 
 __all__ = [
     "EMA",
+    "AtomicCheckpointIO",
+    "BestCheckpoint",
     "CSVLogger",
+    "LossGuard",
     "NewestCheckpoint",
     "Progress",
     "Randomness",
     "SampleGrid",
+    "StopSignals",
     "TensorBoardLogger",
     "TrainingMetrics",
     "Trajectory",

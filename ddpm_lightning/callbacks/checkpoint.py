@@ -1,25 +1,185 @@
-"""The newest checkpoint, also at the very end and on Ctrl-C."""
+"""Checkpoints: the best, and those that a run goes on from, by step, by time, on a signal and at the end."""
 
+import os
+import shutil
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
-__all__ = ["NewestCheckpoint"]
+from ddpm_lightning.callbacks.loss_guard import LossGuard
+from ddpm_lightning.callbacks.steps import has_stepped
+from ddpm_lightning.callbacks.stop_signals import StopSignals
+from ddpm_lightning.errors import Stopped, UserError
+from ddpm_lightning.run_folder import replace_file
+
+__all__ = ["AtomicCheckpointIO", "BestCheckpoint", "NewestCheckpoint"]
 
 
-class NewestCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`, which also writes `last.ckpt` when training ends, or is ended by Ctrl-C, between two of its steps."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A reader sees the old file or the new one, never a part: it is written beside its place and moved there when it is on the disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(path, "wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError when the disk is full
+            raise UserError(
+                f"the checkpoint {path} cannot be written ({' '.join(str(error).split())[:200]}); the ones before it are "
+                "whole: make room, then go on with resume=auto"
+            ) from error
+
+
+class BestCheckpoint(Checkpoint):
+    """Saves `best.ckpt` when a validation gives the best value yet.
+
+    Args:
+        dirpath: the folder.
+        monitor: the metric.
+        mode: "min" or "max", what is better.
+
+    Raises:
+        ValueError: for another mode.
+    """
+
+    def __init__(self, dirpath: str | Path, *, monitor: str = "val/loss", mode: str = "min"):
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode={mode} will not do: give min where less is better, max where more is")
+        self.folder = Path(dirpath)
+        self._monitor = monitor
+        self._sign = 1 if mode == "min" else -1
+        self._best = float("inf")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if self._monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise UserError(f"callbacks.best_checkpoint.monitor={self._monitor} is no metric: choose one of {known}")
+        value = self._sign * float(trainer.callback_metrics[self._monitor])
+        if value < self._best:
+            self._best = value
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
+
+
+class NewestCheckpoint(Checkpoint):
+    """Saves `step_<step>.ckpt` every so many steps or minutes, when a signal asks the run to stop, and at the end.
+
+    `last.ckpt` is the newest by another name. Where a validation follows the step, it is waited for, so that a run
+    that goes on from the file has it behind it. A run whose loss is no number any more is never saved.
+
+    Args:
+        dirpath: the folder.
+        every_n_train_steps: optimiser steps between two; None for none by steps.
+        every_n_minutes: minutes between two, looked at when metrics are logged; None for none by time.
+        save_top_k: how many of the newest are kept; -1 keeps all.
+
+    Raises:
+        ValueError: for numbers that are none of these.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path,
+        *,
+        every_n_train_steps: int | None = 500,
+        every_n_minutes: float | None = None,
+        save_top_k: int = 1,
+    ):
+        for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_minutes", every_n_minutes)):
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"{name}={value} will not do: give a number above 0, or null for none")
+        if every_n_train_steps is not None and not isinstance(every_n_train_steps, int):
+            raise ValueError(f"every_n_train_steps={every_n_train_steps} will not do: give a whole number, or null")
+        if not isinstance(save_top_k, int) or (save_top_k < 1 and save_top_k != -1):
+            raise ValueError(f"save_top_k={save_top_k} will not do: give how many are kept, 1 or more, or -1 for all")
+        self.folder = Path(dirpath)
+        self._every_n_steps = every_n_train_steps
+        self._every_n_seconds = None if every_n_minutes is None else 60 * every_n_minutes
+        self._keep = save_top_k
+        self._saved_at = time.monotonic()
+        self._saved_step = -1
+        self._due = False
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "last.ckpt"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step if trainer.ckpt_path else -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not has_stepped(trainer):
+            return  # between two micro-batches there are gradients that no checkpoint holds
+        self._due = self._is_due(trainer)
+        # The one place that knows is Lightning's own; a validation that follows would be lost to a run that resumes.
+        loop = trainer.fit_loop
+        if self._due and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._save_and_stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due and not trainer.sanity_checking:
+            self._save_and_stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        self._save_newest(trainer)
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        if isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1:  # saving takes all processes
-            self._save_newest(trainer)
+    def _is_due(self, trainer: Trainer) -> bool:
+        step = trainer.global_step
+        by_step = self._every_n_steps is not None and step % self._every_n_steps == 0
+        by_time = False
+        if self._every_n_seconds is not None and step % trainer.log_every_n_steps == 0:
+            by_time = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._every_n_seconds)
+        return by_step or by_time or step == trainer.max_steps or self._signum(trainer) is not None
 
-    def _save_newest(self, trainer: Trainer) -> None:
-        if self.dirpath is not None and trainer.global_step != self._last_global_step_saved:
-            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+    def _save_and_stop(self, trainer: Trainer) -> None:
+        self._save(trainer)
+        if signum := self._signum(trainer):
+            raise Stopped(signum)
+
+    def _save(self, trainer: Trainer) -> None:
+        for callback in trainer.callbacks:
+            if isinstance(callback, LossGuard):
+                callback.check(trainer)
+        self._due, step = False, trainer.global_step
+        path = self.folder / f"step_{step:07d}.ckpt"
+        trainer.save_checkpoint(path)
+        self._saved_at, self._saved_step = time.monotonic(), step
+        if trainer.is_global_zero:
+            _link(path, self.last)
+            if self._keep != -1:
+                for old in sorted(self.folder.glob("step_*.ckpt"), reverse=True)[self._keep :]:
+                    old.unlink()
+
+    @staticmethod
+    def _signum(trainer: Trainer) -> signal.Signals | None:
+        return next((c.agreed for c in trainer.callbacks if isinstance(c, StopSignals)), None)
+
+
+def _link(path: Path, name: Path) -> None:
+    """`name` becomes another name of the file, at once; a copy where the file system has no such names."""
+    beside = name.with_name(f".{name.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(path, beside)
+    except OSError:
+        shutil.copyfile(path, beside)
+    os.replace(beside, name)

@@ -1,7 +1,6 @@
 """metrics.csv: the scalars of a run, one row per logged step, whatever other logger is in use."""
 
 import csv
-import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ddpm_lightning.run_folder import replace_file
+
 __all__ = ["CSVLogger"]
 
 
 class CSVLogger(Logger):
-    """Appends to `<folder>/metrics.csv`; each row is on disk when it is written, and nothing that is there is ever deleted.
+    """Appends to `<folder>/metrics.csv`; each row is on disk when it is written, and none is deleted but by `rewind`.
 
     A metric that is new gets a column of its own: the file is then written anew beside itself and put in its place.
 
@@ -25,6 +26,7 @@ class CSVLogger(Logger):
     def __init__(self, folder: str | Path):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
+        self.rows = 0
         self._columns: list[str] | None = None
 
     @property
@@ -46,29 +48,33 @@ class CSVLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **{key: float(value) for key, value in metrics.items()}}
         if self._columns is None:
-            self._columns = self._existing_columns()
+            rows = self._read()
+            self.rows, self._columns = len(rows), list(rows[0]) if rows else []
         if new := [key for key in row if key not in self._columns]:
             self._columns += new
-            self._rewrite()
+            self._rewrite(self._read())
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
+        self.rows += 1
 
-    def _existing_columns(self) -> list[str]:
+    @rank_zero_only
+    def rewind(self, rows: int) -> None:
+        """Keep the first `rows` rows, those before the checkpoint that a run goes on from, and the columns that they use."""
+        kept = self._read()[:rows]
+        self.rows, self._columns = len(kept), [key for key in kept[0] if any(row[key] for row in kept)] if kept else []
+        if self.path.exists():
+            self._rewrite(kept)
+
+    def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
-            return next(csv.reader(file), [])
+            return list(csv.DictReader(file))
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
         assert self._columns is not None
-        rows = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".csv.new")
-        with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
+        with replace_file(self.path) as file:
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(beside, self.path)

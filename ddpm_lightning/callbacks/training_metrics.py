@@ -8,15 +8,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ddpm_lightning.callbacks.ema import EMA
+from ddpm_lightning.callbacks.loss_guard import LossGuard
+from ddpm_lightning.callbacks.steps import at_log_step
 
 __all__ = ["TrainingMetrics"]
 
 
 class TrainingMetrics(Callback):
-    """Logs loss, loss by quartile of t, learning rate, gradient norm, images per second, seconds since the start and EMA decay.
+    """Logs loss, loss by quartile of t, learning rate, gradient norm, images per second, seconds since the start, EMA decay and loss spikes.
 
     Sums are kept on the device and averaged over ranks once per `trainer.log_every_n_steps`: no training step waits for
-    the device. The images per second leave validation and pictures out.
+    the device. The images per second leave validation and pictures out. Checkpoints hold the sums of each rank, so that a
+    run that goes on logs what an uninterrupted one does.
     """
 
     def __init__(self) -> None:
@@ -25,11 +28,12 @@ class TrainingMetrics(Callback):
         self._seconds = 0.0
         self._started = 0.0
         self._began = 0.0
+        self._earlier = 0.0  # seconds of the run before it was resumed
         self.latest: dict[str, float] = {}
         self.best: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() - self._earlier
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._started = time.perf_counter()
@@ -43,7 +47,7 @@ class TrainingMetrics(Callback):
         self._sums = new if self._sums is None else self._sums.add_(new)
         self._images += len(losses)
         self._seconds += time.perf_counter() - self._started
-        if self._at_log_step(trainer):
+        if at_log_step(trainer):
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,6 +73,8 @@ class TrainingMetrics(Callback):
         for callback in trainer.callbacks:
             if isinstance(callback, EMA):
                 metrics["train/ema_decay"] = callback.current_decay
+            elif isinstance(callback, LossGuard):
+                metrics["train/loss_spikes"] = callback.spikes(trainer)
         self._write(trainer, metrics)
         self.latest = metrics
         trainer.progress_bar_metrics["train/loss"] = metrics["train/loss"]
@@ -80,7 +86,23 @@ class TrainingMetrics(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 
-    @staticmethod
-    def _at_log_step(trainer: Trainer) -> bool:
-        stepped = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        return stepped and trainer.global_step % trainer.log_every_n_steps == 0
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        mine = torch.zeros(2, 4, device=pl_module.device) if self._sums is None else self._sums
+        checkpoint["training_metrics"] = {
+            "sums": pl_module.all_gather(mine).reshape(-1, 2, 4).cpu(),
+            "images": self._images,
+            "seconds": self._seconds,
+            "wall_seconds": time.perf_counter() - self._began,
+            "latest": self.latest,
+            "best": self.best,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        held = checkpoint["training_metrics"]
+        ranks, rank, images = held["sums"], trainer.global_rank, held["images"]
+        if len(ranks) != trainer.world_size:  # another number of processes: the first one takes all that was summed
+            ranks, rank, images = ranks.sum(0, keepdim=True), 0, images * len(ranks)
+        mine = ranks[rank] if trainer.global_rank < len(ranks) else torch.zeros(2, 4)
+        self._sums, self._images = mine.to(pl_module.device), images
+        self._seconds, self._earlier = held["seconds"], held["wall_seconds"]
+        self.latest, self.best = held["latest"], held["best"]

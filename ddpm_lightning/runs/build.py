@@ -2,8 +2,9 @@
 
 import logging
 import os
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from ddpm_lightning.callbacks import EMA, CSVLogger, Randomness
+from ddpm_lightning.callbacks import EMA, CSVLogger, NewestCheckpoint, Randomness, StopSignals
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.losses import Objective
 from ddpm_lightning.module import DDPM
+from ddpm_lightning.run_folder import replace_file
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
@@ -40,14 +42,17 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
-class StoreConfig(Callback):
-    """Puts the resolved config, as plain data, into every checkpoint."""
+class StoreRun(Callback):
+    """Puts into every checkpoint the resolved config as plain data, the overrides that made it, and the rows of metrics.csv."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Mapping[str, Any], overrides: Sequence[str]):
         self._config = config
+        self._overrides = list(overrides)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self._config
+        checkpoint["overrides"] = self._overrides
+        checkpoint["metrics_rows"] = sum(logger.rows for logger in trainer.loggers if isinstance(logger, CSVLogger))
 
 
 def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
@@ -86,11 +91,11 @@ def build_module(config: DictConfig) -> DDPM:
         raise UserError(one_line(error)) from error
 
 
-def build_callbacks(config: DictConfig, plain: Mapping[str, Any]) -> list[Callback]:
-    """The callbacks in the order that they need: average, look, and save (Lightning itself puts checkpoints last)."""
+def build_callbacks(config: DictConfig, plain: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> list[Callback]:
+    """The callbacks in the order that they need: average, look, and save, the checkpoint that a run goes on from behind all."""
     chosen = [build(f"callbacks.{name}", node) for name, node in config.callbacks.items() if node is not None]
-    chosen.sort(key=lambda callback: not isinstance(callback, EMA))
-    return [Randomness(config.seed), *chosen, StoreConfig(plain)]
+    chosen.sort(key=lambda callback: (isinstance(callback, NewestCheckpoint), not isinstance(callback, EMA)))
+    return [Randomness(config.seed), StopSignals(), StoreRun(plain, overrides), *chosen]
 
 
 def build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
@@ -100,10 +105,12 @@ def build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
         extra: dict[str, Any] = {}
         if name == "wandb":
             extra["offline"] = not _has_wandb_key() if node.offline is None else node.offline
+            extra["id"] = _wandb_id(run_dir) or None
+            if not extra["offline"]:
+                extra["resume"] = "allow"  # a run that goes on is one run; offline, the id joins its parts
             extra["name"] = node.name or "_".join(run_dir.parts[-2:])
             if extra["offline"]:
                 os.environ.setdefault("WANDB_SILENT", "true")  # the closing words say how to upload
-            rank_zero_only(run_dir.mkdir)(parents=True, exist_ok=True)
         loggers.append(build(f"logger.{name}", node, **extra))
     return loggers
 
@@ -159,6 +166,16 @@ def _warn_of_signal(schedule: NoiseSchedule) -> None:
             last,
             schedule.num_steps,
         )
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """The W&B run's id, made once for a run folder."""
+    file = run_dir / "wandb" / "run_id"
+    if not file.exists() and rank_zero_only.rank == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(file) as new:
+            new.write(secrets.token_hex(4))
+    return file.read_text() if file.exists() else ""
 
 
 def _has_wandb_key() -> bool:

@@ -37,6 +37,17 @@ _TRUSTED = (
     "ddpm_lightning.data.datamodule",
     "ddpm_lightning.data.datasets",
 )
+# What a run that goes on needs besides: ours, and of others these very names.
+_TRUSTED_IN_A_RUN = (*_TRUSTED, "ddpm_lightning.callbacks", "ddpm_lightning.losses", "ddpm_lightning.samplers")
+_TRUSTED_NAMES = (
+    "lightning.pytorch.Trainer",
+    "lightning.pytorch.loggers.WandbLogger",
+    "lightning.pytorch.plugins.environments.SLURMEnvironment",
+    "torch.optim.Adam",
+    "torch.optim.AdamW",
+    "torch.optim.lr_scheduler.ConstantLR",
+    "torch.optim.lr_scheduler.LinearLR",
+)
 
 
 def load_denoiser(checkpoint: str | Path, *, weights: str = "ema") -> Denoiser:
@@ -129,19 +140,27 @@ def run_dir_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-def check_targets(node: Any) -> None:
-    """Refuse a config that is anything but plain, resolved data about this package's own parts."""
+def check_targets(node: Any, *, whole_run: bool = False) -> None:
+    """Refuse a config that is anything but plain, resolved data about this package's own parts.
+
+    Args:
+        node: the config, or a part of it.
+        whole_run: allow what training needs besides: losses, callbacks, and the optimisers and loggers that we ship configs for.
+    """
     if isinstance(node, Mapping):
-        if "_target_" in node:
-            module, _, name = str(node["_target_"]).rpartition(".")
-            if module not in _TRUSTED or name not in import_module(module).__all__:
-                raise UserError(
-                    f"the checkpoint asks for {node['_target_']}, no part of ddpm_lightning's models: refused"
-                )
+        if "_target_" in node and not _is_trusted(str(node["_target_"]), whole_run):
+            raise UserError(f"the checkpoint asks for {node['_target_']}, no part of ddpm_lightning's models: refused")
         for child in node.values():
-            check_targets(child)
+            check_targets(child, whole_run=whole_run)
     elif isinstance(node, list):
         for child in node:
-            check_targets(child)
+            check_targets(child, whole_run=whole_run)
     elif not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
         raise UserError(f"the checkpoint's config holds {node!r}, which is no plain value: refused")
+
+
+def _is_trusted(target: str, whole_run: bool) -> bool:
+    module, _, name = target.rpartition(".")
+    if whole_run and target in _TRUSTED_NAMES:
+        return True
+    return module in (_TRUSTED_IN_A_RUN if whole_run else _TRUSTED) and name in import_module(module).__all__

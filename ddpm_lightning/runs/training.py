@@ -1,32 +1,32 @@
 """What `train.py` does."""
 
-import ctypes
 import json
 import logging
 import os
-import platform
 import re
 import shlex
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ddpm_lightning.callbacks import TrainingMetrics
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.callbacks import AtomicCheckpointIO, CSVLogger, TrainingMetrics
+from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.module import DDPM
+from ddpm_lightning.run_folder import only_one_run, replace_file
 from ddpm_lightning.runs.build import (
     build,
     build_callbacks,
@@ -37,79 +37,137 @@ from ddpm_lightning.runs.build import (
     one_line,
 )
 from ddpm_lightning.runs.checkpoint import differing, load_denoiser
+from ddpm_lightning.runs.processes import (
+    end_children,
+    in_processes_of_its_own,
+    keep_freed_memory,
+    requeue,
+)
+from ddpm_lightning.runs.resuming import Start, fits, resumed
 
-__all__ = ["keep_freed_memory", "train"]
+__all__ = ["train"]
 
 
 def train(config: DictConfig) -> float | None:
-    """Train as the config says, and return the best validation loss.
+    """Train as the config says, or go on with the run that `config.resume` names, and return the best validation loss.
 
     Raises:
-        UserError: for what the user can mend, before training starts.
+        UserError: for what the user can mend: before training starts, or a loss that is no number and a disk that is full.
+        SystemExit: with 128 and the signal's number, where a signal asked the run to stop.
     """
+    start = None
+    if config.resume is not None:
+        config, start = resumed(config)
     _check(config)
     if missing := OmegaConf.missing_keys(config):
         key = min(missing, key=len)
         raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
     run_dir = Path(str(config.run_dir))
     if _is_one_of_a_sweep() and (config.trainer.devices != 1 or config.trainer.num_nodes != 1):
-        return _in_processes_of_its_own(run_dir)
+        return in_processes_of_its_own(run_dir)
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     _quieten()
     torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
     seed_everything(config.seed, workers=True, verbose=False)
 
     module, data = build_module(config), build("data", config.data)
-    if config.init_from is not None:
+    if start is not None and start.path is not None:
+        fits(module, start)
+    elif config.init_from is not None:
         _begin_with(module, Path(str(config.init_from)))
     data.prepare_data()
     data.setup()  # what is wrong with the data is said before anything is written
-    loggers = build_loggers(config, run_dir)
-    callbacks = build_callbacks(config, plain)
+    overrides = [o for o in _overrides() if not o.startswith("resume=")]
+    callbacks = build_callbacks(config, plain, overrides=overrides)
     trainer: Trainer = build(
         "trainer",
         config.trainer,
         callbacks=callbacks,
-        logger=loggers,
+        logger=False,
         default_root_dir=str(run_dir),
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
-    parameters = sum(p.numel() for p in module.parameters())
-    _say(f"Training {parameters:,} parameters for {_steps(config)}, {trainer.world_size} process(es): {run_dir}")
-    _save_config(config, run_dir)
-    for logger in loggers:
-        logger.log_hyperparams({**plain, "parameters": parameters})
-
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     if config.compile:
         compile_model(module.denoiser, trainer.strategy.root_device)
+    with _held(run_dir, start):
+        parameters = sum(p.numel() for p in module.parameters())
+        _say(f"Training {parameters:,} parameters for {_steps(config)}, {trainer.world_size} process(es): {run_dir}")
+        trainer.loggers = loggers = build_loggers(config, run_dir)
+        _save_config(config, run_dir)
+        if start is not None:
+            _go_back(run_dir, loggers, start, overrides)
+        for logger in loggers:
+            logger.log_hyperparams({**plain, "parameters": parameters})
+        return _fit(trainer, module, data, start and start.path, run_dir=run_dir)
+
+
+def _fit(
+    trainer: Trainer, module: DDPM, data: LightningDataModule, path: Path | None, *, run_dir: Path
+) -> float | None:
+    """Train, and say how it ended: to the caller, to W&B, in summary.json and on the screen."""
     started, status = time.monotonic(), "failed"
+    from_file = {} if path is None else {"ckpt_path": str(path), "weights_only": True}
     try:
-        trainer.fit(module, datamodule=data)
+        with _explained(run_dir):
+            trainer.fit(module, datamodule=data, **from_file)
         status = "finished"
-    except SystemExit:  # Lightning's answer to Ctrl-C
+    except Stopped as stopped:
+        status = "interrupted"
+        if trainer.is_global_zero:
+            requeue(stopped.signum)
+        raise SystemExit(128 + stopped.signum if trainer.is_global_zero else 0) from stopped
+    except SystemExit:  # Lightning's answer to a second Ctrl-C
         status = "interrupted"
         raise
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {one_line(error)}") from error
     finally:
+        if status != "finished":
+            end_children(trainer)
         sync = _finish_wandb(0 if status == "finished" else 1)
         summary = {
             "status": status,
             "steps": trainer.global_step,
             "wall_seconds": round(time.monotonic() - started, 1),
-            "parameters": parameters,
+            "parameters": sum(p.numel() for p in module.parameters()),
             "processes": trainer.world_size,
             **_metrics(trainer, module),
-            "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
+            "overrides": _overrides(),
         }
         if trainer.is_global_zero:
-            (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+            with suppress(OSError), replace_file(run_dir / "summary.json") as file:  # the disk may be what failed
+                file.write(json.dumps(summary, indent=2) + "\n")
         if status != "failed":
             _say(_closing_words(run_dir, summary, sync))
     best: float | None = summary["best"].get("val/loss")
     return best
+
+
+@contextmanager
+def _explained(run_dir: Path) -> Iterator[None]:
+    """What a user can mend, as one sentence."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {one_line(error)}") from error
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
+        raise UserError(f"{what}; mend it, then go on with resume={run_dir}") from error
+
+
+@contextmanager
+def _held(run_dir: Path, start: Start | None) -> Iterator[None]:
+    """The run folder for this run alone; rank zero speaks for all."""
+    if rank_zero_only.rank != 0:
+        yield
+        return
+    if start is None and (run_dir / "metrics.csv").exists():
+        raise UserError(
+            f"hydra.run.dir={run_dir} holds a run already: go on with it by resume={run_dir}, or choose another folder"
+        )
+    with only_one_run(run_dir):
+        yield
 
 
 def _begin_with(module: DDPM, path: Path) -> None:
@@ -167,17 +225,6 @@ def _above_zero(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
-def keep_freed_memory() -> None:
-    """Ask glibc not to give large blocks back to the system: each step wants them again, and fresh pages are slow.
-
-    A quarter of a step's time for Ho et al.'s network at 32×32, batch 16.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
 def _quieten() -> None:
     """What Lightning says that a user can do nothing about."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -228,24 +275,12 @@ def _closing_words(run_dir: Path, summary: Mapping[str, Any], sync: str | None) 
     return "\n".join(lines)
 
 
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def _is_one_of_a_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def _in_processes_of_its_own(run_dir: Path) -> float | None:
-    """A sweep's job with several processes, as a fresh `python train.py` that knows nothing of the sweep.
-
-    In this process Lightning would start its children with the sweep's own command line, and leave its ranks in the
-    environment for the next job.
-    """
-    ranks = ("LOCAL_RANK", "GLOBAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "PL_")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(ranks)}
-    overrides = [*HydraConfig.get().overrides.task, f"hydra.run.dir='{run_dir}'"]
-    code = subprocess.run([sys.executable, os.path.abspath(sys.argv[0]), *overrides], env=env, check=False).returncode
-    if code:
-        raise UserError(f"the job in {run_dir} ended with exit code {code}")
-    best: float | None = json.loads((run_dir / "summary.json").read_text())["best"].get("val/loss")
-    return best
 
 
 def _finish_wandb(exit_code: int) -> str | None:
@@ -261,8 +296,21 @@ def _finish_wandb(exit_code: int) -> str | None:
 
 @rank_zero_only
 def _save_config(config: DictConfig, run_dir: Path) -> None:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+    with replace_file(run_dir / "config.yaml") as file:
+        OmegaConf.save(config, file, resolve=True)
+
+
+@rank_zero_only
+def _go_back(run_dir: Path, loggers: list[Logger], start: Start, overrides: list[str]) -> None:
+    """The folder as it was at the checkpoint; what was typed when the run was resumed goes to the record that the next `resume=` reads."""
+    (run_dir / "summary.json").unlink(missing_ok=True)
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            logger.rewind(start.rows)
+    if HydraConfig.initialized():
+        (run_dir / ".hydra").mkdir(exist_ok=True)
+        with replace_file(run_dir / ".hydra" / "overrides.yaml") as file:
+            OmegaConf.save(OmegaConf.create(overrides), file)
 
 
 @rank_zero_only

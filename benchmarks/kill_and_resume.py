@@ -1,0 +1,167 @@
+"""Kill a run again and again, resume it each time, and compare it with one that was left alone, to the bit.
+
+python benchmarks/kill_and_resume.py [--kills 20] [--processes 1] [--in-save] [--seed 0]
+
+Each kill is a SIGKILL to the main process at a random moment after training has begun: in mid-epoch, while validating,
+sampling or saving. Half of the kills meet a run with gradient accumulation. With --in-save the kills wait for the file that a
+checkpoint is written to. After each kill all checkpoints of the folder must load. Weights raw and averaged, optimiser and
+learning rate, Lightning's loops and the rows of metrics.csv, timings apart, must be equal at the end; nothing may go on running.
+"""
+
+import argparse
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+OPTIONS = (
+    "model.base_channels=8",
+    "model.norm_groups=4",
+    "data.batch_size=32",
+    "trainer.max_steps=240",
+    "trainer.log_every_n_steps=5",
+    "trainer.val_check_interval=20",
+    "sampler.num_steps=10",
+    "callbacks.sample_grid.every_n_steps=30",
+    "callbacks.trajectory.every_n_steps=40",
+    "callbacks.checkpoint.every_n_train_steps=7",
+    "logger=none",
+)
+TIMINGS = ("train/wall_seconds", "train/images_per_second")
+SAME = ("state_dict", "ema_state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "loss_guard")
+
+
+def train(cwd: Path, *overrides: str, log: Path) -> "subprocess.Popen[bytes]":
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=log.open("wb"), stderr=subprocess.STDOUT)
+
+
+def still_running(cwd: Path) -> list[int]:
+    """Processes whose command line names the folder, zombies apart."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(cwd).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key not in TIMINGS} for row in csv.DictReader(file)]
+
+
+def equal(one: Any, two: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(equal, one, two))
+    return bool(one == two)
+
+
+def differences(one: Path, two: Path) -> list[str]:
+    states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (one, two)]
+    found = [key for key in SAME if not equal(states[0][key], states[1][key])]
+    return found + ([] if rows(one) == rows(two) else ["metrics.csv"])
+
+
+def loads(folder: Path) -> bool | None:
+    """Whether all of the folder's checkpoints load; None where the first save of all was cut short, so that there is none yet."""
+    found = list((folder / "checkpoints").glob("*.ckpt"))
+    for path in found:
+        try:
+            torch.load(path, weights_only=True)
+        except Exception as error:
+            print(f"  damaged: {path}: {error}")
+            return False
+    return True if found else None
+
+
+def until_killed(cwd: Path, folder: Path, overrides: list[str], chance: random.Random, in_save: bool) -> bool:
+    """Start or resume the run and kill it; whether it was faster than its end."""
+    log = cwd / "log.txt"
+    resume = ["resume=auto", f"hydra.run.dir={folder}"] if (folder / "config.yaml").exists() else overrides
+    process = train(cwd, *resume, log=log)
+    while b"Training " not in log.read_bytes() and process.poll() is None:
+        time.sleep(0.01)
+    wait = time.monotonic() + chance.uniform(0.2, 1.5 if in_save else 5)
+    while time.monotonic() < wait and process.poll() is None:
+        time.sleep(0.005)
+    while in_save and process.poll() is None and not list((folder / "checkpoints").glob(".*.ckpt.*")):
+        pass
+    if process.poll() is not None:
+        if process.returncode:
+            print(log.read_text())
+            raise SystemExit(f"the run ended by itself with {process.returncode}")
+        return False
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return True
+
+
+def compare(processes: int, accumulate: int, kills: int, chance: random.Random, in_save: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        cwd = Path(name)
+        common = [*OPTIONS, "trainer=ddp_cpu" if processes > 1 else "trainer=cpu", f"trainer.devices={processes}"]
+        common += [f"trainer.accumulate_grad_batches={accumulate}"]
+        whole, broken = cwd / "whole", cwd / "broken"
+        if train(cwd, *common, f"hydra.run.dir={whole}", log=cwd / "whole.txt").wait():
+            raise SystemExit((cwd / "whole.txt").read_text())
+        done, rounds, none_yet = 0, 0, 0
+        while done < kills:  # should a run end before its kills are spent, another one takes the rest
+            rounds += 1
+            broken = cwd / f"broken_{rounds}"
+            begin = [*common, f"hydra.run.dir={broken}"]
+            while done < kills and until_killed(cwd, broken, begin, chance, in_save):
+                done += 1
+                time.sleep(1)
+                if strays := still_running(cwd):
+                    raise SystemExit(f"still running after the kill: {strays}")
+                whole_files = loads(broken)
+                none_yet += whole_files is None
+                if whole_files is False:
+                    raise SystemExit(f"kill {done}: a damaged checkpoint")
+            if not (broken / "config.yaml").exists():
+                continue
+            resume = ["resume=auto", f"hydra.run.dir={broken}"]
+            if train(cwd, *resume, log=cwd / "log.txt").wait():
+                raise SystemExit((cwd / "log.txt").read_text())
+            found = differences(whole, broken)
+            print(
+                f"{processes} process(es), accumulation {accumulate}, run {rounds}, {done} of {kills} kills"
+                f"{' inside the save' if in_save else ''}, {none_yet} before the first checkpoint: "
+                + (f"DIFFERS in {', '.join(found)}" if found else "equal to the bit"),
+                flush=True,
+            )
+            if found:
+                raise SystemExit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--in-save", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    for accumulate, kills in ((1, arguments.kills - arguments.kills // 2), (2, arguments.kills // 2)):
+        compare(arguments.processes, accumulate, kills, chance, arguments.in_save)
+
+
+if __name__ == "__main__":
+    main()

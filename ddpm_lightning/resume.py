@@ -1,0 +1,65 @@
+"""`resume=` on the command line, before Hydra reads it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.run_folder import unfinished_runs
+
+__all__ = ["complete_arguments"]
+
+_DONE = "DDPM_RESUMED"  # tells the processes that this one starts that their command line is complete
+
+
+def complete_arguments(argv: Sequence[str]) -> list[str]:
+    """The command line with what `resume=` leaves unsaid: the run's folder, and the overrides that it was started with.
+
+    `resume=auto` is the newest unfinished run, or the one that `hydra.run.dir` names; else it is a run folder.
+
+    Raises:
+        UserError: where there is no such run.
+    """
+    asked = _value_of("resume", argv)
+    if asked in (None, "null", "") or os.environ.get(_DONE) == asked:
+        return list(argv)
+    if {"-m", "--multirun"} & {*argv}:
+        raise UserError(f"resume={asked} goes on with one run, and cannot be swept: leave -m away")
+    folder = _folder(asked, _value_of("hydra.run.dir", argv))
+    earlier = folder / ".hydra" / "overrides.yaml"
+    before = list(OmegaConf.load(earlier)) if earlier.exists() else []
+    typed = [argument for argument in argv if not argument.startswith(("resume=", "hydra.run.dir="))]
+    flags = [argument for argument in typed if argument.startswith("-")]
+    overrides = [argument for argument in typed if not argument.startswith("-")]
+    os.environ[_DONE] = str(folder)
+    before = [override for override in before if not override.startswith("resume=")]
+    # Hydra's record of the overrides is left as it is: training adds to it when it has found nothing wrong.
+    resume = [f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
+    return [*flags, *before, *overrides, *resume]
+
+
+def _folder(asked: str, run_dir: str | None) -> Path:
+    if asked != "auto":
+        folder = Path(asked)
+    elif run_dir is not None:
+        folder = Path(run_dir)
+    else:
+        found = unfinished_runs("outputs", "multirun")
+        if not found:
+            raise UserError(
+                "resume=auto finds no unfinished run in outputs/ or multirun/: leave it away to start a run, or name one, "
+                "as in resume=outputs/<day>/<time>"
+            )
+        folder = found[0]
+    if not (folder / "config.yaml").exists():
+        raise UserError(
+            f"resume={asked}: {folder} is no run folder: it holds no config.yaml; give one that train.py made"
+        )
+    return folder
+
+
+def _value_of(key: str, argv: Sequence[str]) -> str | None:
+    values = [argument.removeprefix(f"{key}=") for argument in argv if argument.startswith(f"{key}=")]
+    return values[-1].strip("'\"") if values else None

@@ -1,0 +1,88 @@
+"""What a run folder says of its run: whether it has ended, whether it is going on, and what can be read of it."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ddpm_lightning.errors import UserError
+
+__all__ = ["checkpoints_of", "has_finished", "is_going_on", "only_one_run", "replace_file", "unfinished_runs"]
+
+_LOCK = ".lock"
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The run's checkpoints, newest first: by the step in their names, and `last.ckpt` behind them."""
+    saved = folder / "checkpoints"
+    return [*sorted(saved.glob("step_*.ckpt"), reverse=True), *saved.glob("last.ckpt")]
+
+
+def has_finished(folder: Path) -> bool:
+    """Whether the run's summary says so."""
+    try:
+        return json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def unfinished_runs(*roots: str) -> list[Path]:
+    """The run folders below the roots whose run has begun, and neither finished nor is going on; newest first."""
+    configs = [path for root in roots for path in Path(root).glob("**/config.yaml") if path.parent.name != ".hydra"]
+    configs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [c.parent for c in configs if not has_finished(c.parent) and not is_going_on(c.parent)]
+
+
+def is_going_on(folder: Path) -> bool:
+    """Whether a process trains in this folder."""
+    try:
+        with (folder / _LOCK).open() as file:
+            return not _try_to_lock(file)
+    except OSError:
+        return False
+
+
+@contextmanager
+def only_one_run(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the system lets go of it when the process ends, in whatever way.
+
+    Raises:
+        UserError: where another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as file:
+        if not _try_to_lock(file):
+            raise UserError(
+                f"hydra.run.dir={folder}: another run is going on in this folder; wait for its end, or choose another folder"
+            )
+        try:
+            yield
+        finally:
+            (folder / _LOCK).unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file to write to that takes the place of `path` when it is complete and on the disk; on an error nothing is left of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open(mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _try_to_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True

@@ -1,0 +1,133 @@
+"""A run that goes on: its newest whole checkpoint, and its config with what was typed changed."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.module import DDPM
+from ddpm_lightning.run_folder import checkpoints_of
+from ddpm_lightning.runs.checkpoint import check_targets, differing, load_checkpoint
+
+__all__ = ["Start", "fits", "resumed"]
+
+log = logging.getLogger(__name__)
+
+
+class Start(NamedTuple):
+    """Where a run goes on from: the file, and what it holds; both None where nothing had been saved."""
+
+    path: Path | None
+    checkpoint: dict[str, Any] | None
+
+    @property
+    def rows(self) -> int:
+        """The rows of metrics.csv that the checkpoint knows of."""
+        return 0 if self.checkpoint is None else self.checkpoint["metrics_rows"]
+
+
+def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
+    """The config of the run in the folder `config.resume`, and the newest of its checkpoints that is whole.
+
+    The config is the checkpoint's. What was typed when it was resumed changes it: the difference that those overrides
+    make to the config as it is composed today.
+
+    Raises:
+        UserError: where no checkpoint can be read, its config asks for what we do not ship, or a change cannot be made.
+    """
+    folder = Path(str(config.resume)).resolve()
+    if not (folder / "config.yaml").exists():
+        raise UserError(
+            f"resume={config.resume} is no run folder: it holds no config.yaml; give one that train.py made"
+        )
+    start = _newest(folder)
+    if start.checkpoint is None:
+        log.warning("resume=%s: nothing had been saved yet, the run begins anew", config.resume)
+        held = _plain(OmegaConf.load(folder / "config.yaml"))
+    else:
+        held = start.checkpoint["config"]
+    check_targets(held, whole_run=True)
+    held = _moved(held, str(held["run_dir"]), str(folder))
+    if HydraConfig.initialized():
+        earlier = [] if start.checkpoint is None else list(start.checkpoint["overrides"])
+        before, now = _plain(compose("train", earlier)), _plain(config)
+        for key in ("optimizer", "lr_scheduler"):
+            if before[key] != now[key]:
+                raise UserError(
+                    f"{key} cannot be changed when a run is resumed, since the checkpoint holds its state: leave it away, or "
+                    f"start a new run with init_from={folder}"
+                )
+        held = {**{key: value for key, value in now.items() if key not in held}, **held}
+        _change(held, before, now)
+    return OmegaConf.create({**held, "resume": None, "run_dir": str(folder)}), start
+
+
+def fits(module: DDPM, start: Start) -> None:
+    """Refuse a checkpoint of another architecture before training.
+
+    Raises:
+        UserError: that names weights which differ.
+    """
+    assert start.checkpoint is not None
+    if wrong := differing(module.state_dict(), start.checkpoint["state_dict"]):
+        raise UserError(
+            f"resume: {start.path} is of another network: {len(wrong)} of its weights differ in name or shape, among them "
+            f"{', '.join(wrong[:3])}; leave model=..., data=... and schedule=... as they were"
+        )
+
+
+def _plain(config: DictConfig | ListConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def _newest(folder: Path) -> Start:
+    found = checkpoints_of(folder)
+    for path in found:
+        try:
+            checkpoint = load_checkpoint(path)
+            if lacking := {"overrides", "metrics_rows", "loops", "optimizer_states"} - checkpoint.keys():
+                raise UserError(f"{path} is of another version: it lacks {', '.join(sorted(lacking))}")
+        except UserError as error:
+            log.warning("%s (going on from the one before it)", error)
+        else:
+            return Start(path, checkpoint)
+    if found:
+        raise UserError(f"resume={folder}: none of its {len(found)} checkpoints can be read; start a new run")
+    return Start(None, None)
+
+
+def _moved(node: Any, old: str, new: str) -> Any:
+    """The config with its paths below `old` put below `new`: the folder may have been moved."""
+    if isinstance(node, dict):
+        return {key: _moved(child, old, new) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_moved(child, old, new) for child in node]
+    return new + node.removeprefix(old) if isinstance(node, str) and node.startswith(old) else node
+
+
+def _change(held: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Make to `held` the changes that lead from `before` to `now`."""
+    for key in {*before, *now} - {"resume", "run_dir"}:
+        old, new = before.get(key), now.get(key)
+        if old == new and (key in before) == (key in now):
+            continue
+        if key not in now:
+            held.pop(key, None)
+        elif (
+            isinstance(old, dict)
+            and isinstance(new, dict)
+            and isinstance(held.get(key), dict)
+            and _same_thing(old, new)
+        ):
+            _change(held[key], old, new)
+        else:
+            held[key] = new
+
+
+def _same_thing(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return bool(old.get("_target_") == new.get("_target_"))

@@ -1,0 +1,254 @@
+"""A run that goes on equals one that was never interrupted, to the bit."""
+
+import csv
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ddpm_lightning import runs
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.run_folder import only_one_run, unfinished_runs
+from tests.conftest import ROOT, config_of, train_config
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number of training batches")
+
+TIMINGS = ("train/wall_seconds", "train/images_per_second")
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in TIMINGS} for row in csv.DictReader(file)]
+
+
+def state(folder, name="last.ckpt"):
+    return torch.load(folder / "checkpoints" / name, weights_only=True)
+
+
+def assert_equal(one, two, path=""):
+    """To the bit, and of the same types, all the way down."""
+    assert type(one) is type(two), path
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), path
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), path
+        for key in one:
+            assert_equal(one[key], two[key], f"{path}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), path
+        for i, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_equal(a, b, f"{path}/{i}")
+    else:
+        assert one == two, path
+
+
+def assert_same_run(one, two):
+    first, second = state(one), state(two)
+    for key in ("state_dict", "ema_state_dict", "optimizer_states", "lr_schedulers", "global_step", "loss_guard"):
+        assert_equal(first[key], second[key], key)
+    for key in ("Randomness", "SampleGrid", "BestCheckpoint"):
+        assert_equal(first["callbacks"][key], second["callbacks"][key], key)
+    assert first["loops"]["fit_loop"]["state_dict"] == second["loops"]["fit_loop"]["state_dict"]
+    assert rows(one) == rows(two)
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (one, two))
+    assert ours["best"] == theirs["best"]
+
+
+def interrupted(whole, folder, step):
+    """The run as it lay there when it was killed some time after it had saved this step."""
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        if path.name in ("last.ckpt", "best.ckpt") or int(path.stem.removeprefix("step_")) > step:
+            path.unlink()
+    return folder
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["each", "accumulated"])
+def whole(request, tmp_path_factory):
+    """Ten steps over three of Lightning's epochs, a checkpoint at each, validations at every second batch."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    runs.train(
+        train_config(
+            folder,
+            f"trainer.accumulate_grad_batches={request.param}",
+            "data.batch_size=200",
+            f"trainer.val_check_interval={2 * request.param}",
+            "trainer.max_steps=10",
+            "trainer.log_every_n_steps=3",
+            "callbacks.checkpoint.every_n_train_steps=1",
+            "callbacks.trajectory=null",
+            "lr_scheduler.total_iters=7",
+        )
+    )
+    return folder
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6, 8, 9])
+def test_it_goes_on_from_any_step_as_if_it_had_not_stopped(whole, tmp_path, step):
+    folder = interrupted(whole, tmp_path / "run", step)
+    runs.train(config_of(f"resume={folder}"))
+    assert_same_run(whole, folder)
+    assert not list(folder.glob("**/.*.ckpt*"))
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path, whole):
+    longer = OmegaConf.merge(OmegaConf.load(whole / "config.yaml"), {"trainer": {"max_steps": 12}})
+    shutil.copytree(whole, tmp_path / "run")
+    OmegaConf.update(longer, "run_dir", str(tmp_path / "anew"))
+    held = OmegaConf.to_container(longer)
+    moved = OmegaConf.create(json.loads(json.dumps(held).replace(str(whole), str(tmp_path / "anew"))))
+    runs.train(moved)
+    last = tmp_path / "run" / "checkpoints" / "step_0000010.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["config"]["trainer"]["max_steps"] = 12  # what typing it does
+    torch.save(checkpoint, last)
+    runs.train(config_of(f"resume={tmp_path / 'run'}"))
+    assert_same_run(tmp_path / "anew", tmp_path / "run")
+
+
+def test_nothing_saved_yet_begins_anew(whole, tmp_path, caplog):
+    folder = interrupted(whole, tmp_path / "run", step=0)
+    runs.train(config_of(f"resume={folder}"))
+    assert "nothing had been saved yet" in caplog.text
+    assert_same_run(whole, folder)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(whole, tmp_path, caplog):
+    folder = interrupted(whole, tmp_path / "run", step=6)
+    newest = folder / "checkpoints" / "step_0000006.ckpt"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    runs.train(config_of(f"resume={folder}"))
+    assert f"{newest} is no checkpoint, or a damaged one" in caplog.text
+    assert_same_run(whole, folder)
+
+
+def test_no_checkpoint_can_be_read(whole, tmp_path):
+    folder = interrupted(whole, tmp_path / "run", step=2)
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of its 2 checkpoints can be read"):
+        runs.train(config_of(f"resume={folder}"))
+
+
+def test_another_network_is_refused_by_the_names_that_differ(whole, tmp_path):
+    folder = interrupted(whole, tmp_path / "run", step=2)
+    for path in (folder / "checkpoints").iterdir():
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["config"]["denoiser"]["model"]["base_channels"] = 16
+        torch.save(checkpoint, path)
+    with pytest.raises(UserError, match=r"is of another network: \d+ of its weights differ .*denoiser.model"):
+        runs.train(config_of(f"resume={folder}"))
+
+
+@pytest.mark.parametrize(
+    ("key", "target"),
+    [
+        ("optimizer", "os.system"),
+        ("lr_scheduler", "builtins.eval"),
+        ("data", "torch.hub.load"),
+        ("logger", "subprocess.run"),
+        ("trainer", "ddpm_lightning.runs.training.subprocess.run"),
+        ("loss", "lightning.pytorch.Trainer.__init__.__globals__"),
+    ],
+)
+def test_a_config_that_names_code_of_others_is_refused_and_not_run(whole, tmp_path, key, target):
+    folder, trace = interrupted(whole, tmp_path / "run", step=2), tmp_path / "trace"
+    for path in (folder / "checkpoints").iterdir():
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["config"][key] = {"_target_": target, "command": f"touch {trace}", "_args_": [f"touch {trace}"]}
+        torch.save(checkpoint, path)
+    with pytest.raises(UserError, match=f"asks for {target}.*refused"):
+        runs.train(config_of(f"resume={folder}"))
+    assert not trace.exists()
+
+
+def test_every_target_that_we_ship_may_be_resumed():
+    from ddpm_lightning.runs.checkpoint import check_targets
+
+    for path in (ROOT / "conf").glob("**/*.yaml"):
+        targets = [line.split("_target_:")[1].strip() for line in path.read_text().splitlines() if "_target_:" in line]
+        for target in targets:
+            check_targets({"_target_": target}, whole_run=True)
+
+
+def test_a_folder_takes_one_run(whole, tmp_path):
+    folder = interrupted(whole, tmp_path / "run", step=2)
+    with pytest.raises(UserError, match="holds a run already: go on with it by resume="):
+        runs.train(train_config(folder))
+    (tmp_path / "free").mkdir()
+    with only_one_run(tmp_path / "free"):
+        with pytest.raises(UserError, match="another run is going on in this folder"):
+            runs.train(train_config(tmp_path / "free"))
+        assert unfinished_runs(str(tmp_path)) == [folder]
+    with only_one_run(folder):
+        assert unfinished_runs(str(tmp_path)) == []
+
+
+def test_signals_end_a_run_with_a_checkpoint_of_that_step(whole, tmp_path):
+    from lightning.pytorch import Callback
+
+    class Signal(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 4:
+                signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        from ddpm_lightning.runs import training
+
+        build = training.build_callbacks
+        patch.setattr(training, "build_callbacks", lambda *args, **kwargs: [Signal(), *build(*args, **kwargs)])
+        config = OmegaConf.load(whole / "config.yaml")
+        config = OmegaConf.create(
+            json.loads(json.dumps(OmegaConf.to_container(config)).replace(str(whole), str(tmp_path / "run")))
+        )
+        config.callbacks.checkpoint.every_n_train_steps = 100
+        with pytest.raises(SystemExit) as raised:
+            runs.train(config)
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert state(tmp_path / "run")["global_step"] == 5
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+    runs.train(config_of(f"resume={tmp_path / 'run'}"))
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(tmp_path, monkeypatch):
+    from ddpm_lightning.module import DDPM
+
+    step = DDPM.training_step
+
+    def broken(self, batch, batch_idx):
+        outputs = step(self, batch, batch_idx)
+        if self.trainer.global_step == 2:
+            outputs = {key: value * float("nan") if key != "t" else value for key, value in outputs.items()}
+        return outputs
+
+    monkeypatch.setattr(DDPM, "training_step", broken)
+    with pytest.raises(
+        UserError, match=r"no finite number any more at step 3; the last good checkpoint is .*last.ckpt; try"
+    ):
+        runs.train(train_config(tmp_path, "trainer.max_steps=6"))
+    assert state(tmp_path)["global_step"] == 2
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
+
+
+def test_spikes_are_counted(tmp_path, monkeypatch):
+    from ddpm_lightning.module import DDPM
+
+    step = DDPM.training_step
+
+    def spiky(self, batch, batch_idx):
+        outputs = step(self, batch, batch_idx)
+        if self.trainer.global_step in (2, 4):
+            outputs["losses"] = outputs["losses"] * 7
+        return outputs
+
+    monkeypatch.setattr(DDPM, "training_step", spiky)
+    runs.train(train_config(tmp_path, "trainer.max_steps=6"))
+    counts = [row["train/loss_spikes"] for row in rows(tmp_path) if row["train/loss"]]
+    assert counts == ["0.0", "1.0", "2.0"]
