@@ -1,8 +1,8 @@
 """Kill a run again and again, resume it each time, and compare it with one that was left alone, to the bit.
 
-python benchmarks/kill_and_resume.py [--kills 20] [--processes 1] [--in-save] [--seed 0]
+python benchmarks/kill_and_resume.py [--kills 20] [--processes 1] [--in-save] [--victim main] [--seed 0]
 
-Each kill is a SIGKILL to the main process at a random moment after training has begun: in mid-epoch, while validating,
+Each kill is a SIGKILL to the main process, or to another one, at a random moment after training has begun: in mid-epoch, while validating,
 sampling or saving. Half of the kills meet a run with gradient accumulation. With --in-save the kills wait for the file that a
 checkpoint is written to. After each kill all checkpoints of the folder must load. Weights raw and averaged, optimiser and
 learning rate, Lightning's loops and the rows of metrics.csv, timings apart, must be equal at the end; nothing may go on running.
@@ -58,6 +58,16 @@ def still_running(cwd: Path) -> list[int]:
     return found
 
 
+def children_of(pid: int) -> list[int]:
+    """The training processes that this one started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/status"):
+        text = path.read_text()
+        if f"PPid:\t{pid}\n" in text and b"train.py" in (path.parent / "cmdline").read_bytes():
+            found.append(int(path.parent.name))
+    return found
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         return [{key: value for key, value in row.items() if key not in TIMINGS} for row in csv.DictReader(file)]
@@ -91,7 +101,9 @@ def loads(folder: Path) -> bool | None:
     return True if found else None
 
 
-def until_killed(cwd: Path, folder: Path, overrides: list[str], chance: random.Random, in_save: bool) -> bool:
+def until_killed(
+    cwd: Path, folder: Path, overrides: list[str], chance: random.Random, in_save: bool, victim: str
+) -> bool:
     """Start or resume the run and kill it; whether it was faster than its end."""
     log = cwd / "log.txt"
     resume = ["resume=auto", f"hydra.run.dir={folder}"] if (folder / "config.yaml").exists() else overrides
@@ -108,12 +120,24 @@ def until_killed(cwd: Path, folder: Path, overrides: list[str], chance: random.R
             print(log.read_text())
             raise SystemExit(f"the run ended by itself with {process.returncode}")
         return False
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    if victim == "main":
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return True
+    other = chance.choice(children_of(process.pid))
+    os.kill(other, signal.SIGKILL)
+    killed = time.monotonic()
+    code = process.wait(timeout=60)
+    print(
+        f"  process {other} was killed, the main one ended with {code} after {time.monotonic() - killed:.1f} s",
+        flush=True,
+    )
+    if not code:
+        raise SystemExit("a run that lost a process ended as if nothing had happened")
     return True
 
 
-def compare(processes: int, accumulate: int, kills: int, chance: random.Random, in_save: bool) -> None:
+def compare(processes: int, accumulate: int, kills: int, chance: random.Random, in_save: bool, victim: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         cwd = Path(name)
         common = [*OPTIONS, "trainer=ddp_cpu" if processes > 1 else "trainer=cpu", f"trainer.devices={processes}"]
@@ -126,7 +150,7 @@ def compare(processes: int, accumulate: int, kills: int, chance: random.Random, 
             rounds += 1
             broken = cwd / f"broken_{rounds}"
             begin = [*common, f"hydra.run.dir={broken}"]
-            while done < kills and until_killed(cwd, broken, begin, chance, in_save):
+            while done < kills and until_killed(cwd, broken, begin, chance, in_save, victim):
                 done += 1
                 time.sleep(1)
                 if strays := still_running(cwd):
@@ -156,11 +180,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--in-save", action="store_true")
+    parser.add_argument(
+        "--victim", choices=["main", "other"], default="main", help="other: one that the main one started"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     for accumulate, kills in ((1, arguments.kills - arguments.kills // 2), (2, arguments.kills // 2)):
-        compare(arguments.processes, accumulate, kills, chance, arguments.in_save)
+        compare(arguments.processes, accumulate, kills, chance, arguments.in_save, arguments.victim)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ddpm_lightning.ranges import within
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["PREDICTIONS", "Denoiser", "Guided"]
@@ -127,11 +128,13 @@ class Guided(nn.Module):
         scale: w.
 
     Raises:
-        ValueError: for a scale that changes something, and a denoiser without labels.
+        ValueError: for a scale below 0, or one that changes something and a denoiser without labels.
     """
 
     def __init__(self, denoiser: Denoiser, scale: float):
         super().__init__()
+        if not within(scale, "[0, inf)"):
+            raise ValueError(f"guidance_scale={scale} will not do: give a number, 0 or more")
         if scale != 1 and denoiser.num_classes is None:
             raise ValueError(f"guidance_scale={scale} needs a model that was trained with labels: leave it at 1")
         self.denoiser = denoiser

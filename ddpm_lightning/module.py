@@ -16,6 +16,7 @@ from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.likelihood import estimate_bits_per_dim
 from ddpm_lightning.losses import Objective
 from ddpm_lightning.seeds import derive
+from ddpm_lightning.sharding import share_out, whole
 
 __all__ = ["DDPM"]
 
@@ -92,6 +93,10 @@ class DDPM(LightningModule):
             return y
         return y.masked_fill(torch.rand(y.shape, device=y.device) < self.label_dropout, no_label)
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # set by strategies that share the weights out
+            share_out(self.denoiser.model, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self._optimizer(self.denoiser.parameters())
         if self._lr_scheduler is None:
@@ -109,7 +114,7 @@ class DDPM(LightningModule):
     ) -> None:
         # Once per optimiser step and after unscaling: the place to see the norm before it is clipped.
         gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
-        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        self.grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
         # Not by Lightning, which refuses to clip for a fused optimiser even where no loss is scaled, as in bfloat16.
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.denoiser.parameters(), gradient_clip_val)

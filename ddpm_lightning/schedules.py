@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ddpm_lightning.ranges import is_whole, within
+
 __all__ = [
     "NoiseSchedule",
     "constant",
@@ -171,8 +173,8 @@ def cosine(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) 
     """
     _check_num_steps(num_steps)
     _check_betas(max_beta=max_beta)
-    if not 0 <= s < math.inf:
-        raise ValueError(f"s={s} is no offset of the cosine: give a number from 0 on, such as 0.008")
+    if not within(s, "[0, 1]"):
+        raise ValueError(f"s={s} is no offset of the cosine: give a number from 0 to 1, such as 0.008")
     f = torch.cos((_times(num_steps) + s) / (1 + s) * math.pi / 2) ** 2
     return from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
 
@@ -185,7 +187,8 @@ def sigmoid(
     Proposed by Jabri et al. 2022. diffusers' "sigmoid" is another curve, with the sigmoid on β: `sigmoid_beta`.
     """
     _check_num_steps(num_steps)
-    if not (start < end and tau > 0 and 0 <= clip_min < 1):
+    finite = within(start, "(-inf, inf)") and within(end, "(-inf, inf)")
+    if not (finite and start < end and within(tau, "(0, inf)") and within(clip_min, "[0, 1)")):
         values = f"start={start}, end={end}, tau={tau}, clip_min={clip_min}"
         raise ValueError(f"{values} make no sigmoid: give start < end, tau above 0 and clip_min in [0, 1)")
     x = torch.sigmoid((start + _times(num_steps) * (end - start)) / tau)
@@ -210,7 +213,7 @@ def laplace(num_steps: int = 1000, *, mu: float = 0.0, b: float = 0.5) -> NoiseS
     diffusers' "laplace" has √σ(λ) where ᾱ belongs: its ᾱ is the root of this one.
     """
     _check_num_steps(num_steps)
-    if not (math.isfinite(mu) and 0 < b < math.inf):
+    if not (within(mu, "(-inf, inf)") and within(b, "(0, inf)")):
         raise ValueError(f"mu={mu}, b={b} make no Laplace distribution: give finite numbers, b above 0")
     away = _times(num_steps)[1:] - 0.5
     log_snr = mu + b * away.sign() * torch.log((1 - 2 * away.abs()).clamp(min=1e-6))
@@ -242,12 +245,13 @@ def shifted_cosine(
         noise_d: the side at which nothing is shifted; smaller images get less noise.
     """
     _check_num_steps(num_steps)
-    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
-    if len(sides) != 2 or min(*sides, noise_d) < 1:
+    sides = list(image_size) if isinstance(image_size, Sequence) else [image_size, image_size]
+    if len(sides) != 2 or not all(map(is_whole, [*sides, noise_d])):
         raise ValueError(f"image_size={image_size}, noise_d={noise_d} are no sizes: give pixels, 1 or more")
-    if not -math.inf < min_log_snr < max_log_snr < math.inf:
+    usable = within(min_log_snr, "[-100, 100]") and within(max_log_snr, "[-100, 100]")
+    if not (usable and min_log_snr < max_log_snr):
         values = f"min_log_snr={min_log_snr}, max_log_snr={max_log_snr}"
-        raise ValueError(f"{values} are no range: give two finite numbers, the smaller one first")
+        raise ValueError(f"{values} are no range: give two numbers from -100 to 100, the smaller one first")
     a, z = math.atan(math.exp(-max_log_snr / 2)), math.atan(math.exp(-min_log_snr / 2))
     shift = math.log(noise_d**2 / math.prod(sides))
     log_snr = -2 * torch.log(torch.tan(a + _times(num_steps)[1:] * (z - a))) + shift
@@ -298,10 +302,12 @@ def _list_of_numbers(name: str, values: Sequence[float] | Tensor) -> Tensor:
 
 def _check_betas(**betas: float) -> None:
     for name, beta in betas.items():
-        if not 0 < beta <= 1:
+        if not within(beta, "(0, 1]"):
             raise ValueError(f"{name}={beta} lies outside (0, 1]: a beta is the variance of one step's noise")
 
 
 def _check_num_steps(num_steps: int) -> None:
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} is no number of diffusion steps: give a whole number, 1 or more")
+    if not is_whole(num_steps, "[1, 1e6]"):
+        raise ValueError(
+            f"num_steps={num_steps} is no number of diffusion steps: give a whole number, 1 or more, such as 1000"
+        )

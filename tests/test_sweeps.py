@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, script
+from tests.conftest import ROOT, TINY, script
 from tests.test_scripts import run_folders
 
 PLAIN = [o for o in TINY if not o.startswith(("model.base_channels", "callbacks.checkpoint.save_top_k"))]
@@ -52,7 +52,7 @@ def test_a_failed_job_is_named_and_the_others_finish(tmp_path, processes):
     assert processes_that_name(tmp_path) == []
 
 
-STUB = """
+STUB = f"""
 import sys
 
 from ddpm_lightning import cli, runs
@@ -63,12 +63,12 @@ def train(config):
         raise KeyError("lost")
     if config.seed == 2:
         sys.exit(7)
-    print(f"seed {config.seed} is done")
+    print("done:", config.seed)
 
 
 runs.train = train
 sys.argv[0] = "train.py"
-sys.path.insert(0, {root!r})
+sys.path.insert(0, {str(ROOT)!r})
 import train
 
 cli.run(train.main)
@@ -76,13 +76,11 @@ cli.run(train.main)
 
 
 def test_neither_an_unforeseen_error_nor_an_exit_ends_a_sweep(tmp_path):
-    from tests.conftest import ROOT
-
-    (tmp_path / "stub.py").write_text(STUB.format(root=str(ROOT)))
+    (tmp_path / "stub.py").write_text(STUB)
     result = script(str(tmp_path / "stub.py"), "-m", "seed=0,1,2,3", cwd=tmp_path)
     assert result.returncode == 1
-    assert "seed 0 is done" in result.stdout
-    assert "seed 3 is done" in result.stdout
+    assert "done: 0" in result.stdout
+    assert "done: 3" in result.stdout
     assert "in train\n    raise KeyError" in result.stderr  # where it happened: nobody foresaw it
     *_, head, one, two = result.stderr.splitlines()
     assert head.startswith("error: 2 of the sweep's jobs failed")

@@ -9,6 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ddpm_lightning.ranges import within
+from ddpm_lightning.sharding import shared_like, whole
+
 __all__ = ["EMA", "averaged_weights"]
 
 
@@ -27,8 +30,8 @@ class EMA(Callback):
     """
 
     def __init__(self, decay: float = 0.9999):
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay} lies outside [0, 1)")
+        if not within(decay, "[0, 1)"):
+            raise ValueError(f"decay={decay} lies outside [0, 1): give a number such as 0.999")
         self._decay = decay
         self._steps = 0
         self._average: dict[str, Tensor] = {}
@@ -41,9 +44,15 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `setup`: here the module is on its device, and a resumed run's weights are loaded.
+        self._place(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._place(pl_module)  # once more, since FSDP shares weights out, and loads them, in between
+
+    def _place(self, pl_module: LightningModule) -> None:
         for name, parameter in pl_module.named_parameters():
             saved = self._average.get(name, parameter.detach())
-            self._average[name] = saved.to(parameter.device, copy=True)
+            self._average[name] = shared_like(saved, parameter).to(parameter.device, copy=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -67,7 +76,7 @@ class EMA(Callback):
             self.on_validation_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ema_state_dict"] = self._average
+        checkpoint["ema_state_dict"] = {name: whole(value).cpu() for name, value in self._average.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._average = dict(checkpoint["ema_state_dict"])

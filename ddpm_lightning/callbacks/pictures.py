@@ -12,6 +12,7 @@ from torch import Tensor
 from ddpm_lightning.callbacks.ema import averaged_weights
 from ddpm_lightning.denoiser import Guided
 from ddpm_lightning.images import SeededNoise, labels_in_turn, save_png
+from ddpm_lightning.ranges import is_whole, within
 from ddpm_lightning.samplers import Sampler, Step
 
 __all__ = ["Pictures"]
@@ -33,7 +34,7 @@ class Pictures(Callback):
         guidance_scale: of classifier-free guidance, see `Guided`.
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: for numbers that are none of these.
     """
 
     name: str
@@ -50,12 +51,14 @@ class Pictures(Callback):
         num_classes: int | None = None,
         guidance_scale: float = 1.0,
     ):
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} is no number of images: give 1 or more")
-        if every_n_steps is not None and every_n_steps < 1:
+        if not is_whole(num_samples, "[1, 10000]"):
+            raise ValueError(f"num_samples={num_samples} is no number of images in a picture: give 1 to 10000")
+        if every_n_steps is not None and not is_whole(every_n_steps):
             raise ValueError(f"every_n_steps={every_n_steps} must be 1 or more, or null for one picture at the end")
-        if seed < 0:
+        if not is_whole(seed, "[0, inf)"):
             raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
+        if not within(guidance_scale, "[0, inf)"):
+            raise ValueError(f"guidance_scale={guidance_scale} will not do: give a number, 0 or more")
         self.sampler = sampler
         self.shape = tuple(shape)
         self.folder = Path(folder)

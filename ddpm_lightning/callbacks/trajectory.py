@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures import Pictures
 from ddpm_lightning.images import grid, to_uint8
+from ddpm_lightning.ranges import is_whole
 
 __all__ = ["Trajectory"]
 
@@ -22,7 +23,7 @@ class Trajectory(Pictures):
 
     def __init__(self, *args: Any, num_columns: int = 10, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if num_columns < 2:
+        if not is_whole(num_columns, "[2, inf)"):
             raise ValueError(f"num_columns={num_columns} must be 2 or more: the noise and the image")
         self.num_columns = num_columns
 

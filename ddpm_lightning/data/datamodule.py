@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as transforms
 from ddpm_lightning.data.datasets import Batch, ImageSet
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import from_uint8
+from ddpm_lightning.ranges import is_whole, within
 from ddpm_lightning.seeds import derive
 
 __all__ = ["EvalLoader", "ImageDataModule", "TrainLoader"]
@@ -168,12 +169,12 @@ class ImageDataModule(LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} is no number of images: give a whole number, 1 or more")
+        if not is_whole(batch_size, "[1, 65536]"):
+            raise ValueError(f"batch_size={batch_size} is no number of images: give a whole number from 1 to 65536")
         if channels not in (1, 3):
             raise ValueError(f"channels={channels} will not do: give 1 for grey images or 3 for colour")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction} lies outside [0, 1)")
+        if not within(val_fraction, "[0, 1)"):
+            raise ValueError(f"val_fraction={val_fraction} lies outside [0, 1): give a share such as 0.1")
         self._dataset = dataset
         self._channels = channels
         self._size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
@@ -210,6 +211,8 @@ class ImageDataModule(LightningDataModule):
                 f"{int(labels.max())}: give data.num_classes={int(labels.max()) + 1}, or null to train without labels"
             )
         held_out = round(self._val_fraction * len(images))
+        if held_out >= len(images):
+            raise UserError(f"data.val_fraction={self._val_fraction} leaves none of {len(images)} images to train on")
         shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(self._seed, "split")))
         self.val_indices, self.train_indices = shuffled[:held_out].sort().values, shuffled[held_out:].sort().values
         self._data = ImageSet(images, labels)

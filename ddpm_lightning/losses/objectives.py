@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.likelihood import vlb_term
+from ddpm_lightning.likelihood import VARIANCES, vlb_term
 from ddpm_lightning.losses.times import TimeDraw, Uniform
 from ddpm_lightning.losses.weightings import Simple, Weighting
+from ddpm_lightning.ranges import within
 
 __all__ = ["MSE", "VLB", "Distance", "Huber", "Hybrid", "Loss", "Objective"]
 
@@ -32,7 +33,7 @@ class Huber(Distance):
     """e²/2 up to |e| = δ, and δ·(|e| − δ/2) beyond (Huber 1964)."""
 
     def __init__(self, delta: float = 0.1):
-        if delta <= 0:
+        if not within(delta, "(0, inf)"):
             raise ValueError(f"delta={delta} costs nothing: give a number above 0")
         self.delta = delta
 
@@ -49,10 +50,16 @@ class Objective(nn.Module, ABC):
             2023, Diffusion with Offset Noise).
         input_perturbation: the strength γ of x_t = √ᾱ_t x_0 + √(1−ᾱ_t) (ε + γ ξ), ξ ~ N(0, I), with ε still the
             target (Ning et al. 2023, Algorithm 1).
+
+    Raises:
+        ValueError: for a strength outside [0, 1].
     """
 
     def __init__(self, *, times: TimeDraw | None = None, offset_noise: float = 0.0, input_perturbation: float = 0.0):
         super().__init__()
+        for name, strength in (("offset_noise", offset_noise), ("input_perturbation", input_perturbation)):
+            if not within(strength, "[0, 1]"):
+                raise ValueError(f"{name}={strength} is no strength of a noise: give a number from 0 to 1, such as 0.1")
         self.times = times if times is not None else Uniform()
         self.offset_noise = offset_noise
         self.input_perturbation = input_perturbation
@@ -72,6 +79,7 @@ class Objective(nn.Module, ABC):
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser that this loss cannot train, before anything is trained."""
+        self.times.check(denoiser.schedule)
 
     @abstractmethod
     def forward(
@@ -128,6 +136,8 @@ class VLB(Objective):
         input_perturbation: float = 0.0,
     ):
         super().__init__(times=times, offset_noise=offset_noise, input_perturbation=input_perturbation)
+        if variance is not None and variance not in VARIANCES:
+            raise ValueError(f"variance={variance} is unknown: choose one of {', '.join(VARIANCES)}, or null")
         self.variance = variance
 
     def forward(
@@ -164,11 +174,14 @@ class Hybrid(Objective):
         input_perturbation: float = 0.0,
     ):
         super().__init__(times=times, offset_noise=offset_noise, input_perturbation=input_perturbation)
+        if not within(vlb_weight, "[0, inf)"):
+            raise ValueError(f"vlb_weight={vlb_weight} is no weight of a loss: give a number, 0 or more, such as 0.001")
         self.vlb_weight = vlb_weight
         self.weighting = weighting if weighting is not None else Simple()
         self.distance = distance if distance is not None else MSE()
 
     def check(self, denoiser: Denoiser) -> None:
+        super().check(denoiser)
         if not denoiser.learned_variance:
             raise ValueError(
                 "the hybrid loss trains a learned variance, and the denoiser has none: learned_variance=true"

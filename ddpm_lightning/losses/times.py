@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ddpm_lightning.ranges import is_whole, within
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["Importance", "LogNormal", "Stratified", "TimeDraw", "Uniform"]
@@ -34,6 +35,9 @@ class TimeDraw(ABC):
             shared: a generator on the CPU in the same state on all ranks; None is the global one.
             rank: which of `world_size` processes this is.
         """
+
+    def check(self, schedule: NoiseSchedule) -> None:  # noqa: B027
+        """Refuse a schedule that this draw is not made for."""
 
     def update(self, t: Tensor, losses: Tensor) -> None:  # noqa: B027
         """Take note of the unweighted losses (N,) at t (N,) of one step, gathered over ranks in one order for all."""
@@ -98,10 +102,21 @@ class Importance(nn.Module, TimeDraw):
 
     def __init__(self, num_steps: int, *, history: int = 10, uniform: float = 0.001):
         super().__init__()
+        if not (is_whole(num_steps, "[1, 1e6]") and is_whole(history, "[1, 1000]")):
+            values = f"num_steps={num_steps}, history={history}"
+            raise ValueError(f"{values} will not do: give the schedule's T, and a whole number from 1 to 1000")
+        if not within(uniform, "[0, 1]"):
+            raise ValueError(f"uniform={uniform} is no share of the draws: give a number from 0 to 1, such as 0.001")
         self.history = history
         self.uniform = uniform
         self.register_buffer("losses", torch.zeros(num_steps, history))
         self.register_buffer("counts", torch.zeros(num_steps, dtype=torch.long))
+
+    def check(self, schedule: NoiseSchedule) -> None:
+        if schedule.num_steps != len(self.counts):
+            raise ValueError(
+                f"times.num_steps={len(self.counts)} of the time draw and T={schedule.num_steps} of the schedule must be one number"
+            )
 
     def probabilities(self) -> Tensor:
         """(T,) p_t."""
@@ -121,11 +136,8 @@ class Importance(nn.Module, TimeDraw):
         rank: int = 0,
         world_size: int = 1,
     ) -> tuple[Tensor, Tensor]:
+        self.check(schedule)
         T = len(self.counts)
-        if schedule.num_steps != T:
-            raise ValueError(
-                f"num_steps={T} of the time draw and T={schedule.num_steps} of the schedule must be one number"
-            )
         p = self.probabilities().to(device)
         # The first of T exponential clocks of rates p_t to ring: unlike torch.multinomial, it never waits for the device.
         index = (torch.empty(batch_size, T, device=device).exponential_() / p).argmin(1)
@@ -154,6 +166,9 @@ class LogNormal(TimeDraw):
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):
+        if not (within(mean, "[-20, 20]") and within(std, "(0, 20]")):
+            values = f"mean={mean}, std={std}"
+            raise ValueError(f"{values} make no distribution of ln σ: give two numbers up to 20, std above 0")
         self.mean = mean
         self.std = std
 

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ddpm_lightning.models.layers import TimeEmbedding, embed, init_like_ho, pad_to_multiple, zero
+from ddpm_lightning.models.layers import (
+    TimeEmbedding,
+    check_sizes,
+    embed,
+    init_like_ho,
+    pad_to_multiple,
+    zero,
+)
+from ddpm_lightning.ranges import is_whole, within
 
 __all__ = ["DiT"]
 
@@ -77,7 +85,10 @@ class DiT(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        _check_settings(patch_size, hidden_size, depth, num_heads, dropout, num_classes)
+        check_sizes(in_channels=in_channels, out_channels=out_channels, patch_size=patch_size, num_heads=num_heads)
+        if num_classes is not None:
+            check_sizes(num_classes=num_classes)
+        _check_settings(hidden_size, depth, num_heads, mlp_ratio, dropout)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_classes = num_classes
@@ -147,16 +158,14 @@ def positions(height: int, width: int, dim: int, *, device: torch.device) -> Ten
     return torch.cat([x.expand(height, -1, -1), y[:, None].expand(-1, width, -1)], dim=-1).flatten(0, 1)
 
 
-def _check_settings(
-    patch_size: int, hidden_size: int, depth: int, num_heads: int, dropout: float, num_classes: int | None
-) -> None:
-    sizes = {"patch_size": patch_size, "depth": depth, "num_heads": num_heads, "num_classes": num_classes}
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be 1 or more")
-    if hidden_size < 4 or hidden_size % 4:
+def _check_settings(hidden_size: int, depth: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
+    if not is_whole(depth, "[1, 1000]"):
+        raise ValueError(f"depth={depth} must be 1 or more, and 1000 at most")
+    if not is_whole(hidden_size, "[4, 65536]") or hidden_size % 4:
         raise ValueError(f"hidden_size={hidden_size} holds no two-dimensional position: give a multiple of 4")
     if hidden_size % num_heads:
         raise ValueError(f"hidden_size={hidden_size} cannot be split into num_heads={num_heads}: give a divisor")
-    if not 0 <= dropout < 1:
+    if not within(mlp_ratio, "(0, 100]") or hidden_size * mlp_ratio < 1:
+        raise ValueError(f"mlp_ratio={mlp_ratio} leaves no MLP: give its width in hidden sizes, such as 4")
+    if not within(dropout, "[0, 1)"):
         raise ValueError(f"dropout={dropout} lies outside [0, 1)")

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm_lightning.ranges import is_whole
+
 __all__ = [
     "Downsample",
     "ResBlock",
@@ -14,6 +16,7 @@ __all__ = [
     "SiLUDropout",
     "TimeEmbedding",
     "Upsample",
+    "check_sizes",
     "double",
     "embed",
     "halve",
@@ -23,6 +26,13 @@ __all__ = [
 ]
 
 Norm = Callable[[int], nn.Module]
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse what is no number of channels, heads or the like."""
+    for name, size in sizes.items():
+        if not is_whole(size, "[1, 1e7]"):
+            raise ValueError(f"{name}={size} must be 1 or more, a whole number")
 
 
 def init_like_ho(module: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """The U-Net of Ho et al. 2020, and the variants that came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -16,6 +16,7 @@ from ddpm_lightning.models.layers import (
     SelfAttention,
     TimeEmbedding,
     Upsample,
+    check_sizes,
     double,
     embed,
     halve,
@@ -23,6 +24,7 @@ from ddpm_lightning.models.layers import (
     pad_to_multiple,
     zero,
 )
+from ddpm_lightning.ranges import is_whole, within
 
 __all__ = ["UNet"]
 
@@ -112,9 +114,9 @@ class UNet(nn.Module):
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.settings: dict[str, Any] = settings  # the arguments, as `interop` writes them
+        _check_settings(settings)
         levels = len(channel_multipliers)
         widths = [base_channels * m for m in channel_multipliers]
-        _check_settings([base_channels, *widths], norm_groups, attention_levels, dropout, num_res_blocks, num_classes)
         attending = [widths[i] for i in {*attention_levels, levels - 1}]
         heads = {width: _heads(width, num_heads, head_channels) for width in attending}
         self.in_channels = in_channels
@@ -196,6 +198,7 @@ class UNet(nn.Module):
         if x.shape[1] != self.in_channels:
             raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
         emb = F.silu(embed(t, y, self.time_embedding, self.class_embedding))
+        size = x.shape[-2:]
         x, (rows, columns) = pad_to_multiple(x, self.multiple)
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
@@ -208,7 +211,8 @@ class UNet(nn.Module):
                 h = self._through(part, torch.cat([h, skips.pop()], dim=1), emb)
             if grow is not None:
                 h = self._through(grow, h, emb)
-        return self.conv_out(F.silu(self.norm_out(h)))[..., rows, columns]
+        out = self.conv_out(F.silu(self.norm_out(h)))
+        return out if out.shape[-2:] == size else out[..., rows, columns]
 
     def _initialise(self, xavier_init: bool, zero_init: bool) -> None:
         if xavier_init:
@@ -229,37 +233,41 @@ class UNet(nn.Module):
 
 def _heads(channels: int, num_heads: int, head_channels: int | None) -> int:
     """The number of heads for so many channels."""
-    if head_channels is not None and (head_channels < 1 or channels % head_channels):
+    if head_channels is not None and channels % head_channels:
         raise ValueError(
             f"self-attention on {channels} channels cannot have heads of head_channels={head_channels}: give a divisor"
         )
     heads = num_heads if head_channels is None else channels // head_channels
-    if heads < 1 or channels % heads:
+    if channels % heads:
         raise ValueError(f"self-attention on {channels} channels cannot have num_heads={heads}: give a divisor")
     return heads
 
 
-def _check_settings(
-    widths: Sequence[int],
-    norm_groups: int,
-    attention_levels: Sequence[int],
-    dropout: float,
-    num_res_blocks: int,
-    num_classes: int | None,
-) -> None:
-    if len(widths) < 2:
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    sizes = ("in_channels", "out_channels", "base_channels", "num_heads", "norm_groups")
+    optional = ("num_classes", "head_channels", "time_hidden_channels")
+    check_sizes(**{name: settings[name] for name in (*sizes, *(n for n in optional if settings[n] is not None))})
+    if not is_whole(settings["num_res_blocks"], "[1, 100]"):
+        raise ValueError(f"num_res_blocks={settings['num_res_blocks']} must be 1 or more, and 100 at most")
+    for name, interval in (("channel_multipliers", "[1, 1024]"), ("attention_levels", "[0, inf)")):
+        value = settings[name]
+        if not isinstance(value, Sequence) or any(not is_whole(n, interval) for n in value):
+            raise ValueError(f"{name}={value} is no list of whole numbers: give one, such as [1, 2]")
+    multipliers, groups = settings["channel_multipliers"], settings["norm_groups"]
+    if not multipliers:
         raise ValueError("channel_multipliers=[] leaves no level: give one multiplier for each")
-    for name, value in (("norm_groups", norm_groups), ("num_res_blocks", num_res_blocks), ("num_classes", num_classes)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be 1 or more")
-    for width in widths:
-        if width <= 0 or width % norm_groups:
+    for width in {settings["base_channels"] * m for m in (1, *multipliers)}:
+        if width % groups:
             raise ValueError(
-                f"a level of {width} channels cannot be split into norm_groups={norm_groups}: "
+                f"a level of {width} channels cannot be split into norm_groups={groups}: "
                 "change norm_groups, base_channels or channel_multipliers"
             )
-    levels = len(widths) - 1
-    if any(not 0 <= level < levels for level in attention_levels):
-        raise ValueError(f"attention_levels={list(attention_levels)} must lie within 0..{levels - 1}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout} lies outside [0, 1)")
+    if any(level >= len(multipliers) for level in settings["attention_levels"]):
+        raise ValueError(
+            f"attention_levels={list(settings['attention_levels'])} must lie within 0..{len(multipliers) - 1}"
+        )
+    for name, interval in (("dropout", "[0, 1)"), ("norm_eps", "(0, 1]"), ("frequency_shift", "[0, 1]")):
+        if not within(settings[name], interval):
+            raise ValueError(f"{name}={settings[name]} lies outside {interval}")
+    if settings["downsample_padding"] not in (0, 1):
+        raise ValueError(f"downsample_padding={settings['downsample_padding']} will not do: give 0 or 1")

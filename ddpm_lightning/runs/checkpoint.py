@@ -38,7 +38,13 @@ _TRUSTED = (
     "ddpm_lightning.data.datasets",
 )
 # What a run that goes on needs besides: ours, and of others these very names.
-_TRUSTED_IN_A_RUN = (*_TRUSTED, "ddpm_lightning.callbacks", "ddpm_lightning.losses", "ddpm_lightning.samplers")
+_TRUSTED_IN_A_RUN = (
+    *_TRUSTED,
+    "ddpm_lightning.callbacks",
+    "ddpm_lightning.losses",
+    "ddpm_lightning.samplers",
+    "ddpm_lightning.sharding",
+)
 _TRUSTED_NAMES = (
     "lightning.pytorch.Trainer",
     "lightning.pytorch.loggers.WandbLogger",

@@ -18,6 +18,8 @@ __all__ = ["Start", "fits", "resumed"]
 
 log = logging.getLogger(__name__)
 
+_PATHS = ("dirpath", "folder", "save_dir", "name", "version")  # what callbacks and loggers write to
+
 
 class Start(NamedTuple):
     """Where a run goes on from: the file, and what it holds; both None where nothing had been saved."""
@@ -53,6 +55,7 @@ def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
         held = start.checkpoint["config"]
     check_targets(held, whole_run=True)
     held = _moved(held, str(held["run_dir"]), str(folder))
+    _check_paths(held, folder)
     if HydraConfig.initialized():
         earlier = [] if start.checkpoint is None else list(start.checkpoint["overrides"])
         before, now = _plain(compose("train", earlier)), _plain(config)
@@ -108,6 +111,15 @@ def _moved(node: Any, old: str, new: str) -> Any:
     if isinstance(node, list):
         return [_moved(child, old, new) for child in node]
     return new + node.removeprefix(old) if isinstance(node, str) and node.startswith(old) else node
+
+
+def _check_paths(node: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a config that would write outside of its run's folder."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            _check_paths(value, folder)
+        elif key in _PATHS and isinstance(value, str) and not (folder / value).resolve().is_relative_to(folder):
+            raise UserError(f"the checkpoint asks to write to {key}={value}, outside of its run's folder: refused")
 
 
 def _change(held: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -233,6 +233,7 @@ def _quieten() -> None:
         r".*treespec.*deprecated",
         "The number of training batches",
         "Total length of `list` across ranks is zero",
+        "torch.distributed.nn.functional.all_gather is deprecated",
     ):
         warnings.filterwarnings("ignore", message)
 

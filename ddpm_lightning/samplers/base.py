@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ddpm_lightning.ranges import is_whole, within
 from ddpm_lightning.samplers.spacings import SPACINGS
 from ddpm_lightning.schedules import NoiseSchedule
 
@@ -75,13 +76,13 @@ class Sampler(ABC):
         clip: float | None = 1.0,
         dynamic_threshold: float | None = None,
     ):
-        if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
+        if num_steps is not None and not is_whole(num_steps):
             raise ValueError(f"num_steps={num_steps} is no number of sampling steps: give a whole number, 1 or more")
         if spacing not in SPACINGS:
             raise ValueError(f"spacing={spacing} is unknown: choose one of {', '.join(SPACINGS)}")
-        if clip is not None and clip <= 0:
+        if clip is not None and not within(clip, "(0, inf)"):
             raise ValueError(f"clip={clip} leaves nothing of the image: give a number above 0, or null for no clipping")
-        if dynamic_threshold is not None and not 0 < dynamic_threshold <= 1:
+        if dynamic_threshold is not None and not within(dynamic_threshold, "(0, 1]"):
             raise ValueError(f"dynamic_threshold={dynamic_threshold} is no share of the pixels: give one in (0, 1]")
         self.num_steps = num_steps
         self.spacing = spacing

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ddpm_lightning.ranges import within
 from ddpm_lightning.samplers.base import DenoiserLike, Noise, Point, Sampler, reverse_step
 from ddpm_lightning.schedules import NoiseSchedule
 
@@ -73,7 +74,7 @@ class DDIM(Sampler):
         dynamic_threshold: float | None = None,
     ):
         super().__init__(num_steps, spacing=spacing, clip=clip, dynamic_threshold=dynamic_threshold)
-        if not 0 <= eta <= 1:
+        if not within(eta, "[0, 1]"):
             raise ValueError(f"eta={eta} lies outside [0, 1]: 0 is deterministic, 1 is ancestral")
         self.eta = eta
         self.random = eta > 0

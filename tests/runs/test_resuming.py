@@ -166,6 +166,25 @@ def test_a_config_that_names_code_of_others_is_refused_and_not_run(whole, tmp_pa
     assert not trace.exists()
 
 
+@pytest.mark.parametrize(
+    ("node", "key", "path"),
+    [
+        ("checkpoint", "dirpath", "{tmp}/elsewhere"),
+        ("checkpoint", "dirpath", "{run}/../elsewhere"),
+        ("sample_grid", "folder", "../../elsewhere"),
+    ],
+)
+def test_a_config_that_writes_elsewhere_is_refused(whole, tmp_path, node, key, path):
+    folder = interrupted(whole, tmp_path / "run", step=2)
+    for file in (folder / "checkpoints").iterdir():
+        checkpoint = torch.load(file, weights_only=True)
+        checkpoint["config"]["callbacks"][node][key] = path.format(tmp=tmp_path, run=folder)
+        torch.save(checkpoint, file)
+    with pytest.raises(UserError, match=f"asks to write to {key}=.*outside of its run's folder: refused"):
+        runs.train(config_of(f"resume={folder}"))
+    assert not list(tmp_path.glob("**/elsewhere"))
+
+
 def test_every_target_that_we_ship_may_be_resumed():
     from ddpm_lightning.runs.checkpoint import check_targets
 

@@ -1,0 +1,61 @@
+"""Resident memory over a long run: after 200 steps and grids, and after 2,000.
+
+python benchmarks/memory.py [--steps 2000] [--grid-every 10]
+
+A tiny network on the digits, a grid drawn every ten steps, a checkpoint every fifty, validation every hundred; the run's own
+process says what it holds, as Linux counts it.
+"""
+
+import argparse
+import tempfile
+
+from hydra import compose, initialize
+from lightning.pytorch import Callback
+
+import ddpm_lightning.cli  # noqa: F401  registers the resolvers of conf/
+from ddpm_lightning.runs import training
+from ddpm_lightning.runs.build import build_callbacks
+
+
+def resident() -> float:
+    """MiB."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:")) / 1024
+
+
+class Watch(Callback):
+    """Notes the memory every 200 steps."""
+
+    seen: dict[int, float] = {}  # noqa: RUF012
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        if trainer.global_step % 200 == 0:
+            self.seen[trainer.global_step] = resident()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--grid-every", type=int, default=10)
+    arguments = parser.parse_args()
+    training.build_callbacks = lambda *args, **kwargs: [*build_callbacks(*args, **kwargs), Watch()]
+    with tempfile.TemporaryDirectory() as folder, initialize("../conf", version_base="1.3"):
+        overrides = [
+            "model.base_channels=16",
+            "model.norm_groups=4",
+            "sampler.num_steps=5",
+            "logger=none",
+            f"trainer.max_steps={arguments.steps}",
+            "trainer.val_check_interval=100",
+            "callbacks.checkpoint.every_n_train_steps=50",
+            f"callbacks.sample_grid.every_n_steps={arguments.grid_every}",
+            f"run_dir={folder}/run",
+        ]
+        training.train(compose("train", overrides))
+    first = Watch.seen[200]
+    for step, mib in Watch.seen.items():
+        print(f"step {step:>5}: {mib:7.1f} MiB, {mib / first - 1:+.1%}")
+
+
+if __name__ == "__main__":
+    main()

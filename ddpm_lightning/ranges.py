@@ -1,0 +1,20 @@
+"""Whether a setting is a number, and one of those that make sense."""
+
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ["is_whole", "within"]
+
+
+def within(value: Any, interval: str) -> bool:
+    """Whether a value is a number of an interval, which is written as in mathematics: "(0, 1]", "[0, inf)"; NaN is of none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    return above and (value < high if interval[-1] == ")" else value <= high)
+
+
+def is_whole(value: Any, interval: str = "[1, inf)") -> bool:
+    """Whether a value is a whole number of an interval."""
+    return isinstance(value, Integral) and within(value, interval)
