@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.launch import name_run, run_name
 from ddpm_lightning.resume import complete_arguments
 from ddpm_lightning.sweeps import failed_jobs, job, tell_sweep
 
@@ -53,6 +54,7 @@ def run(main: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
     try:
         _end_with_parent()
+        name_run()
         sys.argv[1:] = complete_arguments(sys.argv[1:])
         main()
         if _failed:
@@ -143,5 +145,6 @@ def _out_channels(channels: int, learned_variance: bool) -> int:
     return 2 * channels if learned_variance else channels
 
 
+OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
 OmegaConf.register_new_resolver("out_channels", _out_channels, replace=True)

@@ -10,9 +10,10 @@ def within(value: Any, interval: str) -> bool:
     """Whether a value is a number of an interval, which is written as in mathematics: "(0, 1]", "[0, inf)"; NaN is of none."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
+    number: Any = value
     low, high = (float(end) for end in interval[1:-1].split(","))
-    above = value > low if interval[0] == "(" else value >= low
-    return above and (value < high if interval[-1] == ")" else value <= high)
+    above = number > low if interval[0] == "(" else number >= low
+    return bool(above and (number < high if interval[-1] == ")" else number <= high))
 
 
 def is_whole(value: Any, interval: str = "[1, inf)") -> bool:

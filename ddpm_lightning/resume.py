@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.launch import agreed
 from ddpm_lightning.run_folder import unfinished_runs
 
 __all__ = ["complete_arguments"]
@@ -27,7 +28,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
         return list(argv)
     if {"-m", "--multirun"} & {*argv}:
         raise UserError(f"resume={asked} goes on with one run, and cannot be swept: leave -m away")
-    folder = _folder(asked, _value_of("hydra.run.dir", argv))
+    folder = Path(agreed("resume", lambda: str(_folder(asked, _value_of("hydra.run.dir", argv)))))
     earlier = folder / ".hydra" / "overrides.yaml"
     before = list(OmegaConf.load(earlier)) if earlier.exists() else []
     typed = [argument for argument in argv if not argument.startswith(("resume=", "hydra.run.dir="))]

@@ -90,6 +90,7 @@ def test_loggers(choice, tmp_path):
         ("mps", "mps", 1, "auto"),
         ("ddp", "gpu", "auto", "ddp"),
         ("ddp_cpu", "cpu", 2, "ddp"),
+        ("slurm", "gpu", "auto", "ddp"),
     ],
 )
 def test_trainers(choice, accelerator, devices, strategy):
@@ -101,6 +102,21 @@ def test_trainers(choice, accelerator, devices, strategy):
         trainer = instantiate(node, logger=False)
         assert isinstance(trainer, Trainer)
         assert trainer.world_size == (2 if choice == "ddp_cpu" else 1)
+
+
+def test_a_trainer_in_slurm_takes_what_slurm_gives(monkeypatch):
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    monkeypatch.setenv("SLURM_NNODES", "3")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    node = of("trainer", "slurm").trainer
+    assert (node.num_nodes, node.devices) == (3, 4)
+    (environment,) = instantiate(node.plugins)
+    assert isinstance(environment, SLURMEnvironment)
+    assert environment.auto_requeue is False
+    monkeypatch.delenv("SLURM_NNODES")
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    assert (of("trainer", "slurm").trainer.num_nodes, of("trainer", "slurm").trainer.devices) == (1, "auto")
 
 
 @pytest.mark.parametrize("choice", choices("data"))

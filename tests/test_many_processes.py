@@ -1,15 +1,28 @@
 """What many processes compute is what one computes: gradients of the joined batch, noise of each rank's own."""
 
+import csv
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm_lightning import seeds
+from ddpm_lightning import launch, seeds
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.losses import Loss
 from ddpm_lightning.models import UNet
 from ddpm_lightning.schedules import linear
+from tests.conftest import ROOT, TINY, script
 
 RANKS, PER_RANK = 2, 3
 
@@ -78,3 +91,93 @@ def test_no_two_ranks_or_batches_share_their_noise():
     assert len(keys) == 500 * 8
     firsts = {torch.randn((), generator=torch.Generator().manual_seed(key)).item() for key in sorted(keys)[:1000]}
     assert len(firsts) == 1000
+
+
+@pytest.mark.slow
+def test_shared_out_weights_train_to_the_same_weights(tmp_path):
+    """FSDP2 against DDP, two processes each, stopped at four steps and resumed to six: raw and averaged, in float tolerance."""
+    states = {}
+    for name, strategy in (("ddp", "ddp"), ("fsdp", "{_target_:ddpm_lightning.sharding.FSDP2}")):
+        run = [f"hydra.run.dir={name}", "trainer=ddp_cpu", f"trainer.strategy={strategy}", "logger=none"]
+        assert (result := script("train.py", *TINY, *run, cwd=tmp_path)).returncode == 0, result.stderr
+        result = script("train.py", f"resume={name}", "trainer.max_steps=6", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        states[name] = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        assert states[name]["global_step"] == 6
+        assert len(list((tmp_path / name / "samples").glob("*_0000006.png"))) == 2
+    for which in ("state_dict", "ema_state_dict"):
+        assert states["ddp"][which].keys() == states["fsdp"][which].keys()
+        for key, value in states["ddp"][which].items():
+            torch.testing.assert_close(value, states["fsdp"][which][key], rtol=1e-4, atol=1e-4)
+
+
+def torchrun(name, *args, cwd, nodes=2, per_node=2):
+    """The entry point under as many agents as nodes, all on the loopback; their exit codes and what the first of them said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agents = []
+    for node in range(nodes):
+        where = [f"--nnodes={nodes}", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={per_node}"]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "HYDRA"))}
+        command += [str(ROOT / name), *args]
+        env = {**clean, "OMP_NUM_THREADS": "1"}
+        with (Path(cwd) / f"{name}_{node}.log").open("w") as log:
+            agents.append(subprocess.Popen(command, cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT))
+    codes = [agent.wait(300) for agent in agents]
+    return codes, (Path(cwd) / f"{name}_0.log").read_text()
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_processes_train_one_run_and_sample_the_images_of_one_process(tmp_path):
+    run = ["trainer=ddp_cpu", "trainer.num_nodes=2", "logger=none"]
+    codes, said = torchrun("train.py", *TINY, *run, cwd=tmp_path)
+    assert codes == [0, 0], said
+    (config,) = (tmp_path / "outputs").glob("*/*/config.yaml")  # one folder for all
+    folder = config.parent
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["processes"], summary["steps"]) == ("finished", 4, 4)
+    with (folder / "metrics.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "2", "4", "4"]
+
+    drawing = [
+        f"ckpt_path={folder}",
+        "sampler=ddim",
+        "sampler.num_steps=4",
+        "format=npz",
+        "num_samples=10",
+        "batch_size=3",
+    ]
+    codes, said = torchrun("sample.py", *drawing, "out_dir=four", cwd=tmp_path)
+    assert codes == [0, 0], said
+    assert said.count("10 images from") == 1
+    assert script("sample.py", *drawing, "out_dir=one", cwd=tmp_path).returncode == 0
+    one, four = (np.load(tmp_path / name / "samples.npz")["images"] for name in ("one", "four"))
+    assert one.shape == (10, 8, 8, 1)
+    assert np.array_equal(one, four)
+
+    # and the grid that four processes drew in training is the one that a single process draws
+    grid = ["sampler=ddim", "sampler.num_steps=4", "num_samples=4", "format=grid", "out_dir=grid"]
+    assert script("sample.py", f"ckpt_path={folder}", *grid, cwd=tmp_path).returncode == 0
+    ours, theirs = (
+        np.asarray(Image.open(p)) for p in (folder / "samples/grid_0000004.png", tmp_path / "grid/grid.png")
+    )
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+    # a run that torchrun started goes on as one
+    codes, said = torchrun("train.py", f"resume={folder}", "trainer.max_steps=6", cwd=tmp_path)
+    assert codes == [0, 0], said
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 6
+
+
+def test_slurm_gives_all_tasks_one_name(monkeypatch):
+    for key, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_JOB_ID": "17"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("DDPM_RUN_NAME", "")
+    launch.name_run()
+    assert launch.run_name() == "slurm_17"
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("DDPM_RUN_NAME", "")
+    launch.name_run()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}", launch.run_name())

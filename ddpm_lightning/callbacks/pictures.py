@@ -1,7 +1,7 @@
 """A callback that draws a picture every so many steps and at the end."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ __all__ = ["Pictures"]
 
 
 class Pictures(Callback):
-    """Draws from fixed seeds, so that pictures are comparable over time, with the averaged weights, in float32, on rank zero.
+    """Draws from fixed seeds, so that pictures are comparable over time, with the averaged weights, in float32.
+
+    All ranks draw, since weights that are shared out ask for all; rank zero saves and logs.
 
     The picture goes to `<folder>/<name>_<step>.png` and to every logger that takes images, as `samples/<name>`.
 
@@ -73,9 +75,15 @@ class Pictures(Callback):
     def draw(self, pl_module: Any) -> Tensor:
         """The picture, uint8 (C, H, W)."""
 
-    def steps(self, pl_module: Any) -> Iterator[Step]:
-        """The way from noise to image, guided and with labels where there are any; first the noise, with grey as its estimate."""
-        noise, indices = SeededNoise(self.seed, range(self.num_samples)), range(self.num_samples)
+    def steps(self, pl_module: Any, indices: Sequence[int] | None = None) -> Iterator[Step]:
+        """The way from noise to image, guided and with labels where there are any; first the noise, with grey as its estimate.
+
+        Args:
+            pl_module: the module, with the weights to draw with.
+            indices: which of the images; None for all.
+        """
+        indices = range(self.num_samples) if indices is None else indices
+        noise = SeededNoise(self.seed, indices)
         x = noise.draw(self.shape).to(pl_module.device)
         y = labels_in_turn(indices, self.labels)
         yield Step(pl_module.denoiser.schedule.num_steps, x, torch.zeros_like(x), 0)
@@ -102,9 +110,9 @@ class Pictures(Callback):
         if step == self._last_step:
             return  # drawn already: by an earlier micro-batch of this step, or just before the end
         self._last_step = step
+        with averaged_weights(trainer, pl_module), torch.autocast(pl_module.device.type, enabled=False):
+            picture = self.draw(pl_module)
         if trainer.is_global_zero:
-            with averaged_weights(trainer, pl_module), torch.autocast(pl_module.device.type, enabled=False):
-                picture = self.draw(pl_module)
             save_png(picture, self.folder / f"{self.name}_{step:07d}.png")
             for logger in trainer.loggers:
                 if log_image := getattr(logger, "log_image", None):

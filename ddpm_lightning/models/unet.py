@@ -256,7 +256,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     multipliers, groups = settings["channel_multipliers"], settings["norm_groups"]
     if not multipliers:
         raise ValueError("channel_multipliers=[] leaves no level: give one multiplier for each")
-    for width in {settings["base_channels"] * m for m in (1, *multipliers)}:
+    for width in [settings["base_channels"] * m for m in (1, *multipliers)]:
         if width % groups:
             raise ValueError(
                 f"a level of {width} channels cannot be split into norm_groups={groups}: "

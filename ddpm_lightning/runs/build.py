@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.callbacks import EMA, CSVLogger, NewestCheckpoint, Randomness, StopSignals
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.losses import Objective
 from ddpm_lightning.module import DDPM
+from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import replace_file
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
@@ -40,6 +43,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+# What a network's number of weights depends on most.
+SIZES = ("base_channels", "channel_multipliers", "num_res_blocks", "hidden_size", "depth", "num_classes", "in_channels")
 
 
 class StoreRun(Callback):
@@ -63,14 +69,17 @@ def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        raise UserError(f"{key}: {one_line(cause)}") from error
+        ours = isinstance(cause, ValueError | MisconfigurationException)
+        raise UserError(f"{key}: {one_line(cause) if ours else _with_settings(cause, node)}") from error
 
 
 def build_module(config: DictConfig) -> DDPM:
     """The LightningModule; schedule, sampler and network are tried on each other before anything is trained."""
+    schedule: NoiseSchedule = build("schedule", config.schedule)
+    _warn_of_signal(schedule)
+    _check_memory(config.model)
     denoiser: Denoiser = build("denoiser", config.denoiser)
-    _warn_of_signal(denoiser.schedule)
-    times_of(build("sampler", config.sampler), denoiser.schedule)
+    times_of(build("sampler", config.sampler), schedule)
     _dry_run(config.data, denoiser)
     loss: Objective = build("loss", config.loss)
     try:
@@ -81,10 +90,7 @@ def build_module(config: DictConfig) -> DDPM:
     plain = {"fused": False} if config.trainer.precision == "16-mixed" and "fused" in config.optimizer else {}
     optimizer = build("optimizer", config.optimizer, **plain)
     lr_scheduler = build("lr_scheduler", config.lr_scheduler)
-    try:
-        lr_scheduler(optimizer([torch.nn.Parameter(torch.zeros(1))]))  # a bad rate is seen now, not in training
-    except (ValueError, TypeError, InstantiationException) as error:
-        raise UserError(f"optimizer, lr_scheduler: {one_line(error)}") from error
+    _try_rates(optimizer, lr_scheduler, config)
     try:
         return DDPM(denoiser, loss, optimizer, lr_scheduler, seed=config.seed, label_dropout=config.label_dropout)
     except (ValueError, TypeError) as error:
@@ -133,15 +139,57 @@ def times_of(sampler: Sampler, schedule: NoiseSchedule) -> list[int]:
 
 
 def check_whole(key: str, value: Any) -> None:
-    """Refuse what is no whole number from 1 on."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{key}={value} will not do: give a whole number, 1 or more")
+    """Refuse what is no whole number from 1 on, or a larger one than anything could last for."""
+    if not is_whole(value, "[1, 1e8]"):
+        raise UserError(
+            f"{key}={value} will not do: give a whole number, 1 or more" + (", and 1e8 at most" * is_whole(value))
+        )
 
 
 def one_line(error: BaseException) -> str:
     """An error's text in one line, with its type where that says something."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError | MisconfigurationException) else f"{type(error).__name__}: {text}"
+
+
+def _with_settings(error: BaseException, node: DictConfig) -> str:
+    """An error in one line that names no setting, and the settings that it came of."""
+    given = {str(key): value for key, value in node.items() if not isinstance(value, DictConfig)}
+    return f"{one_line(error)} ({', '.join(f'{key}={value}' for key, value in given.items() if key[0] != '_')})"
+
+
+def _try_rates(
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
+    lr_scheduler: Callable[[Optimizer], LRScheduler],
+    config: DictConfig,
+) -> None:
+    """Two steps of a single weight: a bad rate is seen now, not in training."""
+    try:
+        tried = optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"optimizer: {_with_settings(error, config.optimizer)}") from error
+    try:
+        scheduler = lr_scheduler(tried)
+        for _ in range(2):
+            tried.step()
+            scheduler.step()
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(f"lr_scheduler: {_with_settings(error, config.lr_scheduler)}") from error
+
+
+def _check_memory(node: DictConfig) -> None:
+    """The network is built without its weights first, so that one that cannot be held is refused before it is begun."""
+    with torch.device("meta"):
+        model: torch.nn.Module = build("model", node)
+    parameters = sum(p.numel() for p in model.parameters())
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    copies = 1 if torch.cuda.is_available() else 5  # weights; gradients, Adam's two moments and the average beside them
+    if 4 * parameters * copies > held:
+        sizes = ", ".join(f"model.{key}={node[key]}" for key in SIZES if key in node)
+        raise UserError(
+            f"{sizes}: {parameters:,} parameters take {4 * parameters * copies / 2**30:,.0f} GiB, and this machine has "
+            f"{held / 2**30:,.0f}: give smaller numbers"
+        )
 
 
 def _dry_run(data: DictConfig, denoiser: Denoiser) -> None:

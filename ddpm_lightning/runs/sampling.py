@@ -14,6 +14,7 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, grid, labels_in_turn, rows_by_label, save_png, to_uint8
 from ddpm_lightning.runs.build import build, check_whole, compile_model, times_of
 from ddpm_lightning.runs.checkpoint import load_model, newest_checkpoint, run_dir_of
+from ddpm_lightning.runs.ranks import Ranks, ranks
 from ddpm_lightning.samplers import Sampler
 
 __all__ = ["sample"]
@@ -22,7 +23,8 @@ __all__ = ["sample"]
 def sample(config: DictConfig) -> Path:
     """Draw images from a checkpoint, and return the folder that they were written to.
 
-    Image i's noise depends on the seed and on i only, whatever the batch size and the device.
+    Image i's noise depends on the seed and on i only, whatever the batch size and the device. The processes that torchrun
+    or SLURM started draw the batches in turn, and rank zero writes them all.
 
     Raises:
         UserError: where the checkpoint or a setting will not do.
@@ -33,9 +35,14 @@ def sample(config: DictConfig) -> Path:
         raise UserError(f"seed={config.seed} is no seed: give a whole number, 0 or more")
     if config.format not in ("grid", "png", "npz"):
         raise UserError(f"format={config.format} is unknown: choose grid, png or npz")
+    with ranks() as mine:
+        return _sample(config, mine)
+
+
+def _sample(config: DictConfig, mine: Ranks) -> Path:
     path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
     denoiser, data = load_model(path, weights=config.weights)
-    device = _device(config.device)
+    device = _device(config.device, mine.local_rank)
     torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
     denoiser = denoiser.to(device)
     if config.compile:
@@ -48,21 +55,31 @@ def sample(config: DictConfig) -> Path:
     beside = run_dir_of(path) / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     out = beside if config.out_dir is None else Path(str(config.out_dir))
     try:
-        out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        if mine.rank == 0:
+            out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     except OSError as error:
         raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
 
     images, drawn_labels = [], labels_in_turn(range(config.num_samples), labels)
     batches = torch.arange(config.num_samples).split(config.batch_size)
-    with tqdm(total=len(batches) * steps, unit="step", desc="sampling", disable=None, dynamic_ncols=True) as progress:
-        for indices in batches:
-            noise = SeededNoise(config.seed, indices.tolist())
-            x = noise.draw(shape).to(device)
-            y = None if drawn_labels is None else drawn_labels[indices].to(device)
-            for step in sampler.trajectory(guided, x, y, randn=noise):
-                x = step.x
-                progress.update()
-            images.append(to_uint8(x).cpu())
+    silent = None if mine.rank == 0 else True
+    with tqdm(total=len(batches) * steps, unit="step", desc="sampling", disable=silent, dynamic_ncols=True) as progress:
+        for number, indices in enumerate(batches):
+            owner, drawn = number % mine.world_size, None
+            if owner == mine.rank:
+                noise = SeededNoise(config.seed, indices.tolist())
+                x = noise.draw(shape).to(device)
+                y = None if drawn_labels is None else drawn_labels[indices].to(device)
+                for step in sampler.trajectory(guided, x, y, randn=noise):
+                    x = step.x
+                    progress.update()
+                drawn = to_uint8(x).cpu()
+            drawn = mine.to_zero(drawn, owner, (len(indices), *shape))
+            if drawn is not None:
+                images.append(drawn)
+                progress.update(steps * (owner != 0))
+    if mine.rank:
+        return out
 
     _write(torch.cat(images), drawn_labels, labels, out, config.format)
     print(f"{config.num_samples} images from the {config.weights} weights of {path}, {steps} steps each: {out}")
@@ -108,11 +125,13 @@ def _write(images: Tensor, drawn: Tensor | None, labels: list[int] | None, out: 
         np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, local_rank: int) -> torch.device:
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     usable = [kind for kind, there in here.items() if there]
     if name == "auto":
-        return torch.device(usable[0])
+        name = usable[0]
+    if name == "cuda" and here["cuda"]:
+        return torch.device("cuda", local_rank)
     try:
         return torch.empty(0, device=str(name)).device
     except (RuntimeError, AssertionError) as error:

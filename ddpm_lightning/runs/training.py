@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.callbacks import AtomicCheckpointIO, CSVLogger, TrainingMetrics
 from ddpm_lightning.errors import Stopped, UserError
@@ -32,11 +32,11 @@ from ddpm_lightning.runs.build import (
     build_callbacks,
     build_loggers,
     build_module,
-    check_whole,
     compile_model,
     one_line,
 )
 from ddpm_lightning.runs.checkpoint import differing, load_denoiser
+from ddpm_lightning.runs.checks import check_config
 from ddpm_lightning.runs.processes import (
     end_children,
     in_processes_of_its_own,
@@ -58,7 +58,7 @@ def train(config: DictConfig) -> float | None:
     start = None
     if config.resume is not None:
         config, start = resumed(config)
-    _check(config)
+    check_config(config)
     if missing := OmegaConf.missing_keys(config):
         key = min(missing, key=len)
         raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
@@ -179,50 +179,6 @@ def _begin_with(module: DDPM, path: Path) -> None:
             f"{', '.join(wrong[:3])}; choose the model=... that it was trained with"
         )
     model.load_state_dict(theirs)
-
-
-def _check(config: DictConfig) -> None:
-    """Numbers that Lightning would take, and mean something else by than the user."""
-    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} is no seed: give a whole number from 0 to {2**32 - 1}")
-    size = config.data.image_size
-    if not isinstance(size, ListConfig) or len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
-        raise UserError(f"data.image_size={size} is no size of an image: give [height, width], as in [32,32]")
-    if config.data.num_classes is not None:
-        check_whole("data.num_classes", config.data.num_classes)
-    elif config.guidance_scale != 1:
-        raise UserError(
-            f"guidance_scale={config.guidance_scale} needs labels: give data.num_classes=..., or leave it at 1"
-        )
-    trainer = config.trainer
-    for key in ("max_steps", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
-        endless = key == "max_steps" and trainer.max_steps == -1 and (trainer.max_epochs or 0) > 0
-        if not endless:
-            check_whole(f"trainer.{key}", trainer[key])
-    if str(trainer.precision) not in ("32", "32-true", "bf16-mixed", "16-mixed"):
-        raise UserError(
-            f"trainer.precision={trainer.precision} will not do, since weights and their average are kept in float32: "
-            "choose 32-true, bf16-mixed or 16-mixed"
-        )
-    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"trainer.accelerator={trainer.accelerator}, trainer.devices={trainer.devices}: this machine has no CUDA GPU; "
-            "choose trainer=cpu, trainer=ddp_cpu or trainer=mps"
-        )
-    interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
-    if not _above_zero(interval) or (isinstance(interval, int) and interval % accumulate):
-        raise UserError(
-            f"trainer.val_check_interval={interval} will not do: it counts batches, and must be above 0 and a multiple of "
-            f"trainer.accumulate_grad_batches={accumulate}"
-        )
-    if trainer.gradient_clip_val is not None and not _above_zero(trainer.gradient_clip_val):
-        raise UserError(
-            f"trainer.gradient_clip_val={trainer.gradient_clip_val} will not do: give a number above 0, or null"
-        )
-
-
-def _above_zero(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _quieten() -> None:

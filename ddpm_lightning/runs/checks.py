@@ -1,0 +1,118 @@
+"""What a config may say, looked at before anything is built of it."""
+
+import math
+import os
+import re
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.runs.build import check_whole
+
+__all__ = ["check_config"]
+
+
+def check_config(config: DictConfig) -> None:
+    """Refuse what Lightning and PyTorch would take, and mean something else by than the user.
+
+    Raises:
+        UserError: that names the key, its value and the way out.
+    """
+    _check_finite(config)
+    if not is_whole(config.seed, f"[0, {2**32 - 1}]"):
+        raise UserError(f"seed={config.seed} is no seed: give a whole number from 0 to {2**32 - 1}")
+    for key in ("learned_variance", "compile"):
+        if not isinstance(config[key], bool):
+            raise UserError(f"{key}={config[key]} is neither true nor false: give one of them")
+    size = config.data.image_size
+    if not isinstance(size, ListConfig) or len(size) != 2 or not all(is_whole(n, "[1, 8192]") for n in size):
+        raise UserError(f"data.image_size={size} is no size of an image: give [height, width], as in [32,32]")
+    check_whole("data.channels", config.data.channels)
+    if config.data.num_classes is not None:
+        check_whole("data.num_classes", config.data.num_classes)
+    elif config.guidance_scale != 1:
+        raise UserError(
+            f"guidance_scale={config.guidance_scale} needs labels: give data.num_classes=..., or leave it at 1"
+        )
+    if not within(config.guidance_scale, "[0, inf)"):
+        raise UserError(f"guidance_scale={config.guidance_scale} will not do: give a number, 0 or more")
+    if not within(config.label_dropout, "[0, 1]"):
+        raise UserError(f"label_dropout={config.label_dropout} is no probability: give one from 0 to 1")
+    for key, interval in (("lr", "(0, 1000]"), ("weight_decay", "[0, 10]")):
+        if key in config.optimizer and not within(config.optimizer[key], interval):
+            raise UserError(f"optimizer.{key}={config.optimizer[key]} lies outside {interval}: give a number within")
+    rates = config.lr_scheduler
+    if "start_factor" in rates or rates.get("total_iters", 0) != 0:  # a warm-up of no steps would stay at its start
+        check_whole("lr_scheduler.total_iters", rates.get("total_iters"))
+    _check_trainer(config.trainer)
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    for key in ("max_steps", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
+        endless = key == "max_steps" and trainer.max_steps == -1 and is_whole(trainer.max_epochs)
+        if not endless:
+            check_whole(f"trainer.{key}", trainer[key])
+    if trainer.max_epochs not in (None, -1):
+        check_whole("trainer.max_epochs", trainer.max_epochs)
+    if trainer.check_val_every_n_epoch is not None:
+        check_whole("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch)
+    if not is_whole(trainer.num_sanity_val_steps, "[-1, 1e8]"):
+        raise UserError(
+            f"trainer.num_sanity_val_steps={trainer.num_sanity_val_steps} will not do: give 0 or more, or -1"
+        )
+    for key, least in (("limit_train_batches", "(0, 1]"), ("limit_val_batches", "[0, 1]")):
+        limit = trainer[key]
+        if limit is not None and not is_whole(limit) and not within(limit, least):
+            raise UserError(f"trainer.{key}={limit} will not do: give a number of batches, or a share in {least}")
+    _check_devices(trainer)
+    if str(trainer.precision) not in ("32", "32-true", "bf16-mixed", "16-mixed"):
+        raise UserError(
+            f"trainer.precision={trainer.precision} will not do, since weights and their average are kept in float32: "
+            "choose 32-true, bf16-mixed or 16-mixed"
+        )
+    interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+    share = trainer.check_val_every_n_epoch is not None and within(interval, "(0, 1]")
+    if not (share and isinstance(interval, float)) and (not is_whole(interval) or interval % accumulate):
+        raise UserError(
+            f"trainer.val_check_interval={interval} will not do: it counts batches, and must be above 0 and a multiple of "
+            f"trainer.accumulate_grad_batches={accumulate}"
+        )
+    if trainer.gradient_clip_val is not None and not within(trainer.gradient_clip_val, "(0, inf)"):
+        raise UserError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} will not do: give a number above 0, or null"
+        )
+
+
+def _check_devices(trainer: DictConfig) -> None:
+    devices = trainer.devices
+    if not re.fullmatch(r"auto|-1|[1-9]\d*|\[\d+(, \d+)*\]|\d+(,\d+)+", str(devices)):
+        raise UserError(
+            f"trainer.devices={devices} will not do: give a number of devices, a list of their numbers, or auto"
+        )
+    cores = os.cpu_count() or 1
+    if is_whole(devices) and devices > max(8, 4 * cores):
+        raise UserError(f"trainer.devices={devices} is more than this machine's {cores} cores can serve: give fewer")
+    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={trainer.accelerator}, trainer.devices={devices}: this machine has no CUDA GPU; "
+            "choose trainer=cpu, trainer=ddp_cpu or trainer=mps"
+        )
+    if trainer.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes}: this process was told of no other (MASTER_ADDR is not set): start it "
+            "by srun with trainer=slurm, or by torchrun on every node"
+        )
+
+
+def _check_finite(config: DictConfig) -> None:
+    nodes: list[tuple[str, Any]] = [("", OmegaConf.to_container(config, resolve=False))]
+    while nodes:
+        key, node = nodes.pop()
+        if isinstance(node, dict | list):
+            items = node.items() if isinstance(node, dict) else enumerate(node)
+            nodes += [(f"{key}.{name}".lstrip("."), child) for name, child in items]
+        elif isinstance(node, float) and not math.isfinite(node):
+            raise UserError(f"{key}={node} is no finite number: give one that is")
