@@ -23,12 +23,18 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     Raises:
         UserError: where there is no such run.
     """
-    asked = _value_of("resume", argv)
-    if asked in (None, "null", "") or os.environ.get(_DONE) == asked:
+    asked, run_dir = _value_of("resume", argv), _value_of("hydra.run.dir", argv)
+    if asked in (None, "null", ""):
+        if run_dir is not None and _is_first() and (Path(run_dir) / "config.yaml").exists():
+            raise UserError(  # before Hydra writes its own record there
+                f"hydra.run.dir={run_dir} holds a run already: go on with it by resume={run_dir}, or choose another folder"
+            )
+        return list(argv)
+    if os.environ.get(_DONE) == asked:
         return list(argv)
     if {"-m", "--multirun"} & {*argv}:
         raise UserError(f"resume={asked} goes on with one run, and cannot be swept: leave -m away")
-    folder = Path(agreed("resume", lambda: str(_folder(asked, _value_of("hydra.run.dir", argv)))))
+    folder = Path(agreed("resume", lambda: str(_folder(asked, run_dir))))
     earlier = folder / ".hydra" / "overrides.yaml"
     before = list(OmegaConf.load(earlier)) if earlier.exists() else []
     typed = [argument for argument in argv if not argument.startswith(("resume=", "hydra.run.dir="))]
@@ -59,6 +65,11 @@ def _folder(asked: str, run_dir: str | None) -> Path:
             f"resume={asked}: {folder} is no run folder: it holds no config.yaml; give one that train.py made"
         )
     return folder
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of its run; the others may find what the first one has written."""
+    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 def _value_of(key: str, argv: Sequence[str]) -> str | None:

@@ -2,14 +2,17 @@
 
 import csv
 import json
+import signal
 import struct
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 from wandb.proto import wandb_internal_pb2
 
-from tests.conftest import TINY, script
+from tests.conftest import ROOT, TINY, script
 
 
 def wandb_records(folder):
@@ -194,3 +197,70 @@ def test_errors_are_one_sentence(tmp_path, name, args, says):
     assert result.stderr.startswith("error: ")
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_its_folder_with_what_was_typed_changed(tmp_path):
+    """The config is the checkpoint's, also where the defaults have changed since; W&B's parts bear one id."""
+    result = script("train.py", *TINY, "schedule=cosine", "callbacks.ema.decay=0.5", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (folder,) = run_folders(tmp_path)
+    (folder / "summary.json").unlink()  # as if it had been killed at its end
+    result = script("train.py", "resume=auto", "trainer.max_steps=6", "sampler.num_steps=3", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert run_folders(tmp_path) == [folder]
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    config = checkpoint["config"]
+    assert checkpoint["global_step"] == 6
+    assert config["schedule"]["_target_"].endswith("cosine")
+    assert config["callbacks"]["ema"]["decay"] == 0.5
+    assert (config["sampler"]["num_steps"], config["callbacks"]["sample_grid"]["sampler"]["num_steps"]) == (3, 3)
+    with (folder / "metrics.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["train/loss"]] == ["2", "4", "6"]
+    ids = {path.stem.removeprefix("run-") for path in folder.glob("wandb/offline-run-*/run-*.wandb")}
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 2
+    assert ids == {(folder / "wandb" / "run_id").read_text()}
+
+    for wrong, says in (
+        (["resume=auto"], "resume=auto finds no unfinished run"),
+        (["resume=elsewhere"], "elsewhere is no run folder"),
+        ([f"resume={folder}", "optimizer.lr=1"], "optimizer cannot be changed when a run is resumed"),
+        ([f"resume={folder}", "model.base_channels=16"], "is of another network"),
+        (["-m", "resume=auto", "seed=1,2"], "resume=auto goes on with one run, and cannot be swept"),
+        ([f"hydra.run.dir={folder}"], "holds a run already"),
+    ):
+        before = sorted(folder.rglob("*"))
+        result = script("train.py", *wrong, *([] if "resume" in " ".join(wrong) else TINY), cwd=tmp_path)
+        assert result.returncode == 1
+        assert says in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert sorted(folder.rglob("*")) == before
+    record = (folder / ".hydra" / "overrides.yaml").read_text()
+    assert "trainer.max_steps=6" in record
+    assert "optimizer.lr=1" not in record
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path, number):
+    run = ["trainer=ddp_cpu", "logger=none", "hydra.run.dir=run", "trainer.max_steps=100000"]
+    every = [
+        "callbacks.checkpoint.every_n_train_steps=100000",
+        "callbacks.sample_grid=null",
+        "callbacks.trajectory=null",
+    ]
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, str(ROOT / "train.py"), *TINY, *run, *every]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    metrics, deadline = tmp_path / "run" / "metrics.csv", time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number, (tmp_path / "log").read_text()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    step = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert step == summary["steps"] > 0
+    result = script("train.py", "resume=auto", "hydra.run.dir=run", f"trainer.max_steps={step + 2}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == step + 2
