@@ -2,7 +2,8 @@
 
 python benchmarks/kill_and_resume.py [--kills 20] [--processes 1] [--in-save] [--victim main] [--seed 0]
 
-Each kill is a SIGKILL to the main process, or to another one, at a random moment after training has begun: in mid-epoch, while validating,
+Each kill is a SIGKILL to the main process, or to another one, at a random moment after training has
+begun, or gone on: in mid-epoch, while validating,
 sampling or saving. Half of the kills meet a run with gradient accumulation. With --in-save the kills wait for the file that a
 checkpoint is written to. After each kill all checkpoints of the folder must load. Weights raw and averaged, optimiser and
 learning rate, Lightning's loops and the rows of metrics.csv, timings apart, must be equal at the end; nothing may go on running.
@@ -58,6 +59,14 @@ def still_running(cwd: Path) -> list[int]:
     return found
 
 
+def has_saved(folder: Path, since: float) -> bool:
+    """Whether a checkpoint has been written since then: training goes on."""
+    try:
+        return any(path.stat().st_mtime > since for path in (folder / "checkpoints").glob("step_*.ckpt"))
+    except FileNotFoundError:
+        return True  # an old one has just been removed
+
+
 def children_of(pid: int) -> list[int]:
     """The training processes that this one started."""
     found = []
@@ -107,10 +116,11 @@ def until_killed(
     """Start or resume the run and kill it; whether it was faster than its end."""
     log = cwd / "log.txt"
     resume = ["resume=auto", f"hydra.run.dir={folder}"] if (folder / "config.yaml").exists() else overrides
+    begun = time.time()
     process = train(cwd, *resume, log=log)
-    while b"Training " not in log.read_bytes() and process.poll() is None:
+    while not has_saved(folder, begun) and process.poll() is None:
         time.sleep(0.01)
-    wait = time.monotonic() + chance.uniform(0.2, 1.5 if in_save else 5)
+    wait = time.monotonic() + chance.uniform(0, 1.5 if in_save else 5)
     while time.monotonic() < wait and process.poll() is None:
         time.sleep(0.005)
     while in_save and process.poll() is None and not list((folder / "checkpoints").glob(".*.ckpt.*")):

@@ -1,6 +1,7 @@
 """The one data module: a set, split and served in an order that is computed from the seed."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -141,7 +142,7 @@ class ImageDataModule(LightningDataModule):
     """A set of images, its split into training and validation, and its loaders.
 
     Args:
-        dataset: called once per process, gives the set.
+        dataset: called once per process, gives the set; what has to be downloaded it lets one process download.
         channels: 1 or 3; grey images are repeated and colour ones turned grey to fit.
         image_size: side, or (height, width), to which the images are resized where they differ.
         batch_size: images per step and process.
@@ -150,6 +151,7 @@ class ImageDataModule(LightningDataModule):
         flip: mirror half of the training images.
         on_device: keep the images on the device that trains, as bytes, so that a small network never waits for them.
         seed: what the split, the order and the flips are computed from.
+        root: the folder of the set's files, which `dataset` is called with; None for sets without.
 
     Raises:
         ValueError: for a share or size that leaves no image to train on.
@@ -157,7 +159,7 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        dataset: Callable[[], ImageSet],
+        dataset: Callable[..., ImageSet],
         *,
         channels: int,
         image_size: int | Sequence[int],
@@ -167,6 +169,7 @@ class ImageDataModule(LightningDataModule):
         flip: bool = False,
         on_device: bool = True,
         seed: int = 0,
+        root: str | None = None,
     ):
         super().__init__()
         if not is_whole(batch_size, "[1, 65536]"):
@@ -175,7 +178,9 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"channels={channels} will not do: give 1 for grey images or 3 for colour")
         if not within(val_fraction, "[0, 1)"):
             raise ValueError(f"val_fraction={val_fraction} lies outside [0, 1): give a share such as 0.1")
-        self._dataset = dataset
+        if not is_whole(seed, "[0, inf)"):
+            raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
+        self._dataset = dataset if root is None else partial(dataset, root=root)
         self._channels = channels
         self._size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
         self._batch_size = batch_size
@@ -185,9 +190,6 @@ class ImageDataModule(LightningDataModule):
         self._on_device = on_device
         self._seed = seed
         self._data: ImageSet | None = None
-
-    def prepare_data(self) -> None:
-        self._dataset()  # on one process first: this is where a set is downloaded
 
     def setup(self, stage: str | None = None) -> None:
         processes = self.trainer.world_size if self.trainer else 1
@@ -212,7 +214,7 @@ class ImageDataModule(LightningDataModule):
             )
         held_out = round(self._val_fraction * len(images))
         if held_out >= len(images):
-            raise UserError(f"data.val_fraction={self._val_fraction} leaves none of {len(images)} images to train on")
+            raise UserError(f"data.val_fraction={self._val_fraction} leaves no image to train on: give less")
         shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(self._seed, "split")))
         self.val_indices, self.train_indices = shuffled[:held_out].sort().values, shuffled[held_out:].sort().values
         self._data = ImageSet(images, labels)

@@ -1,11 +1,27 @@
-"""Sources of images."""
+"""Sources of images that fit in memory, as bytes."""
 
-from typing import NamedTuple
+import fcntl
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import URLError
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
-__all__ = ["Batch", "ImageSet", "digits"]
+from ddpm_lightning.errors import UserError
+
+__all__ = ["Batch", "ImageSet", "digits", "from_torchvision", "image_folder", "read_images"]
+
+log = logging.getLogger(__name__)
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_BYTES = 16 * 2**30  # a set of more is no set that fits in memory
 
 
 class Batch(NamedTuple):
@@ -34,3 +50,130 @@ def digits() -> ImageSet:
     data = load_digits()
     images = (torch.from_numpy(data.images) * (255 / 16)).round().to(torch.uint8)
     return ImageSet(images[:, None], torch.from_numpy(data.target).long())
+
+
+def from_torchvision(
+    source: Callable[..., Any], *, root: str | Path, channels: int, image_size: Sequence[int]
+) -> ImageSet:
+    """One of torchvision's sets, downloaded on first use.
+
+    Args:
+        source: the set's class with its arguments, but for `root` and `download`.
+        root: the folder that it lies in, or is downloaded to.
+        channels: as in `read_images`, for sets that are files; the others are converted by the data module.
+        image_size: likewise.
+
+    Raises:
+        UserError: where the set is neither on the disk nor to be had.
+    """
+    try:
+        found = source(root=root, download=False)
+    except (RuntimeError, FileNotFoundError):
+        try:
+            with _one_at_a_time(Path(root)):  # the others find it there
+                found = source(root=root, download=True)
+        except (URLError, RuntimeError, OSError) as error:
+            name = getattr(source, "func", source).__name__
+            raise UserError(
+                f"data.root={root} does not hold {name}, and it cannot be downloaded ({' '.join(str(error).split())}): "
+                "download it where there is a network, and give the folder by data.root=..."
+            ) from error
+    if not hasattr(found, "data"):  # CelebA: files
+        folder = Path(found.root) / found.base_folder / "img_align_celeba"
+        images, kept = read_images([folder / name for name in found.filename], channels=channels, image_size=image_size)
+        return ImageSet(images, torch.zeros(len(kept), dtype=torch.long))
+    images = torch.as_tensor(np.asarray(found.data))
+    if images.dim() == 3:
+        images = images[:, None]
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
+    labels = found.labels if hasattr(found, "labels") else found.targets
+    return ImageSet(images.contiguous(), torch.as_tensor(np.asarray(labels)).long())
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def image_folder(root: str | Path, *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01) -> ImageSet:
+    """All pictures in a folder and below it; the folder right below the root that a picture lies in, in order of names, is its label.
+
+    Args:
+        root: the folder.
+        channels: as in `read_images`, for the rest likewise.
+        image_size: see `read_images`.
+        max_damaged: see `read_images`.
+
+    Raises:
+        UserError: where there are none.
+    """
+    root = Path(root)
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
+    if not paths:
+        raise UserError(
+            f"data.root={root} holds no pictures: it or the folders below it must hold files such as *.png or *.jpg"
+        )
+    images, kept = read_images(paths, channels=channels, image_size=image_size, max_damaged=max_damaged)
+    first = [path.relative_to(root).parts for path in paths]
+    classes = sorted({parts[0] for parts in first if len(parts) > 1})
+    labels = torch.tensor([classes.index(parts[0]) if len(parts) > 1 else 0 for parts in first])
+    return ImageSet(images, labels[kept])
+
+
+def read_images(
+    paths: Sequence[Path], *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """Picture files as uint8 (N, C, H, W), resized and cropped at the centre, and the numbers (N,) of those that could be read.
+
+    Transparent parts become white; 16 bits become 8. A damaged file is named and left out.
+
+    Args:
+        paths: the files.
+        channels: 1 or 3.
+        image_size: (height, width).
+        max_damaged: the share of damaged files above which the set is refused.
+
+    Raises:
+        UserError: for more damaged files than that, or more images than fit in memory.
+    """
+    height, width = image_size
+    if (size := len(paths) * channels * height * width) > _BYTES:
+        raise UserError(
+            f"data.image_size={[height, width]}: the set's {len(paths):,} images are {size / 2**30:.0f} GiB as bytes, and "
+            f"{_BYTES // 2**30} fit in memory: give a smaller size"
+        )
+
+    def read(path: Path) -> np.ndarray | None:
+        try:
+            return _read(path, channels, (width, height))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            log.warning("%s is damaged and left out (%s)", path, " ".join(str(error).split()))
+            return None
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
+        arrays = list(pool.map(read, paths))
+    kept = [i for i, array in enumerate(arrays) if array is not None]
+    damaged = len(paths) - len(kept)
+    if damaged > max_damaged * len(paths):
+        raise UserError(
+            f"{damaged} of {len(paths)} pictures are damaged, among them {paths[next(i for i, a in enumerate(arrays) if a is None)]}: "
+            f"mend or remove them, or allow more by data.dataset.max_damaged (now {max_damaged})"
+        )
+    images = torch.from_numpy(np.stack([array for array in arrays if array is not None]))
+    return images.permute(0, 3, 1, 2).contiguous(), torch.tensor(kept)
+
+
+def _read(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
+    with Image.open(path) as file:
+        image: Image.Image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16 bits in 32: Pillow would cut them off at 255
+            image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        if "A" in image.getbands() or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), size, Image.Resampling.BICUBIC)
+        return np.asarray(image).reshape(size[1], size[0], channels)

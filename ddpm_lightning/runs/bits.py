@@ -44,7 +44,7 @@ def measure_bits_per_dim(
         check_whole("num_images", num_images)
     held = load_checkpoint(checkpoint)
     denoiser = denoiser_of(held, weights=weights)
-    check_targets(held["config"]["data"])
+    check_targets(held["config"]["data"], whole_run=True)
     data: ImageDataModule = build("data", OmegaConf.create(held["config"]["data"]))
     data.setup()
     batches = list(data.val_dataloader())

@@ -70,7 +70,7 @@ def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
         ours = isinstance(cause, ValueError | MisconfigurationException)
-        raise UserError(f"{key}: {one_line(cause) if ours else _with_settings(cause, node)}") from error
+        raise UserError(f"{key}: {one_line(cause)}" if ours else _with_settings(key, cause, node)) from error
 
 
 def build_module(config: DictConfig) -> DDPM:
@@ -152,10 +152,11 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, ValueError | MisconfigurationException) else f"{type(error).__name__}: {text}"
 
 
-def _with_settings(error: BaseException, node: DictConfig) -> str:
+def _with_settings(key: str, error: BaseException, node: DictConfig) -> str:
     """An error in one line that names no setting, and the settings that it came of."""
-    given = {str(key): value for key, value in node.items() if not isinstance(value, DictConfig)}
-    return f"{one_line(error)} ({', '.join(f'{key}={value}' for key, value in given.items() if key[0] != '_')})"
+    given = {str(name): value for name, value in node.items() if not isinstance(value, DictConfig)}
+    settings = ", ".join(f"{key}.{name}={value}" for name, value in given.items() if name[0] != "_")
+    return f"{key}: {one_line(error)} (given: {settings})"
 
 
 def _try_rates(
@@ -167,14 +168,14 @@ def _try_rates(
     try:
         tried = optimizer([torch.nn.Parameter(torch.zeros(1))])
     except (ValueError, TypeError, LookupError) as error:
-        raise UserError(f"optimizer: {_with_settings(error, config.optimizer)}") from error
+        raise UserError(_with_settings("optimizer", error, config.optimizer)) from error
     try:
         scheduler = lr_scheduler(tried)
         for _ in range(2):
             tried.step()
             scheduler.step()
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(f"lr_scheduler: {_with_settings(error, config.lr_scheduler)}") from error
+        raise UserError(_with_settings("lr_scheduler", error, config.lr_scheduler)) from error
 
 
 def _check_memory(node: DictConfig) -> None:

@@ -53,6 +53,12 @@ _TRUSTED_NAMES = (
     "torch.optim.AdamW",
     "torch.optim.lr_scheduler.ConstantLR",
     "torch.optim.lr_scheduler.LinearLR",
+    "torchvision.datasets.CIFAR10",
+    "torchvision.datasets.CIFAR100",
+    "torchvision.datasets.CelebA",
+    "torchvision.datasets.FashionMNIST",
+    "torchvision.datasets.MNIST",
+    "torchvision.datasets.SVHN",
 )
 
 

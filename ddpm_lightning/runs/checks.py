@@ -88,7 +88,7 @@ def _check_trainer(trainer: DictConfig) -> None:
 
 def _check_devices(trainer: DictConfig) -> None:
     devices = trainer.devices
-    if not re.fullmatch(r"auto|-1|[1-9]\d*|\[\d+(, \d+)*\]|\d+(,\d+)+", str(devices)):
+    if not re.fullmatch(r"auto|[1-9]\d*|\[\d+(, \d+)*\]|\d+(,\d+)+", str(devices)):
         raise UserError(
             f"trainer.devices={devices} will not do: give a number of devices, a list of their numbers, or auto"
         )

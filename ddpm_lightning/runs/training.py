@@ -75,7 +75,6 @@ def train(config: DictConfig) -> float | None:
         fits(module, start)
     elif config.init_from is not None:
         _begin_with(module, Path(str(config.init_from)))
-    data.prepare_data()
     data.setup()  # what is wrong with the data is said before anything is written
     overrides = [o for o in _overrides() if not o.startswith("resume=")]
     callbacks = build_callbacks(config, plain, overrides=overrides)

@@ -1,0 +1,171 @@
+"""Sets on the disk in their own formats, written here: every pixel is known."""
+
+import pickle
+import struct
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from ddpm_lightning import runs
+from ddpm_lightning.data.datasets import from_torchvision, image_folder, read_images
+from ddpm_lightning.errors import UserError
+from tests.conftest import train_config
+
+random = np.random.default_rng(0)
+
+
+def idx(path, array):
+    """The format of MNIST's files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(
+        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    )
+
+
+@pytest.fixture
+def fashion_mnist(tmp_path):
+    images, labels = random.integers(0, 256, (40, 28, 28)), np.arange(40) % 10
+    raw = tmp_path / "FashionMNIST" / "raw"
+    for part in ("train", "t10k"):
+        idx(raw / f"{part}-images-idx3-ubyte", images)
+        idx(raw / f"{part}-labels-idx1-ubyte", labels)
+    return tmp_path, images, labels
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """Five batches of eight, rows of 3,072 bytes, channel by channel; torchvision's checksums are of the real files."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    images, labels = random.integers(0, 256, (40, 3, 32, 32), dtype=np.uint8), list(np.arange(40) % 10)
+    for i in range(5):
+        part = slice(8 * i, 8 * i + 8)
+        batch = {"data": images[part].reshape(8, -1), "labels": [int(n) for n in labels[part]]}
+        (folder / f"data_batch_{i + 1}").write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda path, md5=None: True)
+    return tmp_path, images, labels
+
+
+def test_grey_sets_of_torchvision(fashion_mnist):
+    root, images, labels = fashion_mnist
+    found = from_torchvision(
+        partial(torchvision.datasets.FashionMNIST, train=True), root=root, channels=1, image_size=(28, 28)
+    )
+    assert found.images.dtype == torch.uint8
+    assert np.array_equal(found.images[:, 0].numpy(), images)
+    assert found.labels.tolist() == labels.tolist()
+
+
+def test_colour_sets_of_torchvision(cifar10):
+    root, images, labels = cifar10
+    found = from_torchvision(
+        partial(torchvision.datasets.CIFAR10, train=True), root=root, channels=3, image_size=(32, 32)
+    )
+    assert np.array_equal(found.images.numpy(), images)
+    assert found.labels.tolist() == labels
+
+
+def test_a_set_that_cannot_be_had(tmp_path, monkeypatch):
+    def offline(self):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", offline)
+    with pytest.raises(
+        UserError, match="does not hold FashionMNIST, and it cannot be downloaded .*no network.*: download it where"
+    ):
+        from_torchvision(torchvision.datasets.FashionMNIST, root=tmp_path / "none", channels=1, image_size=(28, 28))
+
+
+def quadrants(height, width, channels=3):
+    """A picture whose four quarters are of four colours."""
+    array = np.zeros((height, width, channels), np.uint8)
+    array[: height // 2, : width // 2] = 40
+    array[: height // 2, width // 2 :] = 90
+    array[height // 2 :, : width // 2] = 160
+    array[height // 2 :, width // 2 :] = 250
+    return array
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Nested folders, odd sizes, every kind of pixel, and a file that ends too soon."""
+    a, b = tmp_path / "a" / "deep" / "er", tmp_path / "b"
+    a.mkdir(parents=True)
+    b.mkdir()
+    Image.fromarray(quadrants(37, 53)).save(a / "rgb.png")
+    Image.fromarray(quadrants(40, 40, 1)[..., 0]).save(a / "grey.PNG")
+    Image.fromarray(quadrants(24, 91)).quantize(8).save(b / "palette.gif")
+    rgba = np.concatenate([quadrants(40, 40), np.full((40, 40, 1), 255, np.uint8)], axis=2)
+    rgba[:20, :20, 3] = 0  # see through: becomes white
+    Image.fromarray(rgba).save(b / "rgba.png")
+    Image.fromarray(quadrants(40, 40, 1)[..., 0].astype(np.uint16) * 257).save(b / "sixteen.png")
+    whole = (a / "rgb.png").read_bytes()
+    (b / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (b / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_of_any_pictures(pictures, caplog, channels):
+    found = image_folder(pictures, channels=channels, image_size=(8, 8), max_damaged=0.2)
+    assert found.images.shape == (5, channels, 8, 8)
+    assert found.labels.tolist() == [0, 0, 1, 1, 1]
+    assert "truncated.png is damaged and left out" in caplog.text
+    names = ["grey", "rgb", "palette", "rgba", "sixteen"]
+    for name, image in zip(names, found.images, strict=True):
+        corners = [int(image[0, y, x]) for y, x in ((0, 0), (0, 7), (7, 0), (7, 7))]
+        expected = [255 if name == "rgba" else 40, 90, 160, 250]
+        assert np.abs(np.subtract(corners, expected)).max() <= 4, (name, corners)
+
+
+def test_what_does_not_fit_is_cropped_at_the_centre(tmp_path):
+    array = np.zeros((10, 30, 3), np.uint8)
+    array[:, 10:20] = 200
+    Image.fromarray(array).save(tmp_path / "wide.png")
+    images, kept = read_images([tmp_path / "wide.png"], channels=3, image_size=(10, 10))
+    assert (images == 200).all()
+    assert kept.tolist() == [0]
+    images, _ = read_images([tmp_path / "wide.png"], channels=3, image_size=(5, 15))
+    assert images.shape == (1, 3, 5, 15)
+    assert images[0, 0, 2, 7] == 200
+    assert images[0, 0, 2, 0] == 0
+
+
+def test_folders_that_will_not_do(pictures, tmp_path):
+    with pytest.raises(UserError, match=r"1 of 6 pictures are damaged, among them .*truncated.png: mend or remove"):
+        image_folder(pictures, channels=3, image_size=(8, 8))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no pictures"):
+        image_folder(tmp_path / "empty", channels=3, image_size=(8, 8))
+    with pytest.raises(UserError, match=r"data.image_size=\[100000, 100000\]: the set's 1 images are 28 GiB as bytes"):
+        read_images([pictures / "a"], channels=3, image_size=(100_000, 100_000))
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number of training batches")
+@pytest.mark.parametrize("kind", ["image_folder", "cifar10", "fashion_mnist"])
+def test_they_train(kind, tmp_path, request):
+    root = {"image_folder": "pictures"}.get(kind, kind)
+    root = request.getfixturevalue(root)
+    root = root if kind == "image_folder" else root[0]
+    options = [
+        f"data={kind}",
+        f"data.root={root}",
+        "data.batch_size=2",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=2",
+    ]
+    if kind == "image_folder":
+        options += [
+            "data.dataset.max_damaged=0.2",
+            "data.image_size=[16,16]",
+            "data.num_classes=2",
+            "data.val_fraction=0.2",
+        ]
+    runs.train(train_config(tmp_path / "run", *options))
+    assert (tmp_path / "run" / "samples" / "grid_0000002.png").exists()
