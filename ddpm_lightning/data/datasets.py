@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpm_lightning.errors import UserError
 
-__all__ = ["Batch", "ImageSet", "digits", "from_torchvision", "image_folder", "read_images"]
+__all__ = ["Batch", "ImageSet", "digits", "from_torchvision", "huggingface", "image_folder", "read_images"]
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,53 @@ def image_folder(root: str | Path, *, channels: int, image_size: Sequence[int], 
     return ImageSet(images, labels[kept])
 
 
+def huggingface(
+    root: str,
+    *,
+    channels: int,
+    image_size: Sequence[int],
+    split: str = "train",
+    image_column: str = "image",
+    label_column: str | None = None,
+) -> ImageSet:
+    """A set of Hugging Face's, from the hub or a local folder, as its library `datasets` reads it.
+
+    Args:
+        root: its name on the hub, or the folder.
+        channels: see `read_images`.
+        image_size: see `read_images`.
+        split: which of its parts.
+        image_column: the column of the images.
+        label_column: the column of whole-number labels; None for a set that is used without.
+
+    Raises:
+        UserError: where the library is missing, the set cannot be had, or it has no such column.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "data=huggingface needs the package datasets: pip install 'ddpm_lightning[huggingface]'"
+        ) from error
+    try:
+        found = datasets.load_dataset(root, split=split)
+    except Exception as error:  # its own classes, and those of what it downloads with
+        raise UserError(
+            f"data.root={root}, split={split} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}): "
+            "give the name of a set on the hub, where there is a network, or a local folder"
+        ) from error
+    for key, column in (("image_column", image_column), ("label_column", label_column)):
+        if column is not None and column not in found.column_names:
+            raise UserError(
+                f"data.dataset.{key}={column} is no column of {root}: choose one of {', '.join(found.column_names)}"
+            )
+    height, width = image_size
+    arrays = [_as_bytes(image, channels, (width, height)) for image in found[image_column]]
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    labels = torch.zeros(len(images)) if label_column is None else torch.as_tensor(list(found[label_column]))
+    return ImageSet(images, labels.long())
+
+
 def read_images(
     paths: Sequence[Path], *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01
 ) -> tuple[Tensor, Tensor]:
@@ -169,11 +216,15 @@ def read_images(
 
 def _read(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
     with Image.open(path) as file:
-        image: Image.Image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits in 32: Pillow would cut them off at 255
-            image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-        if "A" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), size, Image.Resampling.BICUBIC)
-        return np.asarray(image).reshape(size[1], size[0], channels)
+        return _as_bytes(file, channels, size)
+
+
+def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits in 32: Pillow would cut them off at 255
+        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), size, Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(size[1], size[0], channels)

@@ -11,7 +11,7 @@ import torchvision
 from PIL import Image
 
 from ddpm_lightning import runs
-from ddpm_lightning.data.datasets import from_torchvision, image_folder, read_images
+from ddpm_lightning.data.datasets import from_torchvision, huggingface, image_folder, read_images
 from ddpm_lightning.errors import UserError
 from tests.conftest import train_config
 
@@ -145,6 +145,41 @@ def test_folders_that_will_not_do(pictures, tmp_path):
         image_folder(tmp_path / "empty", channels=3, image_size=(8, 8))
     with pytest.raises(UserError, match=r"data.image_size=\[100000, 100000\]: the set's 1 images are 28 GiB as bytes"):
         read_images([pictures / "a"], channels=3, image_size=(100_000, 100_000))
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A set as the hub keeps it: images as PNG within a table."""
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageColumn
+
+    pictures = [Image.fromarray(quadrants(20 + i, 24)) for i in range(12)]
+    columns = Features({"picture": ImageColumn(), "digit": ClassLabel(names=["even", "odd"])})
+    held = Dataset.from_dict({"picture": pictures, "digit": [i % 2 for i in range(12)]}, features=columns)
+    (tmp_path / "set").mkdir()
+    held.to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+    return tmp_path / "set"
+
+
+def test_a_set_of_hugging_face_on_the_disk(parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    sizes = {"channels": 1, "image_size": (6, 8)}
+    found = huggingface(str(parquet), **sizes, image_column="picture", label_column="digit")
+    assert found.images.shape == (12, 1, 6, 8)
+    assert found.labels.tolist() == [0, 1] * 6
+    assert abs(int(found.images[0, 0, 0, 0]) - 40) <= 4
+    assert abs(int(found.images[0, 0, -1, -1]) - 250) <= 5
+    with pytest.raises(
+        UserError, match="data.dataset.image_column=image is no column of .*: choose one of picture, digit"
+    ):
+        huggingface(str(parquet), **sizes)
+    with pytest.raises(UserError, match="label_column=kind is no column"):
+        huggingface(str(parquet), **sizes, image_column="picture", label_column="kind")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match="data.root=nobody/nothing, split=train cannot be loaded .*: give the name of a set"
+    ):
+        huggingface("nobody/nothing", **sizes)
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number of training batches")
