@@ -1,10 +1,12 @@
 """What the tests share: tiny configs, a run that was trained once, and the entry points in processes of their own."""
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -61,6 +63,16 @@ def script(name, *args, cwd, env=None, timeout=300):
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+def write_fashion_mnist(root, images, labels):
+    """The set's files, in MNIST's own format."""
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            (raw / f"{part}-{name}-ubyte").write_bytes(head + array.astype(np.uint8).tobytes())
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Every YAML is composed and built, and every experiment is trained for two steps."""
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -12,7 +13,7 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.runs.build import build_module
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
-from tests.conftest import ROOT, TINY, config_of, train_config
+from tests.conftest import ROOT, TINY, config_of, train_config, write_fashion_mnist
 
 GIVEN = {  # what has no default is given here
     "schedule": {"betas": ["schedule.betas=[0.1,0.2,0.9]"], "alpha_bar": ["schedule.alpha_bar=[0.8,0.4,0.001]"]},
@@ -91,6 +92,7 @@ def test_loggers(choice, tmp_path):
         ("ddp", "gpu", "auto", "ddp"),
         ("ddp_cpu", "cpu", 2, "ddp"),
         ("slurm", "gpu", "auto", "ddp"),
+        ("fsdp", "gpu", "auto", {"_target_": "ddpm_lightning.sharding.FSDP2"}),
     ],
 )
 def test_trainers(choice, accelerator, devices, strategy):
@@ -151,8 +153,12 @@ def test_entry_points_compose(name):
 def test_experiments_are_trained_for_two_steps(choice, tmp_path):
     from ddpm_lightning import runs
 
-    runs.train(train_config(tmp_path, f"experiment={choice}", *TINY, "trainer.max_steps=2"))
-    assert (tmp_path / "summary.json").exists()
+    data = []
+    if choice == "fashion_mnist":
+        write_fashion_mnist(tmp_path / "set", np.zeros((40, 28, 28)), np.arange(40) % 10)
+        data = [f"data.root={tmp_path / 'set'}"]
+    runs.train(train_config(tmp_path / "run", f"experiment={choice}", *TINY, *data, "trainer.max_steps=2"))
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_the_command_line_of_the_readme_composes():

@@ -4,8 +4,10 @@ import fcntl
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
@@ -73,6 +75,7 @@ def from_torchvision(
             with _one_at_a_time(Path(root)):  # the others find it there
                 found = source(root=root, download=True)
         except (URLError, RuntimeError, OSError) as error:
+            _remove_empty(Path(root))
             name = getattr(source, "func", source).__name__
             raise UserError(
                 f"data.root={root} does not hold {name}, and it cannot be downloaded ({' '.join(str(error).split())}): "
@@ -93,10 +96,17 @@ def from_torchvision(
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    name = sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    with (Path(gettempdir()) / f"ddpm_lightning_{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _remove_empty(folder: Path) -> None:
+    """A folder with no file in it or below it, such as a download in vain leaves behind."""
+    for path in sorted([folder, *folder.rglob("*")], reverse=True):
+        with suppress(OSError):
+            path.rmdir()  # refused where anything is in it
 
 
 def image_folder(root: str | Path, *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01) -> ImageSet:

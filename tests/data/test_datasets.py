@@ -1,7 +1,6 @@
 """Sets on the disk in their own formats, written here: every pixel is known."""
 
 import pickle
-import struct
 from functools import partial
 
 import numpy as np
@@ -13,26 +12,15 @@ from PIL import Image
 from ddpm_lightning import runs
 from ddpm_lightning.data.datasets import from_torchvision, huggingface, image_folder, read_images
 from ddpm_lightning.errors import UserError
-from tests.conftest import train_config
+from tests.conftest import train_config, write_fashion_mnist
 
 random = np.random.default_rng(0)
-
-
-def idx(path, array):
-    """The format of MNIST's files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(
-        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
-    )
 
 
 @pytest.fixture
 def fashion_mnist(tmp_path):
     images, labels = random.integers(0, 256, (40, 28, 28)), np.arange(40) % 10
-    raw = tmp_path / "FashionMNIST" / "raw"
-    for part in ("train", "t10k"):
-        idx(raw / f"{part}-images-idx3-ubyte", images)
-        idx(raw / f"{part}-labels-idx1-ubyte", labels)
+    write_fashion_mnist(tmp_path, images, labels)
     return tmp_path, images, labels
 
 
@@ -73,13 +61,15 @@ def test_colour_sets_of_torchvision(cifar10):
 
 def test_a_set_that_cannot_be_had(tmp_path, monkeypatch):
     def offline(self):
+        (tmp_path / "none" / "FashionMNIST" / "raw").mkdir(parents=True)
         raise RuntimeError("no network")
 
-    monkeypatch.setattr(torchvision.datasets.MNIST, "download", offline)
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", offline)
     with pytest.raises(
         UserError, match="does not hold FashionMNIST, and it cannot be downloaded .*no network.*: download it where"
     ):
         from_torchvision(torchvision.datasets.FashionMNIST, root=tmp_path / "none", channels=1, image_size=(28, 28))
+    assert list(tmp_path.iterdir()) == []
 
 
 def quadrants(height, width, channels=3):
