@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -95,6 +95,7 @@ def _remove_empty_run(folder: Path) -> None:
         if folder.parent.parent.parent == Path.cwd():  # outputs/<day>, in the default layout
             with suppress(OSError):
                 folder.parent.rmdir()
+                folder.parent.parent.rmdir()
 
 
 def sentence(error: BaseException) -> str:
@@ -102,6 +103,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice} does not exist: {_way_out(choice, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: close what is open, and quote what holds blanks, as in 'key=\"a b\"'"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
         key = cause.full_key or str(cause.key)
@@ -113,8 +116,8 @@ def sentence(error: BaseException) -> str:
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         return f"there is no config group {unknown[1]}: see the groups in `python train.py --help`"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}: give another path, or mend this one"
-    if cause is not error:
+        text = f"{error.filename}: {error.strerror}: give another path, or mend this one"
+    elif cause is not error:
         text = f"{text}: {cause}"
     elif not isinstance(error, UserError | HydraException | OmegaConfBaseException | ValueError):
         text = f"{type(error).__name__}: {text}"

@@ -53,9 +53,10 @@ def test_a_failed_job_is_named_and_the_others_finish(tmp_path, processes):
 
 
 STUB = f"""
+import runpy
 import sys
 
-from ddpm_lightning import cli, runs
+from ddpm_lightning import runs
 
 
 def train(config):
@@ -67,11 +68,7 @@ def train(config):
 
 
 runs.train = train
-sys.argv[0] = "train.py"
-sys.path.insert(0, {str(ROOT)!r})
-import train
-
-cli.run(train.main)
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 """
 
 

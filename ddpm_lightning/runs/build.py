@@ -79,7 +79,12 @@ def build_module(config: DictConfig) -> DDPM:
     _warn_of_signal(schedule)
     _check_memory(config.model)
     denoiser: Denoiser = build("denoiser", config.denoiser)
-    times_of(build("sampler", config.sampler), schedule)
+    sampler: Sampler = build("sampler", config.sampler)
+    times_of(sampler, schedule)
+    try:
+        sampler.check(learned_variance=denoiser.learned_variance)
+    except ValueError as error:
+        raise UserError(f"sampler.{one_line(error)}") from error
     _dry_run(config.data, denoiser)
     loss: Objective = build("loss", config.loss)
     try:

@@ -41,7 +41,7 @@ def check_config(config: DictConfig) -> None:
         raise UserError(f"guidance_scale={config.guidance_scale} will not do: give a number, 0 or more")
     if not within(config.label_dropout, "[0, 1]"):
         raise UserError(f"label_dropout={config.label_dropout} is no probability: give one from 0 to 1")
-    for key, interval in (("lr", "(0, 1000]"), ("weight_decay", "[0, 10]")):
+    for key, interval in (("lr", "[0, 1000]"), ("weight_decay", "[0, 10]")):
         if key in config.optimizer and not within(config.optimizer[key], interval):
             raise UserError(f"optimizer.{key}={config.optimizer[key]} lies outside {interval}: give a number within")
     rates = config.lr_scheduler

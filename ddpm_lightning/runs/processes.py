@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import Stopped, UserError
 
 __all__ = ["end_children", "in_processes_of_its_own", "keep_freed_memory", "requeue"]
 
@@ -23,11 +24,30 @@ def in_processes_of_its_own(run_dir: Path) -> float | None:
 
     In this process Lightning would start its children with the sweep's own command line, and leave its ranks in the
     environment for the next job.
+
+    Raises:
+        UserError: where the job failed.
+        SystemExit: where a signal came, which is passed on to the job: it saves, and the sweep ends.
     """
     ranks = ("LOCAL_RANK", "GLOBAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "PL_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(ranks)}
     overrides = [*HydraConfig.get().overrides.task, f"hydra.run.dir='{run_dir}'"]
-    code = subprocess.run([sys.executable, os.path.abspath(sys.argv[0]), *overrides], env=env, check=False).returncode
+    process = subprocess.Popen([sys.executable, os.path.abspath(sys.argv[0]), *overrides], env=env)
+    stopped: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        stopped.append(number)
+        if number != signal.SIGINT:  # Ctrl-C has reached the job itself, from the terminal
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise SystemExit(128 + stopped[0]) from Stopped(stopped[0])
     if code:
         raise UserError(f"the job in {run_dir} ended with exit code {code}")
     best: float | None = json.loads((run_dir / "summary.json").read_text())["best"].get("val/loss")

@@ -49,6 +49,10 @@ def _sample(config: DictConfig, mine: Ranks) -> Path:
         compile_model(denoiser, device)
     labels, guided = _labels(config, denoiser), _guided(config, denoiser)
     sampler: Sampler = build("sampler", config.sampler)
+    try:
+        sampler.check(learned_variance=denoiser.learned_variance)
+    except ValueError as error:
+        raise UserError(f"sampler: {error}") from error
     steps = len(times_of(sampler, denoiser.schedule)) - 1
     shape = (data["channels"], *data["image_size"])
 

@@ -185,6 +185,9 @@ class Sampler(ABC):
         """The estimate of x_0 before a step t → u, and the step's log-variance where the sampler wants the learned one."""
         return denoiser(x, t, y), None
 
+    def check(self, *, learned_variance: bool) -> None:  # noqa: B027
+        """Refuse a network that learns no variance, where the sampler asks for one."""
+
     def correct(self, schedule: NoiseSchedule, here: Point, past: Sequence[Point]) -> Point:
         """The place to go on from, once the estimate at `here` is known: `here` itself, but for correctors."""
         return here

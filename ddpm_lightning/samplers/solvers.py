@@ -40,14 +40,17 @@ class Ancestral(Sampler):
             raise ValueError(f"variance={variance} is unknown: choose one of {', '.join(self.VARIANCES)}")
         self.variance = variance
 
+    def check(self, *, learned_variance: bool) -> None:
+        if self.variance == "learned" and not learned_variance:
+            raise ValueError("variance=learned: the network learns no variance; choose small or large")
+
     def evaluate(
         self, denoiser: DenoiserLike, x: Tensor, t: Tensor, u: Tensor, y: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if self.variance != "learned":
             return denoiser(x, t, y), None
         x0, log_variance = denoiser.estimate(x, t, y, u=u)
-        if log_variance is None:
-            raise ValueError("variance=learned: the network learns no variance; choose small or large")
+        self.check(learned_variance=log_variance is not None)
         return x0, log_variance
 
     def step(

@@ -123,25 +123,6 @@ def test_what_is_no_checkpoint_is_named(tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("num_samples=0", "num_samples=0"),
-        ("batch_size=-1", "batch_size=-1"),
-        ("format=gif", "format=gif is unknown: choose grid, png or npz"),
-        ("weights=best", "weights=best is unknown: choose ema or raw"),
-        ("sampler.num_steps=2000", "sampler.num_steps=2000 is more than the schedule's T=1000"),
-        ("sampler.spacing=even", "sampler: spacing=even is unknown"),
-        ("seed=-1", "seed=-1"),
-        ("device=tpu", "device=tpu is not on this machine"),
-    ],
-)
-def test_bad_settings_are_refused_and_nothing_is_written(tiny_run, tmp_path, override, message):
-    with pytest.raises(UserError, match=message):
-        draw(tiny_run, tmp_path / "out", override)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
     "hidden",
     [
         ({"_target_": "os.mkdir", "path": "SPRUNG"},),  # a tuple, which plain data may hold
