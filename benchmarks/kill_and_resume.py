@@ -28,7 +28,7 @@ OPTIONS = (
     "model.base_channels=8",
     "model.norm_groups=4",
     "data.batch_size=32",
-    "trainer.max_steps=240",
+    "trainer.max_steps=242",
     "trainer.log_every_n_steps=5",
     "trainer.val_check_interval=20",
     "sampler.num_steps=10",
@@ -123,7 +123,7 @@ def until_killed(
     wait = time.monotonic() + chance.uniform(0, 1.5 if in_save else 5)
     while time.monotonic() < wait and process.poll() is None:
         time.sleep(0.005)
-    while in_save and process.poll() is None and not list((folder / "checkpoints").glob(".*.ckpt.*")):
+    while in_save and process.poll() is None and not list((folder / "checkpoints").glob(f".step_*.{process.pid}")):
         pass
     if process.poll() is not None:
         if process.returncode:

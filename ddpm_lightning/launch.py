@@ -1,10 +1,13 @@
 """Processes that torchrun or SLURM started find one name for their run."""
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import datetime
 
-__all__ = ["agreed", "name_run", "run_name"]
+from ddpm_lightning.errors import UserError
+
+__all__ = ["agreed", "name_run", "run_name", "srun_tasks"]
 
 _NAME = "DDPM_RUN_NAME"
 
@@ -15,11 +18,25 @@ def run_name() -> str:
 
 
 def name_run() -> None:
-    """Where another program started several processes, let them have one run's name; Hydra would give each one of its own."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        os.environ[_NAME] = agreed("run_name", _now)
-    elif os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in os.environ:
-        os.environ[_NAME] = f"slurm_{os.environ['SLURM_JOB_ID']}"
+    """Where another program started several processes, let them have one run's name; Hydra would give each one of its own.
+
+    Raises:
+        UserError: for a sweep, which each of them would start.
+    """
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if not by_torchrun and srun_tasks() == 1:
+        return
+    if {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise UserError(
+            "-m: a sweep starts its jobs' processes itself, so start it without torchrun or srun, "
+            "as in `python train.py -m seed=0,1 trainer=ddp trainer.devices=2`"
+        )
+    os.environ[_NAME] = agreed("run_name", _now) if by_torchrun else f"slurm_{os.environ['SLURM_JOB_ID']}"
+
+
+def srun_tasks() -> int:
+    """How many processes srun started with this one; a batch script bears SLURM's other numbers, but is a process alone."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
 def agreed(key: str, value: Callable[[], str]) -> str:

@@ -41,7 +41,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     flags = [argument for argument in typed if argument.startswith("-")]
     overrides = [argument for argument in typed if not argument.startswith("-")]
     os.environ[_DONE] = str(folder)
-    before = [override for override in before if not override.startswith("resume=")]
+    before = [override for override in before if not override.lstrip("+~").startswith(("resume=", "hydra"))]
     # Hydra's record of the overrides is left as it is: training adds to it when it has found nothing wrong.
     resume = [f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
     return [*flags, *before, *overrides, *resume]
@@ -52,6 +52,10 @@ def _folder(asked: str, run_dir: str | None) -> Path:
         folder = Path(asked)
     elif run_dir is not None:
         folder = Path(run_dir)
+    elif os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        raise UserError(
+            "resume=auto under srun needs hydra.run.dir=..., since each task would look for a run by itself"
+        )
     else:
         found = unfinished_runs("outputs", "multirun")
         if not found:

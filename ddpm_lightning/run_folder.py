@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import IO, Any
 
 from ddpm_lightning.errors import UserError
 
-__all__ = ["checkpoints_of", "has_finished", "is_going_on", "only_one_run", "replace_file", "unfinished_runs"]
+__all__ = [
+    "checkpoints_of",
+    "has_finished",
+    "is_going_on",
+    "only_one_run",
+    "remove_leftovers",
+    "replace_file",
+    "unfinished_runs",
+]
 
 _LOCK = ".lock"
 
@@ -31,7 +40,8 @@ def has_finished(folder: Path) -> bool:
 
 def unfinished_runs(*roots: str) -> list[Path]:
     """The run folders below the roots whose run has begun, and neither finished nor is going on; newest first."""
-    configs = [path for root in roots for path in Path(root).glob("**/config.yaml") if path.parent.name != ".hydra"]
+    found = [path for root in roots for path in Path(root).glob("**/config.yaml")]
+    configs = [path for path in found if path.parent.name != ".hydra" and "wandb" not in path.parts]
     configs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return [c.parent for c in configs if not has_finished(c.parent) and not is_going_on(c.parent)]
 
@@ -78,11 +88,21 @@ def replace_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         beside.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process had not finished writing."""
+    for path in [*folder.glob(".*.[0-9]*"), *(folder / "checkpoints").glob(".*.[0-9]*")]:
+        path.unlink(missing_ok=True)
+
+
 def _try_to_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks
-    return True
+    for wait in (0.3, 0):  # another process may just be looking whether the run goes on
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(wait)
+        except OSError:
+            return True  # a file system without locks
+        else:
+            # Its last holder may have removed the file since it was opened, and someone else made a new one.
+            return os.path.exists(file.name) and os.fstat(file.fileno()).st_ino == os.stat(file.name).st_ino
+    return False

@@ -19,8 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_lightning import launch, seeds
 from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.losses import Loss
 from ddpm_lightning.models import UNet
+from ddpm_lightning.runs.ranks import Ranks, ranks
 from ddpm_lightning.schedules import linear
 from tests.conftest import ROOT, TINY, script
 
@@ -125,13 +127,17 @@ def torchrun(name, *args, cwd, nodes=2, per_node=2):
         env = {**clean, "OMP_NUM_THREADS": "1"}
         with (Path(cwd) / f"{name}_{node}.log").open("w") as log:
             agents.append(subprocess.Popen(command, cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT))
-    codes = [agent.wait(300) for agent in agents]
+    try:
+        codes = [agent.wait(300) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.terminate()  # it then ends its processes; nothing where it has ended already
     return codes, (Path(cwd) / f"{name}_0.log").read_text()
 
 
 @pytest.mark.slow
 def test_two_nodes_of_two_processes_train_one_run_and_sample_the_images_of_one_process(tmp_path):
-    run = ["trainer=ddp_cpu", "trainer.num_nodes=2", "logger=none"]
+    run = ["trainer=ddp_cpu", "trainer.num_nodes=2", "logger=none", "callbacks.sample_grid.num_samples=5"]
     codes, said = torchrun("train.py", *TINY, *run, cwd=tmp_path)
     assert codes == [0, 0], said
     (config,) = (tmp_path / "outputs").glob("*/*/config.yaml")  # one folder for all
@@ -157,8 +163,8 @@ def test_two_nodes_of_two_processes_train_one_run_and_sample_the_images_of_one_p
     assert one.shape == (10, 8, 8, 1)
     assert np.array_equal(one, four)
 
-    # and the grid that four processes drew in training is the one that a single process draws
-    grid = ["sampler=ddim", "sampler.num_steps=4", "num_samples=4", "format=grid", "out_dir=grid"]
+    # and the grid of five that four processes drew in training is the one that a single process draws
+    grid = ["sampler=ddim", "sampler.num_steps=4", "num_samples=5", "format=grid", "out_dir=grid"]
     assert script("sample.py", f"ckpt_path={folder}", *grid, cwd=tmp_path).returncode == 0
     ours, theirs = (
         np.asarray(Image.open(p)) for p in (folder / "samples/grid_0000004.png", tmp_path / "grid/grid.png")
@@ -172,12 +178,25 @@ def test_two_nodes_of_two_processes_train_one_run_and_sample_the_images_of_one_p
 
 
 def test_slurm_gives_all_tasks_one_name(monkeypatch):
-    for key, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_JOB_ID": "17"}.items():
+    slurm = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_JOB_ID": "17", "SLURM_STEP_NUM_TASKS": "4"}
+    for key, value in slurm.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("DDPM_RUN_NAME", "")
     launch.name_run()
     assert launch.run_name() == "slurm_17"
-    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setattr("sys.argv", ["train.py", "-m", "seed=0,1"])
+    with pytest.raises(UserError, match="starts its jobs' processes itself"):
+        launch.name_run()
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")  # as in a batch script, without srun
     monkeypatch.setenv("DDPM_RUN_NAME", "")
     launch.name_run()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}", launch.run_name())
+
+
+def test_a_batch_script_without_srun_samples_alone(monkeypatch):
+    slurm = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    for key, value in {**slurm, "SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "job"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    with ranks() as mine:  # and does not wait for three tasks that nobody started
+        assert mine == Ranks()

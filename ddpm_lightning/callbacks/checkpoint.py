@@ -129,9 +129,7 @@ class NewestCheckpoint(Checkpoint):
         if not has_stepped(trainer):
             return  # between two micro-batches there are gradients that no checkpoint holds
         self._due = self._is_due(trainer)
-        # The one place that knows is Lightning's own; a validation that follows would be lost to a run that resumes.
-        loop = trainer.fit_loop
-        if self._due and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        if self._due and not self._validation_follows(trainer):
             self._save_and_stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,13 +140,21 @@ class NewestCheckpoint(Checkpoint):
         if trainer.global_step != self._saved_step:
             self._save(trainer)
 
+    @staticmethod
+    def _validation_follows(trainer: Trainer) -> bool:
+        """Whether a validation comes behind this step, which a run that goes on from here would not have; only Lightning knows."""
+        loop = trainer.fit_loop.epoch_loop
+        return loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip
+
     def _is_due(self, trainer: Trainer) -> bool:
         step = trainer.global_step
+        if step == trainer.max_steps:
+            return False  # the last one is saved behind the last metrics and pictures
         by_step = self._every_n_steps is not None and step % self._every_n_steps == 0
         by_time = False
         if self._every_n_seconds is not None and step % trainer.log_every_n_steps == 0:
             by_time = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._every_n_seconds)
-        return by_step or by_time or step == trainer.max_steps or self._signum(trainer) is not None
+        return by_step or by_time or self._signum(trainer) is not None
 
     def _save_and_stop(self, trainer: Trainer) -> None:
         self._save(trainer)
@@ -179,7 +185,10 @@ def _link(path: Path, name: Path) -> None:
     beside = name.with_name(f".{name.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
     try:
-        os.link(path, beside)
-    except OSError:
-        shutil.copyfile(path, beside)
-    os.replace(beside, name)
+        try:
+            os.link(path, beside)
+        except OSError:
+            shutil.copyfile(path, beside)
+        os.replace(beside, name)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -60,7 +60,9 @@ class EMA(Callback):
         if trainer.global_step == self._steps:
             return  # gradients are still being accumulated
         raw = [parameter.detach() for parameter in pl_module.parameters()]
-        get_ema_multi_avg_fn(self.current_decay)(list(self._average.values()), raw, 0)
+        get_ema_multi_avg_fn(self.current_decay)(
+            [self._average[name] for name, _ in pl_module.named_parameters()], raw, 0
+        )
         self._steps = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

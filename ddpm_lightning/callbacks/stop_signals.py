@@ -17,9 +17,9 @@ class StopSignals(Callback):
     """Takes SIGTERM, SIGUSR1 (SLURM's warning) and SIGINT (Ctrl-C) as a wish to stop after an optimiser step.
 
     `agreed` is the signal once this is the step after which all processes stop, else None. A signal may reach any of
-    them. The first to notice writes the last step of all into the store that the processes share: the next step at
-    which they wait for each other on the host, which is every step on CPUs and every logged one on GPUs. No process
-    can be past that step before it has read it, so no step pays for the agreement. A second Ctrl-C stops at once.
+    them. The first to notice writes the last step of all into the store that the processes share: one that
+    no process can have ended without having waited for all others on the host: the next on CPUs, and the one behind the
+    next that is logged on GPUs. So all read it in time, and no step pays for the agreement. A second Ctrl-C stops at once.
     """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -27,12 +27,12 @@ class StopSignals(Callback):
     def __init__(self) -> None:
         self.agreed: signal.Signals | None = None
         self._received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Behind Lightning's own handler of SIGTERM, which calls a collective from within.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in self._SIGNALS}
+            for number in self._SIGNALS:  # Lightning puts the handlers back that were there before its own
+                signal.signal(number, self._receive)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -45,18 +45,13 @@ class StopSignals(Callback):
         store, key, step = dist.distributed_c10d._get_default_store(), "ddpm_lightning/stop", trainer.global_step
         if self._received is not None:
             every = 1 if trainer.strategy.root_device.type == "cpu" else trainer.log_every_n_steps
-            last = (step // every + 1) * every
+            last = (step // every + 1) * every + (every > 1)  # on GPUs the wait comes behind this callback
             store.compare_set(key, "", f"{last} {int(self._received)}")
         elif not store.check([key]):
             return
         last, number = map(int, store.get(key).split())
         if step >= last:
             self.agreed = signal.Signals(number)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
 
     def _receive(self, number: int, frame: Any) -> None:
         self._received = signal.Signals(number)

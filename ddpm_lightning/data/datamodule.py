@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from math import ceil
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -121,7 +122,9 @@ class EvalLoader:
         self._data = data
         self._indices = indices
         self._labelled = labelled
-        self._chunks = torch.arange(rank, len(indices), world_size).split(batch_size)
+        # As many batches on each rank, since networks that are shared out compute together.
+        batches = ceil(ceil(len(indices) / world_size) / batch_size)
+        self._chunks = torch.arange(rank, len(indices), world_size).tensor_split(batches)
 
     def __len__(self) -> int:
         return len(self._chunks)

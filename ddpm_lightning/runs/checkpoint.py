@@ -45,9 +45,20 @@ _TRUSTED_IN_A_RUN = (
     "ddpm_lightning.samplers",
     "ddpm_lightning.sharding",
 )
+_WANDB = "lightning.pytorch.loggers.WandbLogger"
+_WANDB_KEYS = {
+    "_target_",
+    "project",
+    "name",
+    "save_dir",
+    "offline",
+    "log_model",
+    "group",
+    "tags",
+}  # others reach wandb.init
 _TRUSTED_NAMES = (
     "lightning.pytorch.Trainer",
-    "lightning.pytorch.loggers.WandbLogger",
+    _WANDB,
     "lightning.pytorch.plugins.environments.SLURMEnvironment",
     "torch.optim.Adam",
     "torch.optim.AdamW",
@@ -160,8 +171,12 @@ def check_targets(node: Any, *, whole_run: bool = False) -> None:
         whole_run: allow what training needs besides: losses, callbacks, and the optimisers and loggers that we ship configs for.
     """
     if isinstance(node, Mapping):
+        if "_args_" in node:
+            raise UserError("the checkpoint's config has arguments without a name: refused")
         if "_target_" in node and not _is_trusted(str(node["_target_"]), whole_run):
             raise UserError(f"the checkpoint asks for {node['_target_']}, no part of ddpm_lightning's models: refused")
+        if node.get("_target_") == _WANDB and (odd := sorted({*node} - _WANDB_KEYS)):
+            raise UserError(f"the checkpoint's config sets {', '.join(odd)} of W&B's logger: refused")
         for child in node.values():
             check_targets(child, whole_run=whole_run)
     elif isinstance(node, list):

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import logging
 import os
 import platform
 import signal
@@ -17,6 +18,8 @@ from lightning.pytorch import Trainer
 from ddpm_lightning.errors import Stopped, UserError
 
 __all__ = ["end_children", "in_processes_of_its_own", "keep_freed_memory", "requeue"]
+
+log = logging.getLogger(__name__)
 
 
 def in_processes_of_its_own(run_dir: Path) -> float | None:
@@ -69,13 +72,16 @@ def end_children(trainer: Trainer) -> None:
             process.kill()
 
 
-def requeue(signum: int) -> None:
-    """Ask SLURM to start this job again, where SIGUSR1 was its warning that the time is nearly over."""
-    if signum != signal.SIGUSR1 or "SLURM_JOB_ID" not in os.environ:
+def requeue() -> None:
+    """Ask SLURM, if this is one of its jobs, to start it again: its warning was that the time is nearly over."""
+    if "SLURM_JOB_ID" not in os.environ:
         return
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
-    subprocess.run(["scontrol", "requeue", job], check=False)
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("job %s was not started again (%s): submit it once more, it goes on where it stopped", job, error)
 
 
 def keep_freed_memory() -> None:

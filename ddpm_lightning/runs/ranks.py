@@ -1,5 +1,6 @@
 """Sampling by the processes that torchrun or SLURM started."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -35,7 +36,8 @@ class Ranks(NamedTuple):
 @contextmanager
 def ranks() -> Iterator[Ranks]:
     """Join the group of the processes that share the work; alone, there is none."""
-    kinds = (TorchElasticEnvironment, SLURMEnvironment)
+    # A batch script that calls python without srun bears SLURM_NTASKS too, and would wait for tasks that never come.
+    kinds = (TorchElasticEnvironment, *([SLURMEnvironment] if "SLURM_STEP_NUM_TASKS" in os.environ else []))
     environment = next((kind() for kind in kinds if kind.detect()), None)
     if environment is None or environment.world_size() == 1:
         yield Ranks()

@@ -18,7 +18,15 @@ __all__ = ["Start", "fits", "resumed"]
 
 log = logging.getLogger(__name__)
 
-_PATHS = ("dirpath", "folder", "save_dir", "name", "version")  # what callbacks and loggers write to
+_PATHS = (
+    "dirpath",
+    "folder",
+    "save_dir",
+    "default_root_dir",
+    "dir",
+    "name",
+    "version",
+)  # what callbacks and loggers write to
 
 
 class Start(NamedTuple):
@@ -53,9 +61,7 @@ def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
         held = _plain(OmegaConf.load(folder / "config.yaml"))
     else:
         held = start.checkpoint["config"]
-    check_targets(held, whole_run=True)
     held = _moved(held, str(held["run_dir"]), str(folder))
-    _check_paths(held, folder)
     if HydraConfig.initialized():
         earlier = [] if start.checkpoint is None else list(start.checkpoint["overrides"])
         before, now = _plain(compose("train", earlier)), _plain(config)
@@ -67,6 +73,9 @@ def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
                 )
         held = {**{key: value for key, value in now.items() if key not in held}, **held}
         _change(held, before, now)
+    # Last, since the overrides that the folder records are a stranger's too, where the folder is.
+    check_targets(held, whole_run=True)
+    _check_paths(held, folder)
     return OmegaConf.create({**held, "resume": None, "run_dir": str(folder)}), start
 
 
@@ -116,9 +125,10 @@ def _moved(node: Any, old: str, new: str) -> Any:
 def _check_paths(node: Mapping[str, Any], folder: Path) -> None:
     """Refuse a config that would write outside of its run's folder."""
     for key, value in node.items():
-        if isinstance(value, Mapping):
-            _check_paths(value, folder)
-        elif key in _PATHS and isinstance(value, str) and not (folder / value).resolve().is_relative_to(folder):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, Mapping):
+                _check_paths(child, folder)
+        if key in _PATHS and isinstance(value, str) and not (folder / value).resolve().is_relative_to(folder):
             raise UserError(f"the checkpoint asks to write to {key}={value}, outside of its run's folder: refused")
 
 

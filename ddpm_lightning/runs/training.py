@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -26,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lightning.callbacks import AtomicCheckpointIO, CSVLogger, TrainingMetrics
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.module import DDPM
-from ddpm_lightning.run_folder import only_one_run, replace_file
+from ddpm_lightning.run_folder import only_one_run, remove_leftovers, replace_file
 from ddpm_lightning.runs.build import (
     build,
     build_callbacks,
@@ -107,20 +108,18 @@ def _fit(
     trainer: Trainer, module: DDPM, data: LightningDataModule, path: Path | None, *, run_dir: Path
 ) -> float | None:
     """Train, and say how it ended: to the caller, to W&B, in summary.json and on the screen."""
-    started, status = time.monotonic(), "failed"
+    started, status, signum = time.monotonic(), "failed", None
     from_file = {} if path is None else {"ckpt_path": str(path), "weights_only": True}
     try:
         with _explained(run_dir):
             trainer.fit(module, datamodule=data, **from_file)
         status = "finished"
     except Stopped as stopped:
-        status = "interrupted"
-        if trainer.is_global_zero:
-            requeue(stopped.signum)
-        raise SystemExit(128 + stopped.signum if trainer.is_global_zero else 0) from stopped
+        status, signum = "interrupted", stopped.signum
+        raise SystemExit(128 + signum if trainer.is_global_zero else 0) from stopped
     except SystemExit:  # Lightning's answer to a second Ctrl-C
         status = "interrupted"
-        raise
+        raise SystemExit(128 + signal.SIGINT) from Stopped(signal.SIGINT)
     finally:
         if status != "finished":
             end_children(trainer)
@@ -139,6 +138,8 @@ def _fit(
                 file.write(json.dumps(summary, indent=2) + "\n")
         if status != "failed":
             _say(_closing_words(run_dir, summary, sync))
+        if signum == signal.SIGUSR1 and trainer.is_global_zero:
+            requeue()
     best: float | None = summary["best"].get("val/loss")
     return best
 
@@ -260,6 +261,7 @@ def _save_config(config: DictConfig, run_dir: Path) -> None:
 def _go_back(run_dir: Path, loggers: list[Logger], start: Start, overrides: list[str]) -> None:
     """The folder as it was at the checkpoint; what was typed when the run was resumed goes to the record that the next `resume=` reads."""
     (run_dir / "summary.json").unlink(missing_ok=True)
+    remove_leftovers(run_dir)
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             logger.rewind(start.rows)

@@ -107,7 +107,11 @@ def test_a_finished_run_goes_on_with_more_steps(tmp_path, whole):
     checkpoint["config"]["trainer"]["max_steps"] = 12  # what typing it does
     torch.save(checkpoint, last)
     runs.train(config_of(f"resume={tmp_path / 'run'}"))
-    assert_same_run(tmp_path / "anew", tmp_path / "run")
+    one, two = (
+        state(tmp_path / name) for name in ("anew", "run")
+    )  # metrics.csv has the row that it ended with besides
+    for key in ("state_dict", "ema_state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert_equal(one[key], two[key], key)
 
 
 def test_nothing_saved_yet_begins_anew(whole, tmp_path, caplog):
@@ -159,7 +163,7 @@ def test_a_config_that_names_code_of_others_is_refused_and_not_run(whole, tmp_pa
     folder, trace = interrupted(whole, tmp_path / "run", step=2), tmp_path / "trace"
     for path in (folder / "checkpoints").iterdir():
         checkpoint = torch.load(path, weights_only=True)
-        checkpoint["config"][key] = {"_target_": target, "command": f"touch {trace}", "_args_": [f"touch {trace}"]}
+        checkpoint["config"][key] = {"_target_": target, "command": f"touch {trace}"}
         torch.save(checkpoint, path)
     with pytest.raises(UserError, match=f"asks for {target}.*refused"):
         runs.train(config_of(f"resume={folder}"))
@@ -183,6 +187,57 @@ def test_a_config_that_writes_elsewhere_is_refused(whole, tmp_path, node, key, p
     with pytest.raises(UserError, match=f"asks to write to {key}=.*outside of its run's folder: refused"):
         runs.train(config_of(f"resume={folder}"))
     assert not list(tmp_path.glob("**/elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("key", "node", "says"),
+    [
+        (
+            "schedule",
+            {"_target_": "ddpm_lightning.schedules.linear", "_args_": [10]},
+            "arguments without a name: refused",
+        ),
+        (
+            "logger",
+            {
+                "wandb": {
+                    "_target_": "lightning.pytorch.loggers.WandbLogger",
+                    "settings": {"base_url": "http://elsewhere"},
+                }
+            },
+            "sets settings of W&B's logger: refused",
+        ),
+        (
+            "callbacks",
+            {"a": [{"_target_": "ddpm_lightning.callbacks.EMA", "dir": "/elsewhere"}]},
+            "asks to write to dir=",
+        ),
+    ],
+)
+def test_a_config_that_says_more_than_ours_is_refused(whole, tmp_path, key, node, says):
+    folder = interrupted(whole, tmp_path / "run", step=2)
+    for file in (folder / "checkpoints").iterdir():
+        checkpoint = torch.load(file, weights_only=True)
+        checkpoint["config"][key] = node
+        torch.save(checkpoint, file)
+    with pytest.raises(UserError, match=says):
+        runs.train(config_of(f"resume={folder}"))
+
+
+def test_a_run_without_validation_is_saved_at_every_step_asked_for(tmp_path):
+    options = ["data.val_fraction=0", "trainer.max_steps=6", "callbacks.checkpoint.every_n_train_steps=2"]
+    runs.train(train_config(tmp_path, *options))
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*.ckpt"))
+    assert saved == ["step_0000002.ckpt", "step_0000004.ckpt", "step_0000006.ckpt"]
+
+
+def test_what_a_killed_save_left_is_removed(whole, tmp_path):
+    folder = interrupted(whole, tmp_path / "run", step=4)
+    (folder / "checkpoints" / ".step_0000005.ckpt.123").write_bytes(b"half")
+    (folder / ".metrics.csv.123").write_bytes(b"half")
+    runs.train(config_of(f"resume={folder}"))
+    assert not list(folder.glob("**/.*.123"))
+    assert_same_run(whole, folder)
 
 
 def test_every_target_that_we_ship_may_be_resumed():
