@@ -171,10 +171,10 @@ def check_targets(node: Any, *, whole_run: bool = False) -> None:
         whole_run: allow what training needs besides: losses, callbacks, and the optimisers and loggers that we ship configs for.
     """
     if isinstance(node, Mapping):
-        if "_args_" in node:
-            raise UserError("the checkpoint's config has arguments without a name: refused")
         if "_target_" in node and not _is_trusted(str(node["_target_"]), whole_run):
             raise UserError(f"the checkpoint asks for {node['_target_']}, no part of ddpm_lightning's models: refused")
+        if "_args_" in node:
+            raise UserError("the checkpoint's config has arguments without a name: refused")
         if node.get("_target_") == _WANDB and (odd := sorted({*node} - _WANDB_KEYS)):
             raise UserError(f"the checkpoint's config sets {', '.join(odd)} of W&B's logger: refused")
         for child in node.values():
