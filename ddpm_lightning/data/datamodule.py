@@ -247,6 +247,12 @@ class ImageDataModule(LightningDataModule):
             labelled=self._num_classes is not None,
         )
 
+    def split(self, name: str) -> ImageSet:
+        """The images of "train" or "validation", as bytes on the CPU and not mirrored."""
+        assert self._data is not None
+        chosen = {"train": self.train_indices, "validation": self.val_indices}[name]
+        return ImageSet(self._data.images[chosen], self._data.labels[chosen])
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return batch._replace(x0=from_uint8(batch.x0))  # bytes travel to the device, floats are made there
 

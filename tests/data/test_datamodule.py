@@ -142,3 +142,13 @@ def test_digits_are_scikit_learns():
     assert (images.shape, images.dtype) == ((1797, 1, 8, 8), torch.uint8)
     assert (images[:, 0].numpy() / 255 - reference.images / 16).__abs__().max() <= 0.5 / 255 + 1e-9
     assert labels.tolist() == reference.target.tolist()
+
+
+def test_a_part_of_the_set_is_given_as_bytes():
+    data = ImageDataModule(digits, channels=1, image_size=8, batch_size=16, flip=True)
+    data.setup()
+    whole = digits()
+    for name, indices in (("train", data.train_indices), ("validation", data.val_indices)):
+        part = data.split(name)
+        assert part.images.equal(whole.images[indices])
+        assert part.labels.equal(whole.labels[indices])
