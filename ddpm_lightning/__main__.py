@@ -1,4 +1,4 @@
-"""What is neither training nor sampling: `python -m ddpm_lightning schedules | likelihood | export`."""
+"""What is neither training nor sampling: `python -m ddpm_lightning schedules | likelihood | features | export`."""
 
 import argparse
 import sys
@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from ddpm_lightning.cli import sentence
 from ddpm_lightning.errors import UserError
 
 __all__ = ["main"]
@@ -16,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -44,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     likelihood.add_argument("--variance", metavar="small|large", help="the learned one, or small")
     likelihood.set_defaults(run=_likelihood)
 
+    about = "train the classifier that evaluate.py compares by, on a data set's own labels, and keep it"
+    features = commands.add_parser("features", help=about, description=about, allow_abbrev=False)
+    features.add_argument("overrides", nargs="+", metavar="data=NAME", help="and other overrides of evaluate.py")
+    features.set_defaults(run=_features)
+
     about = "write a checkpoint's model as a folder of diffusers, or as safetensors"
     export = commands.add_parser("export", help=about, description=about, allow_abbrev=False)
     export.add_argument("checkpoint", type=Path)
@@ -68,6 +77,12 @@ def _likelihood(arguments: argparse.Namespace) -> None:
 
     options = {"weights": arguments.weights, "num_images": arguments.num_images, "variance": arguments.variance}
     print(measure_bits_per_dim(arguments.checkpoint, **options))
+
+
+def _features(arguments: argparse.Namespace) -> None:
+    from ddpm_lightning.runs.classifiers import train_classifier
+
+    print(train_classifier(arguments.overrides))
 
 
 def _export(arguments: argparse.Namespace) -> None:

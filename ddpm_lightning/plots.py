@@ -1,8 +1,8 @@
 """Pictures of numbers, drawn with matplotlib, which is imported here only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, cycle
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from ddpm_lightning import schedules
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["FAMILIES", "draw_bits_by_step", "draw_schedules"]
+__all__ = ["FAMILIES", "draw_bits_by_step", "draw_schedules", "draw_study"]
 
 FAMILIES: dict[str, Callable[[int], NoiseSchedule]] = {
     "linear": schedules.linear,
@@ -87,6 +87,37 @@ def draw_bits_by_step(path: Path, bits: Sequence[float]) -> None:
     right.set_title("sum over the steps 1..t")
     for axes in (left, right):
         _dress(axes, len(bits))
+    _save(figure, path)
+
+
+def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, float]]], *, metric: str) -> None:
+    """A metric against the network evaluations per image, a curve for each sampler, both axes logarithmic.
+
+    Args:
+        path: the file.
+        curves: by sampler, its (evaluations, value, deviation).
+        metric: the name on the axis.
+
+    Raises:
+        UserError: where the file cannot be written.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for (name, points), (color, dashes) in zip(curves.items(), cycle(_LOOKS)):
+        x, y, deviation = zip(*sorted(points), strict=True)
+        axes.errorbar(x, y, deviation, label=name, color=color, linestyle=dashes, marker="o", markersize=5, capsize=3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = sorted({point[0] for points in curves.values() for point in points})
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("network evaluations per image")
+    axes.set_ylabel(metric)
+    axes.grid(alpha=0.3, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     _save(figure, path)
 
 

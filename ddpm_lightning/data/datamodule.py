@@ -248,8 +248,10 @@ class ImageDataModule(LightningDataModule):
         )
 
     def split(self, name: str) -> ImageSet:
-        """The images of "train" or "validation", as bytes on the CPU and not mirrored."""
+        """The images of "train", "validation" or "all", as bytes on the CPU and not mirrored, in the set's own order."""
         assert self._data is not None
+        if name == "all":
+            return self._data
         chosen = {"train": self.train_indices, "validation": self.val_indices}[name]
         return ImageSet(self._data.images[chosen], self._data.labels[chosen])
 

@@ -4,21 +4,26 @@ import csv
 import json
 from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lightning.data.datamodule import ImageDataModule
+from ddpm_lightning.data.datasets import ImageSet
+from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.features import fingerprint
 from ddpm_lightning.images import SeededNoise, from_uint8
 from ddpm_lightning.likelihood import VARIANCES, BitsPerDim, bits_per_dim
 from ddpm_lightning.plots import draw_bits_by_step
 from ddpm_lightning.runs.build import build, check_whole
 from ddpm_lightning.runs.checkpoint import check_targets, denoiser_of, load_checkpoint, run_dir_of
+from ddpm_lightning.runs.ranks import Ranks
+from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
 
-__all__ = ["measure_bits_per_dim"]
+__all__ = ["bits_folder", "bits_in_shards", "measure_bits_per_dim"]
 
-BATCH_SIZE = 256
+BITS_SHARD = 64
 
 
 def measure_bits_per_dim(
@@ -47,20 +52,22 @@ def measure_bits_per_dim(
     check_targets(held["config"]["data"], whole_run=True)
     data: ImageDataModule = build("data", OmegaConf.create(held["config"]["data"]))
     data.setup()
-    batches = list(data.val_dataloader())
-    if not batches:
+    held_out = data.split("validation")
+    if not len(held_out.images):
         raise UserError("the run held no images out (data.val_fraction=0): there is nothing to measure on")
-    x0 = from_uint8(torch.cat([batch.x0 for batch in batches]))[:num_images]
-    labels = [batch.y for batch in batches if batch.y is not None]
-    parts = []
-    for ids in tqdm(torch.arange(len(x0)).split(BATCH_SIZE), desc="likelihood", unit="batch", disable=None):
-        y = torch.cat(labels)[ids] if labels else None
-        parts.append(bits_per_dim(denoiser, x0[ids], y, variance=variance, randn=SeededNoise(0, ids.tolist())))
-    bits = BitsPerDim(torch.cat([part.prior for part in parts]), torch.cat([part.by_t for part in parts]))
+    images = ImageSet(held_out.images[:num_images], held_out.labels[:num_images])
+    folder = bits_folder(checkpoint, denoiser, held_out, variance=variance)
+    bits = bits_in_shards(denoiser, images, folder, variance=variance)
     used = variance or ("learned" if denoiser.learned_variance else "small")
     terms = {name: float(getattr(bits, name).mean()) for name in ("prior", "diffusion", "decoder", "total")}
-    error = float(bits.total.std() / len(x0) ** 0.5)
-    protocol = {"images": len(x0), "split": "validation", "weights": weights, "reverse_variance": used, "seed": 0}
+    error = float(bits.total.std() / len(images.images) ** 0.5)
+    protocol = {
+        "images": len(images.images),
+        "split": "validation",
+        "weights": weights,
+        "reverse_variance": used,
+        "seed": 0,
+    }
 
     out = run_dir_of(checkpoint) / "likelihood"
     out.mkdir(parents=True, exist_ok=True)
@@ -75,3 +82,38 @@ def measure_bits_per_dim(
     for name, value in terms.items():
         print(f"{name:<10} {value:.4f}" + (f" ± {error:.4f}" if name == "total" else "") + " bits/dim")
     return out
+
+
+def bits_folder(checkpoint: Path, denoiser: Denoiser, held_out: ImageSet, *, variance: str | None = None) -> Path:
+    """Where the bounds of these held-out images are kept, shard by shard."""
+    what = fingerprint(*denoiser.state_dict().values(), *held_out)
+    return run_dir_of(checkpoint) / "evaluations" / f"bits_{denoiser.prediction}_{variance or 'own'}_{what}"
+
+
+def bits_in_shards(
+    denoiser: Denoiser, images: ImageSet, folder: Path, *, variance: str | None = None, mine: Ranks | None = None
+) -> BitsPerDim:
+    """The whole bound of each image, on the denoiser's device, computed where the folder lacks it; image i's noise depends on i only.
+
+    Args:
+        denoiser: in evaluation mode.
+        images: as bytes; with labels where the model wants them.
+        folder: of the shards.
+        variance: see `likelihood.bits_per_dim`.
+        mine: this rank, which takes its turn of the shards.
+    """
+    mine, count = mine or Ranks(), len(images.images)
+    left = len(missing_shards(folder, count, BITS_SHARD)[mine.rank :: mine.world_size])
+    silent = None if mine.rank == 0 else True
+    with tqdm(total=left, desc="likelihood", unit="shard", disable=silent, dynamic_ncols=True) as progress:
+
+        def compute(items: range) -> dict[str, Tensor]:
+            part = slice(items.start, items.stop)
+            x0 = from_uint8(images.images[part]).to(denoiser.schedule.alpha_bar.device)
+            y = None if denoiser.num_classes is None else images.labels[part].to(x0.device)
+            bits = bits_per_dim(denoiser, x0, y, variance=variance, randn=SeededNoise(0, items))
+            progress.update()
+            return {"prior": bits.prior.cpu(), "by_t": bits.by_t.cpu()}
+
+        do_shards(folder, count, BITS_SHARD, compute, mine)
+    return BitsPerDim(**read_shards(folder, count, BITS_SHARD))

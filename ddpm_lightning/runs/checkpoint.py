@@ -86,12 +86,11 @@ def load_denoiser(checkpoint: str | Path, *, weights: str = "ema") -> Denoiser:
 
 
 def load_model(path: Path, *, weights: str = "ema") -> tuple[Denoiser, dict[str, Any]]:
-    """As `load_denoiser`, with "channels" and "image_size" of the images that the model was trained on."""
+    """As `load_denoiser`, with the config of the model's data; a folder of diffusers gives "channels" and "image_size" alone."""
     if is_diffusers_folder(path):
         return from_diffusers(path), images_of(path)
     checkpoint = load_checkpoint(path)
-    data = checkpoint["config"]["data"]
-    return denoiser_of(checkpoint, weights=weights), {key: data[key] for key in ("channels", "image_size")}
+    return denoiser_of(checkpoint, weights=weights), checkpoint["config"]["data"]
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,11 @@ class Ranks(NamedTuple):
         dist.recv(images, owner)
         return images
 
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
@@ -45,7 +51,13 @@ def ranks() -> Iterator[Ranks]:
     mine = Ranks(environment.global_rank(), environment.world_size(), environment.local_rank())
     slurm = f"tcp://{environment.main_address}:{environment.main_port}"
     address = "env://" if TorchElasticEnvironment.detect() else slurm
-    dist.init_process_group("gloo", init_method=address, rank=mine.rank, world_size=mine.world_size)
+    dist.init_process_group(
+        "gloo",
+        init_method=address,
+        rank=mine.rank,
+        world_size=mine.world_size,
+        timeout=timedelta(days=1),  # ranks wait for the one with the most work
+    )
     try:
         yield mine
     finally:

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.images import SeededNoise, grid, labels_in_turn, rows_by_label, save_png, to_uint8
-from ddpm_lightning.runs.build import build, check_whole, compile_model, times_of
-from ddpm_lightning.runs.checkpoint import load_model, newest_checkpoint, run_dir_of
+from ddpm_lightning.images import grid, labels_in_turn, rows_by_label, save_png
+from ddpm_lightning.runs.build import check_whole
+from ddpm_lightning.runs.checkpoint import run_dir_of
+from ddpm_lightning.runs.drawing import prepare
 from ddpm_lightning.runs.ranks import Ranks, ranks
-from ddpm_lightning.samplers import Sampler
 
 __all__ = ["sample"]
 
@@ -31,8 +30,6 @@ def sample(config: DictConfig) -> Path:
     """
     check_whole("num_samples", config.num_samples)
     check_whole("batch_size", config.batch_size)
-    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or config.seed < 0:
-        raise UserError(f"seed={config.seed} is no seed: give a whole number, 0 or more")
     if config.format not in ("grid", "png", "npz"):
         raise UserError(f"format={config.format} is unknown: choose grid, png or npz")
     with ranks() as mine:
@@ -40,23 +37,8 @@ def sample(config: DictConfig) -> Path:
 
 
 def _sample(config: DictConfig, mine: Ranks) -> Path:
-    path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
-    denoiser, data = load_model(path, weights=config.weights)
-    device = _device(config.device, mine.local_rank)
-    torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
-    denoiser = denoiser.to(device)
-    if config.compile:
-        compile_model(denoiser, device)
-    labels, guided = _labels(config, denoiser), _guided(config, denoiser)
-    sampler: Sampler = build("sampler", config.sampler)
-    try:
-        sampler.check(learned_variance=denoiser.learned_variance)
-    except ValueError as error:
-        raise UserError(f"sampler: {error}") from error
-    steps = len(times_of(sampler, denoiser.schedule)) - 1
-    shape = (data["channels"], *data["image_size"])
-
-    beside = run_dir_of(path) / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    drawing = prepare(config, mine)
+    beside = run_dir_of(drawing.path) / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     out = beside if config.out_dir is None else Path(str(config.out_dir))
     try:
         if mine.rank == 0:
@@ -64,53 +46,28 @@ def _sample(config: DictConfig, mine: Ranks) -> Path:
     except OSError as error:
         raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
 
-    images, drawn_labels = [], labels_in_turn(range(config.num_samples), labels)
+    images, drawn_labels = [], labels_in_turn(range(config.num_samples), drawing.labels)
     batches = torch.arange(config.num_samples).split(config.batch_size)
     silent = None if mine.rank == 0 else True
-    with tqdm(total=len(batches) * steps, unit="step", desc="sampling", disable=silent, dynamic_ncols=True) as progress:
+    with tqdm(
+        total=len(batches) * drawing.steps, unit="step", desc="sampling", disable=silent, dynamic_ncols=True
+    ) as progress:
         for number, indices in enumerate(batches):
             owner, drawn = number % mine.world_size, None
             if owner == mine.rank:
-                noise = SeededNoise(config.seed, indices.tolist())
-                x = noise.draw(shape).to(device)
-                y = None if drawn_labels is None else drawn_labels[indices].to(device)
-                for step in sampler.trajectory(guided, x, y, randn=noise):
-                    x = step.x
-                    progress.update()
-                drawn = to_uint8(x).cpu()
-            drawn = mine.to_zero(drawn, owner, (len(indices), *shape))
+                drawn = drawing.images(config.seed, indices.tolist(), progress.update)
+            drawn = mine.to_zero(drawn, owner, (len(indices), *drawing.shape))
             if drawn is not None:
                 images.append(drawn)
-                progress.update(steps * (owner != 0))
+                progress.update(drawing.steps * (owner != 0))
     if mine.rank:
         return out
 
-    _write(torch.cat(images), drawn_labels, labels, out, config.format)
-    print(f"{config.num_samples} images from the {config.weights} weights of {path}, {steps} steps each: {out}")
+    _write(torch.cat(images), drawn_labels, drawing.labels, out, config.format)
+    print(
+        f"{config.num_samples} images from the {config.weights} weights of {drawing.path}, {drawing.steps} steps each: {out}"
+    )
     return out
-
-
-def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:
-    """The labels to draw in turn: those asked for, or all that the model knows."""
-    classes, asked = denoiser.num_classes, config.labels
-    if asked is None:
-        return None if classes is None else list(range(classes))
-    if classes is None:
-        raise UserError(f"labels={asked}: the model was trained without labels; leave labels at null")
-    wanted = list(asked) if isinstance(asked, ListConfig) else [asked]
-    if not wanted or any(not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < classes for n in wanted):
-        raise UserError(f"labels={asked} will not do: give a list of the model's labels, from 0 to {classes - 1}")
-    return wanted
-
-
-def _guided(config: DictConfig, denoiser: Denoiser) -> Guided:
-    scale = config.guidance_scale
-    if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 <= scale < float("inf"):
-        raise UserError(f"guidance_scale={scale} will not do: give a number, 0 or more")
-    try:
-        return Guided(denoiser, scale)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _write(images: Tensor, drawn: Tensor | None, labels: list[int] | None, out: Path, form: str) -> None:
@@ -127,17 +84,3 @@ def _write(images: Tensor, drawn: Tensor | None, labels: list[int] | None, out: 
         if drawn is not None:
             arrays["labels"] = drawn.numpy()
         np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
-
-
-def _device(name: str, local_rank: int) -> torch.device:
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    usable = [kind for kind, there in here.items() if there]
-    if name == "auto":
-        name = usable[0]
-    if name == "cuda" and here["cuda"]:
-        return torch.device("cuda", local_rank)
-    try:
-        return torch.empty(0, device=str(name)).device
-    except (RuntimeError, AssertionError) as error:
-        choices = ", ".join(usable)
-        raise UserError(f"device={name} is not on this machine: choose from auto, {choices}") from error

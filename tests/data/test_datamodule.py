@@ -148,7 +148,7 @@ def test_a_part_of_the_set_is_given_as_bytes():
     data = ImageDataModule(digits, channels=1, image_size=8, batch_size=16, flip=True)
     data.setup()
     whole = digits()
-    for name, indices in (("train", data.train_indices), ("validation", data.val_indices)):
+    for name, indices in (("train", data.train_indices), ("validation", data.val_indices), ("all", slice(None))):
         part = data.split(name)
         assert part.images.equal(whole.images[indices])
         assert part.labels.equal(whole.labels[indices])

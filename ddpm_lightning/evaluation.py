@@ -1,0 +1,171 @@
+"""Two sets of images compared, by the numbers of the papers."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from ddpm_lightning.seeds import derive
+
+__all__ = [
+    "KID_SUBSETS",
+    "KID_SUBSET_SIZE",
+    "PRECISION_NEIGHBOURS",
+    "Score",
+    "closer_share",
+    "frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "nearest",
+    "precision_recall",
+]
+
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
+PRECISION_NEIGHBOURS = 3
+_CHUNK = 1024
+
+
+class Score(NamedTuple):
+    """A value, and its deviation over the subsets that it is the mean of; None where there are none."""
+
+    value: float
+    deviation: float | None = None
+
+
+class _Features(nn.Module):
+    """In the place of a network: what comes in are features already."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> Score:
+    """‖μ_r − μ_f‖² + tr(Σ_r + Σ_f − 2(Σ_r Σ_f)^½), with unbiased covariances in float64 (Heusel et al. 2017, FID).
+
+    Args:
+        real: (N, D) features, N ≥ 2.
+        fake: (M, D) features, M ≥ 2.
+    """
+    with _quiet():
+        metric = FrechetInceptionDistance(_Features(real.shape[1])).set_dtype(torch.float64)
+        for features, is_real in ((real, True), (fake, False)):
+            for part in features.split(_CHUNK):
+                metric.update(part.double(), real=is_real)
+        return Score(max(0.0, float(metric.compute())))
+
+
+def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Score:
+    """The unbiased squared MMD with the kernel (x·y/D + 1)³, mean and deviation over random subsets (Bińkowski et al. 2018, KID).
+
+    There are 100 subsets of 1,000, or of all where one of the sets is smaller.
+
+    Args:
+        real: (N, D) features.
+        fake: (M, D) features.
+        seed: of the subsets.
+    """
+    size = min(KID_SUBSET_SIZE, len(real), len(fake))
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "kid"))
+        metric = KernelInceptionDistance(_Features(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
+        metric.update(real.double(), real=True)
+        metric.update(fake.double(), real=False)
+        mean, deviation = metric.compute()
+    return Score(float(mean), float(deviation))
+
+
+def inception_score(logits: Tensor, *, seed: int = 0) -> Score:
+    """exp E_x KL(p(y|x) ‖ p(y)), mean and deviation over ten parts (Salimans et al. 2016).
+
+    Args:
+        logits: (M, K) of the samples.
+        seed: of the parts.
+    """
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "inception score"))
+        metric = InceptionScore(_Features(logits.shape[1]))
+        metric.update(logits.double())
+        mean, deviation = metric.compute()
+    return Score(float(mean), float(deviation))
+
+
+def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = PRECISION_NEIGHBOURS) -> tuple[Score, Score]:
+    """The share of samples within the manifold of the real images, and of real images within that of the samples.
+
+    A set's manifold is the union of balls about its points that reach to each one's k-th nearest neighbour
+    (Kynkäänniemi et al. 2019, Eq. 1-2); the set's sizes should be equal, since larger sets have smaller balls.
+
+    Args:
+        real: (N, D) features, N > k.
+        fake: (M, D) features, M > k.
+        neighbours: k.
+
+    Raises:
+        ValueError: for sets of k points or fewer.
+    """
+    if min(len(real), len(fake)) <= neighbours:
+        raise ValueError(f"precision and recall need more than {neighbours} images in each set")
+    precision = _share_within(fake, real, _radii(real, neighbours))
+    recall = _share_within(real, fake, _radii(fake, neighbours))
+    return Score(precision), Score(recall)
+
+
+def nearest(points: Tensor, others: Tensor, *, count: int = 1) -> tuple[Tensor, Tensor]:
+    """Distances (N, count) from each point to its nearest among the others, and their numbers (N, count), nearest first.
+
+    Args:
+        points: (N, D).
+        others: (M, D), M ≥ count.
+        count: how many.
+    """
+    found = [part.topk(count, largest=False) for part in _distances(points, others)]
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def closer_share(samples: Tensor, held_out: Tensor) -> float:
+    """P(d(sample) < d(held-out image)), ties by half (Meehan et al. 2020): 1/2 where both lie as far from the training set, 1 for copies of it.
+
+    Args:
+        samples: (N,) each one's distance to the nearest training image.
+        held_out: (M,) likewise.
+    """
+    ordered, samples = held_out.sort().values, samples.contiguous()
+    below = torch.searchsorted(ordered, samples, right=False)
+    up_to = torch.searchsorted(ordered, samples, right=True)
+    return 1 - float((below + up_to).double().mean()) / (2 * len(held_out))
+
+
+def _radii(points: Tensor, neighbours: int) -> Tensor:
+    return torch.cat(
+        [part.kthvalue(neighbours + 1).values for part in _distances(points, points)]
+    )  # the first is itself
+
+
+def _share_within(points: Tensor, centres: Tensor, radii: Tensor) -> float:
+    return float(torch.cat([(part <= radii).any(1) for part in _distances(points, centres)]).double().mean())
+
+
+def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
+    """(n, M) distances, some points at a time."""
+    others = others.flatten(1).double()
+    for part in points.flatten(1).split(_CHUNK):
+        yield torch.cdist(part.double(), others)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torchmetrics' warnings of the memory that it takes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

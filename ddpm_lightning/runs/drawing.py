@@ -1,0 +1,146 @@
+"""A checkpoint's model made ready to draw, which `sample.py` and `evaluate.py` share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig
+from torch import Tensor
+
+from ddpm_lightning.denoiser import Denoiser, Guided
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
+from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.runs.build import build, compile_model, times_of
+from ddpm_lightning.runs.checkpoint import load_model, newest_checkpoint
+from ddpm_lightning.runs.ranks import Ranks
+from ddpm_lightning.samplers import Sampler
+from ddpm_lightning.schedules import NoiseSchedule
+
+__all__ = ["Drawing", "prepare"]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that an image's pixels depend on, but for the seed and the image's number.
+
+    Args:
+        path: the checkpoint.
+        denoiser: its model, on the device.
+        guided: the same with guidance.
+        sampler: noise to image.
+        labels: drawn in turn; None for a model without.
+        data: the config of the data that the model was trained on, see `load_model`.
+        device: where it is drawn.
+        steps: sampler steps per image.
+    """
+
+    path: Path
+    denoiser: Denoiser
+    guided: Guided
+    sampler: Sampler
+    labels: list[int] | None
+    data: Mapping[str, Any]
+    device: torch.device
+    steps: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return (self.data["channels"], *self.data["image_size"])
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image; one with guidance and one without count as two."""
+        for step in self.sampler.trajectory(
+            _Nothing(self.denoiser.schedule), torch.zeros(1, 1, 1, 1, device=self.device)
+        ):
+            count = step.evaluations
+        return count * (1 if self.labels is None or self.guided.scale in (0, 1) else 2)
+
+    def images(self, seed: int, indices: Sequence[int], advance: Callable[[], Any]) -> Tensor:
+        """Images with these numbers, uint8 (B, C, H, W) on the CPU; `advance` is called after each step."""
+        noise = SeededNoise(seed, indices)
+        x, y = noise.draw(self.shape).to(self.device), labels_in_turn(indices, self.labels)
+        y = None if y is None else y.to(self.device)
+        for step in self.sampler.trajectory(self.guided, x, y, randn=noise):
+            x = step.x
+            advance()
+        return to_uint8(x).cpu()
+
+
+def prepare(config: DictConfig, mine: Ranks) -> Drawing:
+    """Checkpoint, sampler, guidance, labels and device, as the config says.
+
+    Raises:
+        UserError: where the checkpoint or a setting will not do.
+    """
+    if not is_whole(config.seed, "[0, inf)"):
+        raise UserError(f"seed={config.seed} is no seed: give a whole number, 0 or more")
+    path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
+    denoiser, data = load_model(path, weights=config.weights)
+    device = _device(config.device, mine.local_rank)
+    torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
+    denoiser = denoiser.to(device)
+    if config.compile:
+        compile_model(denoiser, device)
+    labels, guided = _labels(config, denoiser), _guided(config, denoiser)
+    sampler: Sampler = build("sampler", config.sampler)
+    try:
+        sampler.check(learned_variance=denoiser.learned_variance)
+    except ValueError as error:
+        raise UserError(f"sampler: {error}") from error
+    steps = len(times_of(sampler, denoiser.schedule)) - 1
+    return Drawing(path, denoiser, guided, sampler, labels, data, device, steps)
+
+
+class _Nothing:
+    """A denoiser that computes nothing, to count evaluations with."""
+
+    def __init__(self, schedule: NoiseSchedule):
+        self.schedule = schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return x_t
+
+    def estimate(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, *, u: Tensor | None = None) -> Any:
+        return x_t, x_t
+
+
+def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:
+    """The labels to draw in turn: those asked for, or all that the model knows."""
+    classes, asked = denoiser.num_classes, config.labels
+    if asked is None:
+        return None if classes is None else list(range(classes))
+    if classes is None:
+        raise UserError(f"labels={asked}: the model was trained without labels; leave labels at null")
+    wanted = list(asked) if isinstance(asked, ListConfig) else [asked]
+    if not wanted or any(not is_whole(n, "[0, inf)") or n >= classes for n in wanted):
+        raise UserError(f"labels={asked} will not do: give a list of the model's labels, from 0 to {classes - 1}")
+    return wanted
+
+
+def _guided(config: DictConfig, denoiser: Denoiser) -> Guided:
+    scale = config.guidance_scale
+    if not within(scale, "[0, inf)"):
+        raise UserError(f"guidance_scale={scale} will not do: give a number, 0 or more")
+    try:
+        return Guided(denoiser, scale)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [kind for kind, there in here.items() if there]
+    if name == "auto":
+        name = usable[0]
+    if name == "cuda" and here["cuda"]:
+        return torch.device("cuda", local_rank % torch.cuda.device_count())  # SLURM may show each task one GPU
+    try:
+        return torch.empty(0, device=str(name)).device
+    except (RuntimeError, AssertionError) as error:
+        choices = ", ".join(usable)
+        raise UserError(f"device={name} is not on this machine: choose from auto, {choices}") from error

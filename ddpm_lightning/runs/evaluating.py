@@ -1,0 +1,428 @@
+"""What `evaluate.py` does."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ddpm_lightning import evaluation
+from ddpm_lightning.data.datamodule import ImageDataModule
+from ddpm_lightning.data.datasets import ImageSet
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.evaluation import Score
+from ddpm_lightning.features import cache_folder, extract, fingerprint, logits_of
+from ddpm_lightning.images import grid, rows_by_label, save_png
+from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.run_folder import only_one_run, remove_leftovers, replace_file
+from ddpm_lightning.runs.bits import BITS_SHARD, bits_folder, bits_in_shards
+from ddpm_lightning.runs.build import build, check_whole
+from ddpm_lightning.runs.checkpoint import check_targets, run_dir_of
+from ddpm_lightning.runs.drawing import Drawing, prepare
+from ddpm_lightning.runs.ranks import Ranks, ranks
+from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
+
+__all__ = ["evaluate"]
+
+log = logging.getLogger(__name__)
+
+PRECISION_IMAGES = 10_000  # of each set, as in the paper
+MEMORISATION_IMAGES = 2_000  # samples, and held-out images
+NEIGHBOURS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Images with their features, of which only rank zero has any."""
+
+    images: Tensor
+    features: Tensor
+
+
+def evaluate(config: DictConfig) -> Path:
+    """Compare a checkpoint's samples with its data set, and return the folder that holds `evaluation.json` and the pictures.
+
+    Samples, features and likelihoods are computed in shards that stay on the disk, on all the processes that torchrun or
+    SLURM started; an evaluation that was interrupted goes on where it stopped, and ends with the same numbers.
+
+    Raises:
+        UserError: where the checkpoint, the data or a setting will not do.
+    """
+    for key in ("num_samples", "repeats", "batch_size", "shard_size"):
+        check_whole(key, config[key])
+    for key in ("reference_images", "bits_images", "nearest"):
+        if config[key] is not None and not is_whole(config[key], "[0, 1e8]"):
+            raise UserError(f"{key}={config[key]} will not do: give a whole number, 0 or more")
+    if config.num_samples < 10:
+        raise UserError(f"num_samples={config.num_samples} are too few to compare anything by: give 10 or more")
+    if config.reference not in ("train", "validation", "all"):
+        raise UserError(f"reference={config.reference} is unknown: choose train, validation or all")
+    with ranks() as mine:
+        return _evaluate(config, mine)
+
+
+def _evaluate(config: DictConfig, mine: Ranks) -> Path:
+    drawing = prepare(config, mine)
+    data = _data_of(config, drawing)
+    cache = cache_folder(config.cache_dir)
+    if mine.rank == 0:
+        _features_of(config, data, cache, drawing.device)  # downloaded or trained once
+    mine.wait()
+    model = _features_of(config, data, cache, drawing.device)
+    images_key = {
+        "weights": fingerprint(*drawing.denoiser.state_dict().values()),
+        "prediction": drawing.denoiser.prediction,
+        "sampler": OmegaConf.to_container(config.sampler, resolve=True),
+        "labels": drawing.labels,
+        "guidance_scale": config.guidance_scale,
+    }
+    beside = run_dir_of(drawing.path) / "evaluations"
+    name = f"{type(drawing.sampler).__name__.lower()}_{drawing.steps}_{_digest(images_key)}"
+    out = beside / name if config.out_dir is None else Path(str(config.out_dir))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
+    if mine.rank == 0:
+        with only_one_run(out):
+            _run(config, drawing, data, model, out=out, cache=cache, weights=images_key["weights"], mine=mine)
+    else:
+        _run(config, drawing, data, model, out=out, cache=cache, weights=images_key["weights"], mine=mine)
+    return out
+
+
+def _run(
+    config: DictConfig,
+    drawing: Drawing,
+    data: ImageDataModule,
+    model: nn.Module,
+    *,
+    out: Path,
+    cache: Path,
+    weights: str,
+    mine: Ranks,
+) -> None:
+    train, held_out = data.split("train"), data.split("validation")
+    bits_set = _first(held_out, config.bits_images)
+    bits_in = bits_folder(drawing.path, drawing.denoiser, held_out)
+    seeds = range(config.seed, config.seed + config.repeats)
+    samples = {seed: out / f"samples_seed{seed}" for seed in seeds}
+    if mine.rank == 0:
+        remove_leftovers(out)
+        left = [missing_shards(folder, config.num_samples, config.shard_size) for folder in samples.values()]
+        images_left = sum(len(items) for shards in left for items in shards)
+        bits_left = sum(map(len, missing_shards(bits_in, len(bits_set.images), BITS_SHARD)))
+        _say_cost(config, drawing, images_left, bits_left, mine)
+
+    for seed, folder in samples.items():
+        _draw(config, drawing, seed, folder, mine)
+    bits = None
+    if len(bits_set.images):
+        bits = bits_in_shards(drawing.denoiser, bits_set, bits_in, mine=mine)
+
+    net = f"{model_name(model)[:40]} {fingerprint(*model.state_dict().values())}"
+    reference = _pick(data.split(config.reference), config.reference_images)
+    sets = {}
+    for key, images in (("reference", reference.images), ("train", train.images), ("held_out", held_out.images)):
+        sets[key] = _with_features(model, images, cache / "features", net, config, mine)
+    drawn = []
+    for folder in samples.values():
+        shards = read_shards(folder, config.num_samples, config.shard_size)
+        drawn.append(_with_features(model, shards["images"], out / "features", net, config, mine))
+    if mine.rank:
+        return
+    seconds = sum(
+        float(read_shards(folder, config.num_samples, config.shard_size)["seconds"].sum())
+        for folder in samples.values()
+    )
+    _report(config, drawing, model, sets, drawn, bits, seconds=seconds, out=out, weights=weights, mine=mine)
+
+
+def _report(
+    config: DictConfig,
+    drawing: Drawing,
+    model: nn.Module,
+    sets: Mapping[str, _Set],
+    drawn: list[_Set],
+    bits: Any,
+    *,
+    seconds: float,
+    out: Path,
+    weights: str,
+    mine: Ranks,
+) -> None:
+    real, n = sets["reference"], config.num_samples
+    if n <= real.features.shape[1]:
+        log.warning(
+            "num_samples=%d are no more than the %d features: the covariance of FID is singular, and its value says little",
+            n,
+            real.features.shape[1],
+        )
+    what = f"{n:,} samples, {len(real.features):,} {config.reference} images, features: {model_name(model)}"
+    per_seed = [_scores(model, real, fake, seed=config.seed) for fake in drawn]
+    rows = {key: _row([scores[key] for scores in per_seed], what, note=_NOTES[key]) for key in per_seed[0]}
+    if config.reference == "train" and len(sets["held_out"].features) > 9:
+        unseen = _scores(model, real, sets["held_out"], seed=config.seed)
+        floor = f"{len(sets['held_out'].features):,} held-out images in the samples' place"
+        rows |= {f"{key}_of_held_out": _row([unseen[key]], floor, note=floor) for key in ("fid", "kid")}
+    rows |= _memorisation(sets, drawn[0])
+    if bits is not None:
+        used = "learned" if drawing.denoiser.learned_variance else "small"
+        of = f"{len(bits.total):,} held-out images, {used} variance, one draw of x_t for each t"
+        for term in ("prior", "diffusion", "decoder", "total"):
+            values = getattr(bits, term)
+            error = float(values.std() / len(values) ** 0.5)
+            rows[f"bits_per_dim_{term}"] = {
+                "value": float(values.mean()),
+                "spread": error,
+                "spread_of": "images",
+                "of": of,
+            }
+    summary = {
+        "metrics": rows,
+        "protocol": {
+            "checkpoint": str(drawing.path),
+            "weights": config.weights,
+            "weights_fingerprint": weights,
+            "sampler": OmegaConf.to_container(config.sampler, resolve=True),
+            "steps": drawing.steps,
+            "network_evaluations_per_image": drawing.evaluations,
+            "labels": drawing.labels,
+            "guidance_scale": config.guidance_scale,
+            "num_samples": n,
+            "seeds": list(range(config.seed, config.seed + config.repeats)),
+            "reference": config.reference,
+            "reference_images": len(real.features),
+            "reference_fingerprint": fingerprint(real.images),
+            "features": model_name(model),
+            "features_fingerprint": fingerprint(*model.state_dict().values()),
+            "preprocessing": "samples clipped to [-1, 1] and rounded to uint8; reference as the data module gives it, without flips",
+        },
+        "timing": {
+            "images_per_second": n * len(drawn) * mine.world_size / max(seconds, 1e-9),
+            "device": str(drawing.device),
+            "processes": mine.world_size,
+        },
+    }
+    first, labels = drawn[0].images[:64], drawing.labels
+    save_png(
+        grid(first) if labels is None else rows_by_label(drawn[0].images[: 8 * len(labels)], len(labels)),
+        out / "grid.png",
+    )
+    if config.nearest:
+        _save_nearest(sets["train"], drawn[0], config.nearest, out / "nearest.png")
+    for folder in (out, *_job_folder()):
+        with replace_file(folder / "evaluation.json") as file:
+            file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    _print(summary, out)
+
+
+_NOTES = {
+    "fid": "",
+    "kid": f"{evaluation.KID_SUBSETS} subsets of at most {evaluation.KID_SUBSET_SIZE:,}",
+    "inception_score": "ten parts",
+    "precision": f"k = {evaluation.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
+    "recall": f"k = {evaluation.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
+}
+
+
+def _scores(model: nn.Module, real: _Set, fake: _Set, *, seed: int) -> dict[str, Score]:
+    scores = {
+        "fid": evaluation.frechet_distance(real.features, fake.features),
+        "kid": evaluation.kernel_distance(real.features, fake.features, seed=seed),
+    }
+    logits = logits_of(model, fake.features)
+    if logits is not None:
+        scores["inception_score"] = evaluation.inception_score(logits, seed=seed)
+    count = min(len(real.features), len(fake.features), PRECISION_IMAGES)
+    draw = torch.Generator().manual_seed(seed)
+    chosen = [s.features[torch.randperm(len(s.features), generator=draw)[:count]] for s in (real, fake)]
+    scores["precision"], scores["recall"] = evaluation.precision_recall(*chosen)
+    return scores
+
+
+def _row(scores: list[Score], of: str, *, note: str = "") -> dict[str, Any]:
+    """Mean and deviation over the repeats; of one alone, its own deviation over subsets."""
+    values = [score.value for score in scores]
+    row: dict[str, Any] = {"value": mean(values), "spread": scores[0].deviation, "spread_of": "subsets"}
+    if len(values) > 1:
+        row |= {"spread": stdev(values), "spread_of": f"{len(values)} seeds", "values": values}
+    if row["spread"] is None:
+        del row["spread"], row["spread_of"]
+    return {**row, "of": of, "note": note}
+
+
+def _memorisation(sets: Mapping[str, _Set], drawn: _Set) -> dict[str, Any]:
+    """How often a sample lies closer to the training set than a held-out image does, by pixels and by features."""
+    train, held_out = sets["train"], sets["held_out"]
+    if not len(held_out.images):
+        return {}
+    rows = {}
+    for space in ("images", "features"):
+        samples, unseen = (getattr(s, space)[:MEMORISATION_IMAGES] for s in (drawn, held_out))
+        distances = [evaluation.nearest(x, getattr(train, space))[0][:, 0] for x in (samples, unseen)]
+        of = (
+            f"how often a sample is closer to the {len(train.images):,} training images than a held-out image is: "
+            f"0.5 for new images, 1 for copies ({len(samples):,} samples, {len(unseen):,} held out)"
+        )
+        rows[f"closer_to_train_by_{space}"] = {"value": evaluation.closer_share(*distances), "of": of}
+    return rows
+
+
+def _save_nearest(train: _Set, drawn: _Set, count: int, path: Path) -> None:
+    """The samples that lie closest to the training set, by pixels, each with the training images nearest to it."""
+    samples = drawn.images[:MEMORISATION_IMAGES]
+    shown = min(NEIGHBOURS_SHOWN, len(train.images))
+    distances, numbers = evaluation.nearest(samples, train.images, count=shown)
+    closest = distances[:, 0].argsort()[:count]
+    rows = [torch.cat([samples[i][None], train.images[numbers[i]]]) for i in closest.tolist()]
+    save_png(grid(torch.cat(rows), columns=1 + shown), path)
+
+
+def _draw(config: DictConfig, drawing: Drawing, seed: int, folder: Path, mine: Ranks) -> None:
+    left = missing_shards(folder, config.num_samples, config.shard_size)[mine.rank :: mine.world_size]
+    batches = sum(-(-len(items) // config.batch_size) for items in left)
+    silent = None if mine.rank == 0 else True
+    with tqdm(
+        total=batches * drawing.steps, unit="step", desc=f"sampling, seed {seed}", disable=silent, dynamic_ncols=True
+    ) as progress:
+
+        def compute(items: range) -> dict[str, Tensor]:
+            started = time.perf_counter()
+            images = torch.cat(
+                [
+                    drawing.images(seed, items[first : first + config.batch_size], progress.update)
+                    for first in range(0, len(items), config.batch_size)
+                ]
+            )
+            seconds = torch.full((len(items),), (time.perf_counter() - started) / len(items), dtype=torch.float64)
+            return {"images": images, "seconds": seconds}
+
+        do_shards(folder, config.num_samples, config.shard_size, compute, mine)
+
+
+def _with_features(model: nn.Module, images: Tensor, folder: Path, net: str, config: DictConfig, mine: Ranks) -> _Set:
+    """The images' features, computed where the folder lacks them, by images and network."""
+    if not len(images):
+        return _Set(images, torch.empty(0, 1))
+    folder = folder / f"{fingerprint(images)}_{_digest(net)}"
+    size = 5_000
+
+    def compute(items: range) -> dict[str, Tensor]:
+        part = images[items.start : items.stop]
+        return {"features": extract(model, part, batch_size=config.batch_size, progress=mine.rank == 0)}
+
+    do_shards(folder, len(images), size, compute, mine)
+    return _Set(images, read_shards(folder, len(images), size)["features"] if mine.rank == 0 else torch.empty(0, 1))
+
+
+def _data_of(config: DictConfig, drawing: Drawing) -> ImageDataModule:
+    """The data set that was chosen, or the run's own."""
+    if config.get("data") is not None:
+        node = config.data
+    elif "_target_" in drawing.data:
+        check_targets(drawing.data, whole_run=True)
+        node = OmegaConf.create(dict(drawing.data))
+    else:
+        raise UserError(
+            f"ckpt_path={drawing.path} does not say what it was trained on: choose data=..., as in data=cifar10"
+        )
+    if config.data_root is not None:
+        if "root" not in node:
+            raise UserError(f"data_root={config.data_root}: this data set has no folder; leave data_root at null")
+        node.root = str(config.data_root)
+    shape = (node.channels, *node.image_size)
+    if shape != drawing.shape:
+        raise UserError(
+            f"data.channels={node.channels}, data.image_size={list(node.image_size)}: the model draws images of "
+            f"{drawing.shape[0]} channels and {list(drawing.shape[1:])}; give these"
+        )
+    data: ImageDataModule = build("data", node)
+    data.setup()
+    return data
+
+
+def _features_of(config: DictConfig, data: ImageDataModule, cache: Path, device: torch.device) -> nn.Module:
+    model: nn.Module = build("features", config.features)(partial(data.split, "all"), cache, device=device)
+    return model.to(device).eval()
+
+
+def model_name(model: nn.Module) -> str:
+    """What a table calls the features."""
+    return str(getattr(model, "name", type(model).__name__))
+
+
+def _pick(images: ImageSet, count: int | None) -> ImageSet:
+    """As many of the images, drawn once and for all."""
+    if not count or count >= len(images.images):
+        return images
+    chosen = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return ImageSet(images.images[chosen], images.labels[chosen])
+
+
+def _first(images: ImageSet, count: int | None) -> ImageSet:
+    return ImageSet(images.images[:count], images.labels[:count])
+
+
+def _say_cost(config: DictConfig, drawing: Drawing, images: int, bits: int, mine: Ranks) -> None:
+    """What is left to compute, and about how long that takes on this device."""
+    if not images + bits:
+        print("All samples are there: only the metrics are left", flush=True)
+        return
+    T = drawing.denoiser.schedule.num_steps
+    size = min(config.batch_size, 32)
+    x, t = torch.zeros(size, *drawing.shape, device=drawing.device), torch.tensor(T, device=drawing.device)
+    y = None if drawing.labels is None else torch.zeros(size, dtype=torch.long, device=drawing.device)
+    with torch.no_grad():
+        for _ in range(2):  # the first one warms up
+            started = time.perf_counter()
+            float(drawing.denoiser(x, t, y).sum())
+            each = (time.perf_counter() - started) / size
+    total = images * drawing.evaluations + bits * T
+    minutes = total * each / mine.world_size / 60
+    print(
+        f"To do: {images:,} samples of {drawing.evaluations} network evaluations, and the likelihood of {bits:,} images with {T}: "
+        f"{total:,} in all, about {minutes:.0f} min on {drawing.device}"
+        + f" x {mine.world_size}"
+        * (mine.world_size > 1),
+        flush=True,
+    )
+
+
+def _print(summary: Mapping[str, Any], out: Path) -> None:
+    rows, protocol, timing = summary["metrics"], summary["protocol"], summary["timing"]
+    width = max(map(len, rows))
+    print(f"\n{rows['fid']['of']}")
+    for name, row in rows.items():
+        spread = f"± {row['spread']:.2g} ({row['spread_of']})" if "spread" in row else ""
+        note = row["note"] if "note" in row else row["of"]
+        print(f"  {name:<{width}}  {row['value']:<9.4g} {spread:<26} {note}".rstrip())
+    print(
+        f"{protocol['weights']} weights of {protocol['checkpoint']}, {str(protocol['sampler']['_target_']).rpartition('.')[2]} in "
+        f"{protocol['steps']} steps, {protocol['network_evaluations_per_image']} network evaluations per image, "
+        f"seeds {protocol['seeds']}, {timing['images_per_second']:.1f} images/s\n{out / 'evaluation.json'}",
+        flush=True,
+    )
+
+
+def _job_folder() -> list[Path]:
+    """The folder of this job of a sweep, which the study at its end is made of."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return [Path(HydraConfig.get().runtime.output_dir)]
+    return []
+
+
+def _digest(key: Any) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

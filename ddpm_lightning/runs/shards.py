@@ -1,0 +1,63 @@
+"""Work that is done in shards, each kept on the disk, so that what was interrupted goes on where it stopped."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_lightning.run_folder import replace_file
+from ddpm_lightning.runs.ranks import Ranks
+
+__all__ = ["do_shards", "missing_shards", "read_shards"]
+
+Arrays = dict[str, np.ndarray]
+
+
+def do_shards(folder: Path, count: int, size: int, compute: Callable[[range], dict[str, Tensor]], mine: Ranks) -> None:
+    """Compute the shards that the folder lacks, each of `size` of the `count` items, this rank's turn of them; then wait for the other ranks.
+
+    Args:
+        folder: a folder that all ranks see.
+        count: the number of items.
+        size: items in a shard.
+        compute: from the items' numbers to arrays with a row for each.
+        mine: this rank.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = missing_shards(folder, count, size)
+    mine.wait()  # all have the same list before the first one changes it
+    for items in shards[mine.rank :: mine.world_size]:
+        arrays = {name: tensor.numpy() for name, tensor in compute(items).items()}
+        with replace_file(_path(folder, items), "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+    mine.wait()
+
+
+def missing_shards(folder: Path, count: int, size: int) -> list[range]:
+    """The shards that are not there, or damaged, in order."""
+    return [items for items in _shards(count, size) if _load(_path(folder, items)) is None]
+
+
+def read_shards(folder: Path, count: int, size: int) -> dict[str, Tensor]:
+    """All shards, put together."""
+    parts = [_load(_path(folder, items)) or {} for items in _shards(count, size)]
+    return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+
+
+def _shards(count: int, size: int) -> list[range]:
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _path(folder: Path, items: range) -> Path:
+    return folder / f"{items.start:06d}-{items.stop - 1:06d}.npz"
+
+
+def _load(path: Path) -> Arrays | None:
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        return None

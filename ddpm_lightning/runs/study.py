@@ -1,0 +1,77 @@
+"""What a sweep of `evaluate.py` ends in: one table and one plot."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from ddpm_lightning.plots import draw_study
+from ddpm_lightning.run_folder import replace_file
+
+__all__ = ["Study"]
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("fid", "kid", "inception_score", "precision", "recall")
+
+
+class Study(Callback):
+    """Gathers the evaluations of a sweep's jobs into `study.md` and `study.png` in the sweep's folder."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/evaluation.json"))]
+        if not found:
+            log.warning("%s holds no evaluation: there is nothing to compare", folder)
+            return
+        found.sort(key=lambda summary: (_sampler(summary), summary["protocol"]["network_evaluations_per_image"]))
+        table = table_of(found)
+        with replace_file(folder / "study.md") as file:
+            file.write(table + "\n")
+        curves: dict[str, list[tuple[int, float, float]]] = {}
+        for summary in found:
+            row = summary["metrics"]["fid"]
+            evaluations = summary["protocol"]["network_evaluations_per_image"]
+            curves.setdefault(_sampler(summary), []).append((evaluations, row["value"], row.get("spread", 0.0)))
+        features = found[0]["protocol"]["features"].split(" (")[0]
+        draw_study(
+            folder / "study.png", curves, metric=f"FID ({features}, {found[0]['protocol']['num_samples']:,} samples)"
+        )
+        print(f"\n{table}\n{folder / 'study.md'}\n{folder / 'study.png'}", flush=True)
+
+
+def table_of(summaries: list[dict[str, Any]]) -> str:
+    """The evaluations as a table in Markdown, the best of each column in bold."""
+    columns = [name for name in COLUMNS if all(name in summary["metrics"] for summary in summaries)]
+    best = {
+        name: (min if name in ("fid", "kid") else max)(summary["metrics"][name]["value"] for summary in summaries)
+        for name in columns
+    }
+    head = ["sampler", "steps", "evaluations", *columns, "images/s"]
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
+    for summary in summaries:
+        protocol = summary["protocol"]
+        cells = [_sampler(summary), protocol["steps"], protocol["network_evaluations_per_image"]]
+        for name in columns:
+            row = summary["metrics"][name]
+            text = f"{row['value']:.4g}" + (f" ± {row['spread']:.2g}" if "spread" in row else "")
+            cells.append(f"**{text}**" if row["value"] == best[name] else text)
+        cells.append(f"{summary['timing']['images_per_second']:.3g}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    protocol = summaries[0]["protocol"]
+    lines.append(
+        f"\n{protocol['weights']} weights of {protocol['checkpoint']}; {protocol['num_samples']:,} samples against "
+        f"{protocol['reference_images']:,} {protocol['reference']} images; features: {protocol['features']}"
+    )
+    return "\n".join(lines)
+
+
+def _sampler(summary: dict[str, Any]) -> str:
+    """Its class, and the settings that are not the usual ones."""
+    node = dict(summary["protocol"]["sampler"])
+    name = str(node.pop("_target_")).rsplit(".", 1)[-1]
+    settings = ("eta", "variance", "spacing")
+    return " ".join([name, *(f"{key}={node[key]}" for key in settings if node.get(key) is not None)])
