@@ -58,7 +58,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> Score:
         fake: (M, D) features, M ≥ 2.
     """
     with _quiet():
-        metric = FrechetInceptionDistance(_Features(real.shape[1])).set_dtype(torch.float64)
+        metric = FrechetInceptionDistance(_Features(real.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
         for features, is_real in ((real, True), (fake, False)):
             for part in features.split(_CHUNK):
                 metric.update(part.double(), real=is_real)
@@ -78,7 +78,9 @@ def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Score:
     size = min(KID_SUBSET_SIZE, len(real), len(fake))
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "kid"))
-        metric = KernelInceptionDistance(_Features(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(
+            _Features(real.shape[1]), subsets=KID_SUBSETS, subset_size=size, sync_on_compute=False
+        )
         metric.update(real.double(), real=True)
         metric.update(fake.double(), real=False)
         mean, deviation = metric.compute()
@@ -94,7 +96,7 @@ def inception_score(logits: Tensor, *, seed: int = 0) -> Score:
     """
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "inception score"))
-        metric = InceptionScore(_Features(logits.shape[1]))
+        metric = InceptionScore(_Features(logits.shape[1]), sync_on_compute=False)
         metric.update(logits.double())
         mean, deviation = metric.compute()
     return Score(float(mean), float(deviation))

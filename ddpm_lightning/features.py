@@ -190,7 +190,9 @@ def classifier(
         model.load_state_dict(saved["state_dict"])
         return model.eval()
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(derive(seed, "classifier split")))
-    test, train = (ImageSet(data.images[part], data.labels[part]) for part in order.tensor_split([-(-len(order) // 10)]))
+    test, train = (
+        ImageSet(data.images[part], data.labels[part]) for part in order.tensor_split([-(-len(order) // 10)])
+    )
     model = _train(train, num_classes, seed=seed, num_steps=num_steps, device=device or torch.device("cpu"))
     with torch.no_grad():
         read = model.cpu().classify(extract(model, test.images)).argmax(1)

@@ -30,7 +30,7 @@ def train_classifier(overrides: Sequence[str]) -> str:
         raise UserError(f"{CONF} does not exist: install with `pip install -e .` from the project's folder")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("evaluate", list(overrides))
-    if config.data is None:
+    if config.get("data") is None:
         raise UserError("data= is not given: choose a set with labels, as in data=fashion_mnist")
     data: ImageDataModule = build("data", config.data)
     data.setup()
