@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, grid, labels_in_turn, rows_by_label, save_png, to_uint8
-from ddpm_lightning.runs.build import build, check_whole, compile_model, times_of
+from ddpm_lightning.runs.build import build, check_whole, compile_model, of_points, times_of
 from ddpm_lightning.runs.checkpoint import load_model, newest_checkpoint, run_dir_of
 from ddpm_lightning.runs.ranks import Ranks, ranks
 from ddpm_lightning.samplers import Sampler
@@ -21,7 +21,7 @@ __all__ = ["sample"]
 
 
 def sample(config: DictConfig) -> Path:
-    """Draw images from a checkpoint, and return the folder that they were written to.
+    """Draw images, or points, from a checkpoint, and return the folder that they were written to.
 
     Image i's noise depends on the seed and on i only, whatever the batch size and the device. The processes that torchrun
     or SLURM started draw the batches in turn, and rank zero writes them all.
@@ -42,6 +42,9 @@ def sample(config: DictConfig) -> Path:
 def _sample(config: DictConfig, mine: Ranks) -> Path:
     path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
     denoiser, data = load_model(path, weights=config.weights)
+    points = of_points(data)
+    if points and config.format == "png":
+        raise UserError("format=png is for images, and the model draws points: choose grid or npz")
     device = _device(config.device, mine.local_rank)
     torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
     denoiser = denoiser.to(device)
@@ -77,16 +80,22 @@ def _sample(config: DictConfig, mine: Ranks) -> Path:
                 for step in sampler.trajectory(guided, x, y, randn=noise):
                     x = step.x
                     progress.update()
-                drawn = to_uint8(x).cpu()
-            drawn = mine.to_zero(drawn, owner, (len(indices), *shape))
+                drawn = (x if points else to_uint8(x)).cpu()
+            dtype = torch.float32 if points else torch.uint8
+            drawn = mine.to_zero(drawn, owner, shape=(len(indices), *shape), dtype=dtype)
             if drawn is not None:
                 images.append(drawn)
                 progress.update(steps * (owner != 0))
     if mine.rank:
         return out
 
-    _write(torch.cat(images), drawn_labels, labels, out, config.format)
-    print(f"{config.num_samples} images from the {config.weights} weights of {path}, {steps} steps each: {out}")
+    if points:
+        _write_points(torch.cat(images), drawn_labels, out, config.format)
+    else:
+        _write(torch.cat(images), drawn_labels, labels, out, config.format)
+    print(
+        f"{config.num_samples} {'points' if points else 'images'} from the {config.weights} weights of {path}, {steps} steps each: {out}"
+    )
     return out
 
 
@@ -123,10 +132,21 @@ def _write(images: Tensor, drawn: Tensor | None, labels: list[int] | None, out: 
             rows = [f"{i:05d}.png,{label}" for i, label in enumerate(drawn.tolist())]
             (out / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
     else:
-        arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
-        if drawn is not None:
-            arrays["labels"] = drawn.numpy()
-        np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
+        _save_arrays(out, drawn, images=images.permute(0, 2, 3, 1))
+
+
+def _write_points(points: Tensor, drawn: Tensor | None, out: Path, form: str) -> None:
+    if form == "grid":
+        from ddpm_lightning.plots import Panel, draw_points  # and with it matplotlib
+
+        save_png(draw_points([[Panel(f"{len(points):,} generated points", points, drawn)]]), out / "scatter.png")
+    else:
+        _save_arrays(out, drawn, points=points.flatten(1))
+
+
+def _save_arrays(out: Path, drawn: Tensor | None, **samples: Tensor) -> None:
+    arrays = samples if drawn is None else {**samples, "labels": drawn}
+    np.savez_compressed(out / "samples.npz", **{name: array.numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
 
 
 def _device(name: str, local_rank: int) -> torch.device:
