@@ -69,7 +69,8 @@ def _check_kinds(config: DictConfig) -> None:
     for key, node in {"model": config.model, **callbacks}.items():
         if choice := (_FOR_IMAGES if points else _FOR_POINTS).get(node.get("_target_")):
             made, given = ("images", "points") if points else ("points", "images")
-            raise UserError(f"{key}._target_={node._target_} is for {made}, and the data are {given}: choose {choice}")
+            data = f"data.channels={config.data.channels}, data.image_size={config.data.image_size}"
+            raise UserError(f"{key}._target_={node._target_} is for {made}, and {data} are {given}: choose {choice}")
 
 
 def _check_trainer(trainer: DictConfig) -> None:
