@@ -7,6 +7,7 @@ from typing import Any
 _HOMES = {
     "NoiseSchedule": "schedules",
     "DiT": "models",
+    "MLP": "models",
     "UNet": "models",
     "PREDICTIONS": "denoiser",
     "Denoiser": "denoiser",

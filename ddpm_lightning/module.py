@@ -32,6 +32,7 @@ class DDPM(LightningModule):
         seed: what the validation's t and ε are computed from.
         label_dropout: the probability with which an image of a model with classes is trained without its label, for
             classifier-free guidance (Ho & Salimans 2022, Algorithm 1).
+        bits_per_dim: whether validation estimates them, which have a meaning for images on the grid of 256 values only.
 
     Raises:
         ValueError: for a probability outside [0, 1].
@@ -45,6 +46,7 @@ class DDPM(LightningModule):
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
         label_dropout: float = 0.1,
+        bits_per_dim: bool = True,
     ):
         super().__init__()
         if not 0 <= label_dropout <= 1:
@@ -53,6 +55,7 @@ class DDPM(LightningModule):
         self.loss = loss
         self.seed = seed
         self.label_dropout = label_dropout
+        self.bits_per_dim = bits_per_dim
         self.grad_norm: Tensor | None = None
         self.shared_generator = torch.Generator()  # the same on all ranks: `Randomness` seeds it before each batch
         self._optimizer = optimizer
@@ -77,8 +80,10 @@ class DDPM(LightningModule):
         t = draw.times(schedule.num_steps).to(x0.device)[:, None, None, None]
         noise = draw(x0)
         losses = self.loss(self.denoiser, x0, schedule.q_sample(x0, t, noise), t, noise, batch.y)
-        bits = estimate_bits_per_dim(self.denoiser, x0, batch.y, uniform=draw.uniform(), randn=draw)
-        metrics = {"val/loss": losses.mean(), "val/bits_per_dim": bits.mean()}
+        metrics = {"val/loss": losses.mean()}
+        if self.bits_per_dim:
+            bits = estimate_bits_per_dim(self.denoiser, x0, batch.y, uniform=draw.uniform(), randn=draw)
+            metrics["val/bits_per_dim"] = bits.mean()
         self.log_dict(metrics, batch_size=len(losses), sync_dist=True, prog_bar=True, logger=False)
 
     def _draw_times(self, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -4,16 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, cycle
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ddpm_lightning import schedules
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["FAMILIES", "draw_bits_by_step", "draw_schedules", "draw_study"]
+__all__ = ["FAMILIES", "Panel", "draw_bits_by_step", "draw_points", "draw_schedules", "draw_study"]
 
 FAMILIES: dict[str, Callable[[int], NoiseSchedule]] = {
     "linear": schedules.linear,
@@ -39,6 +43,8 @@ _LOOKS = (
     ("#009E73", "-"),
     ("#CC79A7", "-"),
 )
+
+_COLORS = tuple(dict.fromkeys(color for color, _ in _LOOKS))
 
 
 def draw_schedules(path: Path, *, num_steps: int = 1000) -> None:
@@ -119,6 +125,31 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+class Panel(NamedTuple):
+    """One plot of points (N, 2, 1, 1), coloured by their labels (N,) where there are any."""
+
+    title: str
+    x: Tensor
+    y: Tensor | None = None
+
+
+def draw_points(rows: Sequence[Sequence[Panel]]) -> Tensor:
+    """Rows of scatter plots, each as wide as the picture: uint8 (3, H, W). Limits and axes are the same in all plots of a row."""
+    figure = Figure(figsize=(10, sum(10 / len(row) for row in rows)), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=[1 / len(row) for row in rows])[:, 0]
+    for part, row in zip(parts, rows, strict=True):
+        # As far as all but a few points of noise reach.
+        reach = max(1.1, *(float(panel.x.abs().float().quantile(0.97)) for panel in row))
+        for axes, panel in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+            color = _COLORS[0] if panel.y is None else [_COLORS[k % len(_COLORS)] for k in panel.y.tolist()]
+            axes.scatter(*panel.x.flatten(1).T.cpu(), s=16 / len(row), c=color, alpha=0.5, linewidths=0)
+            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+            axes.set_title(panel.title, fontsize=11)
+    canvas.draw()
+    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1)
 
 
 def _dress(axes: Axes, num_steps: int) -> None:

@@ -36,6 +36,18 @@ TINY = (
     "lr_scheduler.total_iters=2",
 )
 
+TINY_POINTS = (
+    "data=two_moons",
+    "data.dataset.num_points=200",
+    "model=mlp",
+    "model.hidden_size=16",
+    "callbacks=points",
+    "callbacks.scatter.num_samples=20",
+    "callbacks.scatter.num_columns=3",
+    "callbacks.scatter.every_n_steps=2",
+    *(o for o in TINY if not o.startswith(("model.", "callbacks.sample_grid", "callbacks.trajectory"))),
+)
+
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("steady")
 torch.set_num_threads(1)
@@ -46,8 +58,8 @@ def config_of(*overrides, name="train"):
         return compose(name, list(overrides))
 
 
-def train_config(folder, *overrides):
-    return config_of(*TINY, "logger=none", f"run_dir={folder}", *overrides)
+def train_config(folder, *overrides, tiny=TINY):
+    return config_of(*tiny, "logger=none", f"run_dir={folder}", *overrides)
 
 
 def script(name, *args, cwd, env=None, timeout=300):

@@ -243,6 +243,8 @@ EXPLAINED = {
     "schedule=betas": "schedule.betas has no default",
     "schedule=linear_zero_snr": "prediction=epsilon cannot be used with zero terminal SNR: choose prediction=v or x0",
     "init_from=nowhere": "nowhere does not exist",
+    "data=two_moons": "model._target_=ddpm_lightning.models.UNet is for images, and data.channels=2, data.image_size=[1, 1] "
+    "are points: choose model=mlp",
 }
 WAY_OUT = r"\b(give|given|choose|leave|change|must|start|take)\b"
 

@@ -13,7 +13,7 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.runs.build import build_module
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
-from tests.conftest import ROOT, TINY, config_of, train_config, write_fashion_mnist
+from tests.conftest import ROOT, TINY, TINY_POINTS, config_of, train_config, write_fashion_mnist
 
 GIVEN = {  # what has no default is given here
     "schedule": {"betas": ["schedule.betas=[0.1,0.2,0.9]"], "alpha_bar": ["schedule.alpha_bar=[0.8,0.4,0.001]"]},
@@ -153,11 +153,13 @@ def test_entry_points_compose(name):
 def test_experiments_are_trained_for_two_steps(choice, tmp_path):
     from ddpm_lightning import runs
 
-    data = []
+    data, tiny = [], TINY
+    if choice in ("two_moons", "swiss_roll", "checkerboard"):
+        tiny = [o for o in TINY_POINTS if not o.startswith(("data=", "model=", "callbacks="))]
     if choice == "fashion_mnist":
         write_fashion_mnist(tmp_path / "set", np.zeros((40, 28, 28)), np.arange(40) % 10)
         data = [f"data.root={tmp_path / 'set'}"]
-    runs.train(train_config(tmp_path / "run", f"experiment={choice}", *TINY, *data, "trainer.max_steps=2"))
+    runs.train(train_config(tmp_path / "run", f"experiment={choice}", *data, "trainer.max_steps=2", tiny=tiny))
     assert (tmp_path / "run" / "summary.json").exists()
 
 

@@ -7,6 +7,7 @@ from ddpm_lightning.callbacks.loss_guard import LossGuard
 from ddpm_lightning.callbacks.progress import Progress
 from ddpm_lightning.callbacks.randomness import Randomness
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
+from ddpm_lightning.callbacks.scatter import Scatter
 from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.callbacks.tensorboard import TensorBoardLogger
 from ddpm_lightning.callbacks.training_metrics import TrainingMetrics
@@ -22,6 +23,7 @@ __all__ = [
     "Progress",
     "Randomness",
     "SampleGrid",
+    "Scatter",
     "StopSignals",
     "TensorBoardLogger",
     "TrainingMetrics",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from ddpm_lightning.data.datasets import Batch, ImageSet
+from ddpm_lightning.data.points import SHAPE
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.ranges import is_whole, within
@@ -146,7 +147,7 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         dataset: called once per process, gives the set; what has to be downloaded it lets one process download.
-        channels: 1 or 3; grey images are repeated and colour ones turned grey to fit.
+        channels: 1 or 3; grey images are repeated and colour ones turned grey to fit. Points have 2, and the size [1, 1].
         image_size: side, or (height, width), to which the images are resized where they differ.
         batch_size: images per step and process.
         val_fraction: the share that is held out for validation, drawn from the seed.
@@ -177,7 +178,8 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if not is_whole(batch_size, "[1, 65536]"):
             raise ValueError(f"batch_size={batch_size} is no number of images: give a whole number from 1 to 65536")
-        if channels not in (1, 3):
+        self._size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+        if channels not in (1, 3) and (channels, *self._size) != SHAPE:
             raise ValueError(f"channels={channels} will not do: give 1 for grey images or 3 for colour")
         if not within(val_fraction, "[0, 1)"):
             raise ValueError(f"val_fraction={val_fraction} lies outside [0, 1): give a share such as 0.1")
@@ -185,7 +187,6 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
         self._dataset = dataset if root is None else partial(dataset, root=root)
         self._channels = channels
-        self._size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
         self._batch_size = batch_size
         self._val_fraction = val_fraction
         self._num_classes = num_classes
@@ -206,6 +207,11 @@ class ImageDataModule(LightningDataModule):
 
     def _load(self) -> None:
         images, labels = self._dataset()
+        if images.is_floating_point() != ((self._channels, *self._size) == SHAPE):
+            kind = "points: they have 2 and [1, 1]" if images.is_floating_point() else "images: they have 1 or 3"
+            raise UserError(
+                f"data.channels={self._channels}, data.image_size={self._size}, but the set holds {kind}; give these"
+            )
         if list(images.shape[-2:]) != self._size:
             images = transforms.resize(images, self._size, antialias=True)
         if images.shape[1] != self._channels:
@@ -256,6 +262,8 @@ class ImageDataModule(LightningDataModule):
         return ImageSet(self._data.images[chosen], self._data.labels[chosen])
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if batch.x0.is_floating_point():  # points
+            return batch
         return batch._replace(x0=from_uint8(batch.x0))  # bytes travel to the device, floats are made there
 
     def _subset(self, indices: Tensor) -> ImageSet:

@@ -29,7 +29,7 @@ _BYTES = 16 * 2**30  # a set of more is no set that fits in memory
 class Batch(NamedTuple):
     """What a training step gets.
 
-    x0: (B, C, H, W), uint8 from the loader and float32 in [−1, 1] from the data module on; y: (B,) int64 labels
+    x0: (B, C, H, W), of images uint8 from the loader and float32 in [−1, 1] from the data module on; y: (B,) int64 labels
     or None; ids: (B,) int64, each image's number within its set.
     """
 
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """A set that fits in memory: images uint8 (N, C, H, W), labels int64 (N,)."""
+    """A set that fits in memory: images uint8 (N, C, H, W), or points float32 (N, 2, 1, 1) in [−1, 1]; labels int64 (N,)."""
 
     images: Tensor
     labels: Tensor

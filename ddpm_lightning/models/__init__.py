@@ -1,6 +1,7 @@
 """Networks: (x, t, y) -> tensor, usable alone."""
 
 from ddpm_lightning.models.dit import DiT
+from ddpm_lightning.models.mlp import MLP
 from ddpm_lightning.models.unet import UNet
 
-__all__ = ["DiT", "UNet"]
+__all__ = ["MLP", "DiT", "UNet"]

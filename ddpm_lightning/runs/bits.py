@@ -16,7 +16,7 @@ from ddpm_lightning.features import fingerprint
 from ddpm_lightning.images import SeededNoise, from_uint8
 from ddpm_lightning.likelihood import VARIANCES, BitsPerDim, bits_per_dim
 from ddpm_lightning.plots import draw_bits_by_step
-from ddpm_lightning.runs.build import build, check_whole
+from ddpm_lightning.runs.build import build, check_whole, of_points
 from ddpm_lightning.runs.checkpoint import check_targets, denoiser_of, load_checkpoint, run_dir_of
 from ddpm_lightning.runs.ranks import Ranks
 from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
@@ -41,13 +41,17 @@ def measure_bits_per_dim(
         variance: see `likelihood.bits_per_dim`.
 
     Raises:
-        UserError: where the checkpoint or a setting will not do, or the run held no images out.
+        UserError: where the checkpoint or a setting will not do, or the run held no images out, or learned points.
     """
     if variance is not None and variance not in VARIANCES:
         raise UserError(f"variance={variance} is unknown: choose one of {', '.join(VARIANCES)}")
     if num_images is not None:
         check_whole("num_images", num_images)
     held = load_checkpoint(checkpoint)
+    if of_points(held["config"]["data"]):
+        raise UserError(
+            f"ckpt_path={checkpoint} is of points: bits per dimension are of images on the grid of 256 values"
+        )
     denoiser = denoiser_of(held, weights=weights)
     check_targets(held["config"]["data"], whole_run=True)
     data: ImageDataModule = build("data", OmegaConf.create(held["config"]["data"]))

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.callbacks import EMA, CSVLogger, NewestCheckpoint, Randomness, StopSignals
+from ddpm_lightning.data.points import SHAPE
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.losses import Objective
@@ -38,6 +39,7 @@ __all__ = [
     "build_module",
     "check_whole",
     "compile_model",
+    "of_points",
     "one_line",
     "times_of",
 ]
@@ -97,7 +99,15 @@ def build_module(config: DictConfig) -> DDPM:
     lr_scheduler = build("lr_scheduler", config.lr_scheduler)
     _try_rates(optimizer, lr_scheduler, config)
     try:
-        return DDPM(denoiser, loss, optimizer, lr_scheduler, seed=config.seed, label_dropout=config.label_dropout)
+        return DDPM(
+            denoiser,
+            loss,
+            optimizer,
+            lr_scheduler,
+            seed=config.seed,
+            label_dropout=config.label_dropout,
+            bits_per_dim=not of_points(config.data),
+        )
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
 
@@ -149,6 +159,11 @@ def check_whole(key: str, value: Any) -> None:
         raise UserError(
             f"{key}={value} will not do: give a whole number, 1 or more" + (", and 1e8 at most" * is_whole(value))
         )
+
+
+def of_points(data: Mapping[str, Any] | DictConfig) -> bool:
+    """Whether a config's data are points in the plane, and not images."""
+    return (data["channels"], *data["image_size"]) == SHAPE
 
 
 def one_line(error: BaseException) -> str:

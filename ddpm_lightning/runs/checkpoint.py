@@ -32,10 +32,12 @@ _TRUSTED = (
     "ddpm_lightning.schedules",
     "ddpm_lightning.models",
     "ddpm_lightning.models.dit",
+    "ddpm_lightning.models.mlp",
     "ddpm_lightning.models.unet",
     "ddpm_lightning.denoiser",
     "ddpm_lightning.data.datamodule",
     "ddpm_lightning.data.datasets",
+    "ddpm_lightning.data.points",
 )
 # What a run that goes on needs besides: ours, and of others these very names.
 _TRUSTED_IN_A_RUN = (

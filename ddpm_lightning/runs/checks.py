@@ -10,9 +10,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import is_whole, within
-from ddpm_lightning.runs.build import check_whole
+from ddpm_lightning.runs.build import check_whole, of_points
 
 __all__ = ["check_config"]
+
+# What is of no use for the other kind of data, and what to choose there.
+_FOR_IMAGES = {
+    "ddpm_lightning.models.UNet": "model=mlp",
+    "ddpm_lightning.models.DiT": "model=mlp",
+    "ddpm_lightning.callbacks.SampleGrid": "callbacks=points",
+    "ddpm_lightning.callbacks.Trajectory": "callbacks=points",
+}
+_FOR_POINTS = {
+    "ddpm_lightning.models.MLP": "model=unet_tiny",
+    "ddpm_lightning.callbacks.Scatter": "callbacks=default",
+}
 
 
 def check_config(config: DictConfig) -> None:
@@ -47,7 +59,18 @@ def check_config(config: DictConfig) -> None:
     rates = config.lr_scheduler
     if "start_factor" in rates or rates.get("total_iters", 0) != 0:  # a warm-up of no steps would stay at its start
         check_whole("lr_scheduler.total_iters", rates.get("total_iters"))
+    _check_kinds(config)
     _check_trainer(config.trainer)
+
+
+def _check_kinds(config: DictConfig) -> None:
+    points = of_points(config.data)
+    callbacks = {f"callbacks.{name}": node for name, node in config.callbacks.items() if isinstance(node, DictConfig)}
+    for key, node in {"model": config.model, **callbacks}.items():
+        if choice := (_FOR_IMAGES if points else _FOR_POINTS).get(node.get("_target_")):
+            made, given = ("images", "points") if points else ("points", "images")
+            data = f"data.channels={config.data.channels}, data.image_size={config.data.image_size}"
+            raise UserError(f"{key}._target_={node._target_} is for {made}, and {data} are {given}: choose {choice}")
 
 
 def _check_trainer(trainer: DictConfig) -> None:

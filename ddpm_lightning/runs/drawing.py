@@ -13,7 +13,7 @@ from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
 from ddpm_lightning.ranges import is_whole, within
-from ddpm_lightning.runs.build import build, compile_model, times_of
+from ddpm_lightning.runs.build import build, compile_model, of_points, times_of
 from ddpm_lightning.runs.checkpoint import load_model, newest_checkpoint
 from ddpm_lightning.runs.ranks import Ranks
 from ddpm_lightning.samplers import Sampler
@@ -60,15 +60,20 @@ class Drawing:
             count = step.evaluations
         return count * (1 if self.labels is None or self.guided.scale in (0, 1) else 2)
 
-    def images(self, seed: int, indices: Sequence[int], advance: Callable[[], Any]) -> Tensor:
-        """Images with these numbers, uint8 (B, C, H, W) on the CPU; `advance` is called after each step."""
+    @property
+    def points(self) -> bool:
+        """Whether the model draws points in the plane, and not images."""
+        return of_points(self.data)
+
+    def samples(self, seed: int, indices: Sequence[int], advance: Callable[[], Any]) -> Tensor:
+        """Those with these numbers, on the CPU: uint8 images (B, C, H, W), or float32 points; `advance` is called after each step."""
         noise = SeededNoise(seed, indices)
         x, y = noise.draw(self.shape).to(self.device), labels_in_turn(indices, self.labels)
         y = None if y is None else y.to(self.device)
         for step in self.sampler.trajectory(self.guided, x, y, randn=noise):
             x = step.x
             advance()
-        return to_uint8(x).cpu()
+        return (x if self.points else to_uint8(x)).cpu()
 
 
 def prepare(config: DictConfig, mine: Ranks) -> Drawing:

@@ -75,6 +75,10 @@ def evaluate(config: DictConfig) -> Path:
 
 def _evaluate(config: DictConfig, mine: Ranks) -> Path:
     drawing = prepare(config, mine)
+    if drawing.points:
+        raise UserError(
+            f"ckpt_path={drawing.path} draws points, and these metrics are of images: look at sample.py's scatter.png"
+        )
     data = _data_of(config, drawing)
     cache = cache_folder(config.cache_dir)
     if mine.rank == 0:
@@ -303,7 +307,7 @@ def _draw(config: DictConfig, drawing: Drawing, seed: int, folder: Path, mine: R
             started = time.perf_counter()
             images = torch.cat(
                 [
-                    drawing.images(seed, items[first : first + config.batch_size], progress.update)
+                    drawing.samples(seed, items[first : first + config.batch_size], progress.update)
                     for first in range(0, len(items), config.batch_size)
                 ]
             )

@@ -21,15 +21,17 @@ class Ranks(NamedTuple):
     world_size: int = 1
     local_rank: int = 0
 
-    def to_zero(self, images: Tensor | None, owner: int, shape: tuple[int, ...]) -> Tensor | None:
-        """Hand uint8 images of this shape from their owner to rank zero, where they are returned."""
+    def to_zero(
+        self, images: Tensor | None, owner: int, *, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor | None:
+        """Hand images of this shape and type from their owner to rank zero, where they are returned."""
         if owner == 0 or self.rank not in (0, owner):
             return images
         if self.rank == owner:
             assert images is not None
             dist.send(images.contiguous(), 0)
             return None
-        images = torch.empty(shape, dtype=torch.uint8)
+        images = torch.empty(shape, dtype=dtype)
         dist.recv(images, owner)
         return images
 

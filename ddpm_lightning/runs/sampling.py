@@ -20,7 +20,7 @@ __all__ = ["sample"]
 
 
 def sample(config: DictConfig) -> Path:
-    """Draw images from a checkpoint, and return the folder that they were written to.
+    """Draw images, or points, from a checkpoint, and return the folder that they were written to.
 
     Image i's noise depends on the seed and on i only, whatever the batch size and the device. The processes that torchrun
     or SLURM started draw the batches in turn, and rank zero writes them all.
@@ -38,6 +38,8 @@ def sample(config: DictConfig) -> Path:
 
 def _sample(config: DictConfig, mine: Ranks) -> Path:
     drawing = prepare(config, mine)
+    if drawing.points and config.format == "png":
+        raise UserError("format=png is for images, and the model draws points: choose grid or npz")
     beside = run_dir_of(drawing.path) / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     out = beside if config.out_dir is None else Path(str(config.out_dir))
     try:
@@ -55,17 +57,22 @@ def _sample(config: DictConfig, mine: Ranks) -> Path:
         for number, indices in enumerate(batches):
             owner, drawn = number % mine.world_size, None
             if owner == mine.rank:
-                drawn = drawing.images(config.seed, indices.tolist(), progress.update)
-            drawn = mine.to_zero(drawn, owner, (len(indices), *drawing.shape))
+                drawn = drawing.samples(config.seed, indices.tolist(), progress.update)
+            dtype = torch.float32 if drawing.points else torch.uint8
+            drawn = mine.to_zero(drawn, owner, shape=(len(indices), *drawing.shape), dtype=dtype)
             if drawn is not None:
                 images.append(drawn)
                 progress.update(drawing.steps * (owner != 0))
     if mine.rank:
         return out
 
-    _write(torch.cat(images), drawn_labels, drawing.labels, out, config.format)
+    if drawing.points:
+        _write_points(torch.cat(images), drawn_labels, out, config.format)
+    else:
+        _write(torch.cat(images), drawn_labels, drawing.labels, out, config.format)
     print(
-        f"{config.num_samples} images from the {config.weights} weights of {drawing.path}, {drawing.steps} steps each: {out}"
+        f"{config.num_samples} {'points' if drawing.points else 'images'} from the {config.weights} weights of {drawing.path}, "
+        f"{drawing.steps} steps each: {out}"
     )
     return out
 
@@ -80,7 +87,18 @@ def _write(images: Tensor, drawn: Tensor | None, labels: list[int] | None, out: 
             rows = [f"{i:05d}.png,{label}" for i, label in enumerate(drawn.tolist())]
             (out / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
     else:
-        arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
-        if drawn is not None:
-            arrays["labels"] = drawn.numpy()
-        np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
+        _save_arrays(out, drawn, images=images.permute(0, 2, 3, 1))
+
+
+def _write_points(points: Tensor, drawn: Tensor | None, out: Path, form: str) -> None:
+    if form == "grid":
+        from ddpm_lightning.plots import Panel, draw_points  # and with it matplotlib
+
+        save_png(draw_points([[Panel(f"{len(points):,} generated points", points, drawn)]]), out / "scatter.png")
+    else:
+        _save_arrays(out, drawn, points=points.flatten(1))
+
+
+def _save_arrays(out: Path, drawn: Tensor | None, **samples: Tensor) -> None:
+    arrays = samples if drawn is None else {**samples, "labels": drawn}
+    np.savez_compressed(out / "samples.npz", **{name: array.numpy() for name, array in arrays.items()})  # type: ignore[arg-type]

@@ -215,7 +215,7 @@ def _closing_words(run_dir: Path, summary: Mapping[str, Any], sync: str | None) 
     how = f"{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
     lines = ["", ", ".join([how, *losses])]
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    pictures = sorted((folder / "samples").glob("grid_*.png"))
+    pictures = sorted(path for name in ("grid", "scatter") for path in (folder / "samples").glob(f"{name}_*.png"))
     for name, path in (
         ("checkpoint", checkpoint),
         ("metrics", folder / "metrics.csv"),

@@ -1,0 +1,44 @@
+"""Scatter plots of points during training."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.callbacks.pictures import Pictures
+from ddpm_lightning.images import labels_in_turn
+from ddpm_lightning.ranges import is_whole
+
+__all__ = ["Scatter"]
+
+
+class Scatter(Pictures):
+    """Real points beside generated ones, and below them the way x_T, …, x_0 of the latter, in equal steps of √(1−ᾱ_t).
+
+    Args:
+        num_columns: points on the way that are shown, the first and the last included; the others are those of `Pictures`.
+    """
+
+    name = "scatter"
+
+    def __init__(self, *args: Any, num_columns: int = 6, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not is_whole(num_columns, "[2, 20]"):
+            raise ValueError(f"num_columns={num_columns} must be 2 to 20: from the noise to the points")
+        self.num_columns = num_columns
+
+    def draw(self, pl_module: Any) -> Tensor:
+        from ddpm_lightning.plots import Panel, draw_points
+
+        steps = list(self.steps(pl_module))
+        y = labels_in_turn(range(self.num_samples), self.labels)
+        real = pl_module.trainer.datamodule.split("train")
+        x0, labels = (part[: self.num_samples] for part in real)
+        beside = [
+            Panel(f"{len(x0):,} real points", x0, None if y is None else labels),
+            Panel(f"{self.num_samples:,} generated, step {pl_module.trainer.global_step:,}", steps[-1].x, y),
+        ]
+        level = pl_module.denoiser.schedule.sqrt_one_minus_alpha_bar.cpu()[[step.t for step in steps]]
+        wanted = torch.linspace(level[0].item(), level[-1].item(), self.num_columns)
+        shown = sorted(set((level - wanted[:, None]).abs().argmin(1).tolist()))
+        return draw_points([beside, [Panel(f"t = {steps[i].t}", steps[i].x, y) for i in shown]])

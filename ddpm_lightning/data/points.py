@@ -1,0 +1,87 @@
+"""Sets of points in the plane: images of two channels and one pixel, on which a sampler is seen to work in seconds."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.data.datasets import ImageSet
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.seeds import derive
+
+__all__ = ["SHAPE", "checkerboard", "swiss_roll", "two_moons"]
+
+SHAPE = (2, 1, 1)  # what tells points from images, which have one channel or three
+
+
+def two_moons(num_points: int, noise: float = 0.05, *, seed: int = 0) -> ImageSet:
+    """Two half circles that reach into each other; the label is the moon (scikit-learn's `make_moons`).
+
+    Moon 0 is (cos θ, sin θ), moon 1 (1 − cos θ, ½ − sin θ), θ ~ U[0, π]; a point p of either is x = (p + σε − (½, ¼))/(1.5 + 4σ).
+
+    Args:
+        num_points: N, of both together.
+        noise: σ, with ε ~ N(0, I).
+        seed: what the points are drawn from.
+
+    Raises:
+        UserError: for a setting outside its range, as all sets here.
+    """
+    generator = _generator("two_moons", num_points, noise, seed)
+    labels = torch.randint(2, (num_points,), generator=generator)
+    angle = math.pi * torch.rand(num_points, generator=generator)
+    first = torch.stack([angle.cos(), angle.sin()], dim=1)
+    p = torch.where(labels[:, None] == 0, first, torch.tensor([1.0, 0.5]) - first)
+    return _set(p - torch.tensor([0.5, 0.25]), labels, reach=1.5, noise=noise, generator=generator)
+
+
+def swiss_roll(num_points: int, noise: float = 0.02, *, seed: int = 0) -> ImageSet:
+    """A spiral of one and a half turns; the label is the quarter of the roll, from within (scikit-learn's `make_swiss_roll`, seen from the side).
+
+    p = r·(cos φ, sin φ) with r = (1 + 2u)/3, φ = 4.5π·r and u ~ U[0, 1); x = (p + σε)/(1 + 4σ), and the label ⌊4u⌋.
+
+    Args:
+        num_points: N.
+        noise: σ, with ε ~ N(0, I).
+        seed: what the points are drawn from.
+    """
+    generator = _generator("swiss_roll", num_points, noise, seed)
+    u = torch.rand(num_points, generator=generator)
+    r = (1 + 2 * u) / 3
+    angle = 4.5 * math.pi * r
+    p = r[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return _set(p, (4 * u).long(), reach=1.0, noise=noise, generator=generator)
+
+
+def checkerboard(num_points: int, *, seed: int = 0) -> ImageSet:
+    """Uniform on the eight black cells of a 4×4 board that fills [−1, 1]²; the label is the cell, row by row from below.
+
+    Cell c lies in row ⌊c/2⌋ and column 2·(c mod 2) + (row mod 2), and x = ((column, row) + u)/2 − 1 with u ~ U[0, 1)².
+
+    Args:
+        num_points: N.
+        seed: what the points are drawn from.
+    """
+    generator = _generator("checkerboard", num_points, 0.0, seed)
+    cell = torch.randint(8, (num_points,), generator=generator)
+    row = cell // 2
+    corner = torch.stack([2 * (cell % 2) + row % 2, row], dim=1)
+    p = (corner + torch.rand(num_points, 2, generator=generator)) / 2 - 1
+    return _set(p, cell, reach=1.0, noise=0.0, generator=generator)
+
+
+def _generator(name: str, num_points: int, noise: float, seed: int) -> torch.Generator:
+    if not is_whole(num_points, "[1, 1e7]"):
+        raise UserError(f"data.dataset.num_points={num_points} is no number of points: give 1 to 10000000")
+    if not within(noise, "[0, 1]"):
+        raise UserError(f"data.dataset.noise={noise} will not do: give a number from 0 to 1, such as 0.05")
+    if not is_whole(seed, "[0, inf)"):
+        raise UserError(f"data.dataset.seed={seed} is no seed: give a whole number, 0 or more")
+    return torch.Generator().manual_seed(derive(seed, name))
+
+
+def _set(p: Tensor, labels: Tensor, *, reach: float, noise: float, generator: torch.Generator) -> ImageSet:
+    """Noise on points within ±reach, and all of it scaled into [−1, 1], up to four σ."""
+    x = (p + noise * torch.randn(p.shape, generator=generator)) / (reach + 4 * noise)
+    return ImageSet(x[:, :, None, None], labels)

@@ -1,0 +1,91 @@
+"""A multilayer perceptron, for points."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddpm_lightning.models.layers import TimeEmbedding, check_sizes, embed, init_like_ho, zero
+
+__all__ = ["MLP"]
+
+OCTAVES = 4
+
+
+class Block(nn.Module):
+    """h + W₂·silu(W₁·norm(h) + W_e·e), with e the embedding of time and label."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, width)
+        self.emb = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        """h: (B, width), emb: (B, width) after its SiLU -> (B, width)."""
+        return h + self.fc2(F.silu(self.fc1(self.norm(h)) + self.emb(emb)))
+
+
+class MLP(nn.Module):
+    """Residual blocks on the coordinates of points, conditioned on t and y as the U-Net is (Ho et al. 2020).
+
+    They are given x and its waves sin(2^k π x/2), cos(2^k π x/2), k = 0..3, without which an MLP is slow to learn sharp
+    edges (Tancik et al. 2020, Fourier Features Let Networks Learn High Frequency Functions).
+
+    Args:
+        in_channels: coordinates of x.
+        out_channels: of the output.
+        hidden_size: width of the blocks, and number of the sinusoids of t.
+        depth: number of blocks.
+        num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
+
+    Raises:
+        ValueError: for a size that is none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 2,
+        out_channels: int = 2,
+        *,
+        hidden_size: int = 64,
+        depth: int = 3,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        check_sizes(in_channels=in_channels, out_channels=out_channels, hidden_size=hidden_size, depth=depth)
+        if num_classes is not None:
+            check_sizes(num_classes=num_classes)
+        if hidden_size % 2:
+            raise ValueError(f"hidden_size={hidden_size} holds no pairs of sines and cosines: give an even number")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.num_classes = num_classes
+        self.first = nn.Linear((1 + 2 * OCTAVES) * in_channels, hidden_size)
+        self.time_embedding = TimeEmbedding(hidden_size, hidden_size)
+        # The row behind the classes is that of no label.
+        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
+        self.blocks = nn.ModuleList(Block(hidden_size) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(hidden_size)
+        self.out = nn.Linear(hidden_size, out_channels)
+        init_like_ho(self)
+        zero(self.out)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """(B, in_channels, 1, 1), t: (B,) int in 0..T−1, y: (B,) labels or None -> (B, out_channels, 1, 1).
+
+        A model with classes takes `num_classes`, and y = None for all points, as no label.
+
+        Raises:
+            ValueError: where x is of another shape, or labels are given to a model that has none.
+        """
+        if x.shape[1:] != (self.in_channels, 1, 1):
+            raise ValueError(f"x is {tuple(x.shape)}, and the MLP takes points, (B, {self.in_channels}, 1, 1)")
+        emb = F.silu(embed(t, y, self.time_embedding, self.class_embedding))
+        waves = torch.cat([2**k * math.pi / 2 * x for k in range(OCTAVES)], dim=1)
+        h = self.first(torch.cat([x, waves.sin(), waves.cos()], dim=1).flatten(1))
+        for block in self.blocks:
+            h = block(h, emb)
+        return self.out(F.silu(self.norm_out(h)))[:, :, None, None]
