@@ -68,7 +68,7 @@ def script(name, *args, cwd, env=None, timeout=300):
     return subprocess.run(
         [sys.executable, str(ROOT / name), *args],
         cwd=cwd,
-        env={**clean, "NETRC": str(Path(cwd) / "no-netrc"), **(env or {})},
+        env={**clean, "OMP_NUM_THREADS": "1", "NETRC": str(Path(cwd) / "no-netrc"), **(env or {})},
         timeout=timeout,
         capture_output=True,
         text=True,

@@ -5,10 +5,8 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -18,12 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm_lightning import evaluation
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.datasets import ImageSet
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.evaluation import Score
-from ddpm_lightning.features import cache_folder, extract, fingerprint, logits_of
+from ddpm_lightning.features import cache_folder, extract, fingerprint
 from ddpm_lightning.images import grid, rows_by_label, save_png
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import only_one_run, remove_leftovers, replace_file
@@ -32,23 +28,21 @@ from ddpm_lightning.runs.build import build, check_whole
 from ddpm_lightning.runs.checkpoint import check_targets, run_dir_of
 from ddpm_lightning.runs.drawing import Drawing, prepare
 from ddpm_lightning.runs.ranks import Ranks, ranks
+from ddpm_lightning.runs.scores import (
+    FEWEST,
+    Compared,
+    bits_rows,
+    memorisation_rows,
+    model_name,
+    print_table,
+    save_nearest,
+    score_rows,
+)
 from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
 
 __all__ = ["evaluate"]
 
 log = logging.getLogger(__name__)
-
-PRECISION_IMAGES = 10_000  # of each set, as in the paper
-MEMORISATION_IMAGES = 2_000  # samples, and held-out images
-NEIGHBOURS_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class _Set:
-    """Images with their features, of which only rank zero has any."""
-
-    images: Tensor
-    features: Tensor
 
 
 def evaluate(config: DictConfig) -> Path:
@@ -65,8 +59,8 @@ def evaluate(config: DictConfig) -> Path:
     for key in ("reference_images", "bits_images", "nearest"):
         if config[key] is not None and not is_whole(config[key], "[0, 1e8]"):
             raise UserError(f"{key}={config[key]} will not do: give a whole number, 0 or more")
-    if config.num_samples < 10:
-        raise UserError(f"num_samples={config.num_samples} are too few to compare anything by: give 10 or more")
+    if config.num_samples < FEWEST:
+        raise UserError(f"num_samples={config.num_samples} are too few to compare anything by: give {FEWEST} or more")
     if config.reference not in ("train", "validation", "all"):
         raise UserError(f"reference={config.reference} is unknown: choose train, validation or all")
     with ranks() as mine:
@@ -158,8 +152,8 @@ def _report(
     config: DictConfig,
     drawing: Drawing,
     model: nn.Module,
-    sets: Mapping[str, _Set],
-    drawn: list[_Set],
+    sets: Mapping[str, Compared],
+    drawn: list[Compared],
     bits: Any,
     *,
     seconds: float,
@@ -174,26 +168,10 @@ def _report(
             n,
             real.features.shape[1],
         )
-    what = f"{n:,} samples, {len(real.features):,} {config.reference} images, features: {model_name(model)}"
-    per_seed = [_scores(model, real, fake, seed=config.seed) for fake in drawn]
-    rows = {key: _row([scores[key] for scores in per_seed], what, note=_NOTES[key]) for key in per_seed[0]}
-    if config.reference == "train" and len(sets["held_out"].features) > 9:
-        unseen = _scores(model, real, sets["held_out"], seed=config.seed)
-        floor = f"{len(sets['held_out'].features):,} held-out images in the samples' place"
-        rows |= {f"{key}_of_held_out": _row([unseen[key]], floor, note=floor) for key in ("fid", "kid")}
-    rows |= _memorisation(sets, drawn[0])
+    rows = score_rows(model, sets, drawn, seed=config.seed, reference=config.reference)
+    rows |= memorisation_rows(sets, drawn[0])
     if bits is not None:
-        used = "learned" if drawing.denoiser.learned_variance else "small"
-        of = f"{len(bits.total):,} held-out images, {used} variance, one draw of x_t for each t"
-        for term in ("prior", "diffusion", "decoder", "total"):
-            values = getattr(bits, term)
-            error = float(values.std() / len(values) ** 0.5)
-            rows[f"bits_per_dim_{term}"] = {
-                "value": float(values.mean()),
-                "spread": error,
-                "spread_of": "images",
-                "of": of,
-            }
+        rows |= bits_rows(bits, variance="learned" if drawing.denoiser.learned_variance else "small")
     summary = {
         "metrics": rows,
         "protocol": {
@@ -226,73 +204,11 @@ def _report(
         out / "grid.png",
     )
     if config.nearest:
-        _save_nearest(sets["train"], drawn[0], config.nearest, out / "nearest.png")
+        save_nearest(sets["train"], drawn[0], config.nearest, out / "nearest.png")
     for folder in (out, *_job_folder()):
         with replace_file(folder / "evaluation.json") as file:
             file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    _print(summary, out)
-
-
-_NOTES = {
-    "fid": "",
-    "kid": f"{evaluation.KID_SUBSETS} subsets of at most {evaluation.KID_SUBSET_SIZE:,}",
-    "inception_score": "ten parts",
-    "precision": f"k = {evaluation.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
-    "recall": f"k = {evaluation.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
-}
-
-
-def _scores(model: nn.Module, real: _Set, fake: _Set, *, seed: int) -> dict[str, Score]:
-    scores = {
-        "fid": evaluation.frechet_distance(real.features, fake.features),
-        "kid": evaluation.kernel_distance(real.features, fake.features, seed=seed),
-    }
-    logits = logits_of(model, fake.features)
-    if logits is not None:
-        scores["inception_score"] = evaluation.inception_score(logits, seed=seed)
-    count = min(len(real.features), len(fake.features), PRECISION_IMAGES)
-    draw = torch.Generator().manual_seed(seed)
-    chosen = [s.features[torch.randperm(len(s.features), generator=draw)[:count]] for s in (real, fake)]
-    scores["precision"], scores["recall"] = evaluation.precision_recall(*chosen)
-    return scores
-
-
-def _row(scores: list[Score], of: str, *, note: str = "") -> dict[str, Any]:
-    """Mean and deviation over the repeats; of one alone, its own deviation over subsets."""
-    values = [score.value for score in scores]
-    row: dict[str, Any] = {"value": mean(values), "spread": scores[0].deviation, "spread_of": "subsets"}
-    if len(values) > 1:
-        row |= {"spread": stdev(values), "spread_of": f"{len(values)} seeds", "values": values}
-    if row["spread"] is None:
-        del row["spread"], row["spread_of"]
-    return {**row, "of": of, "note": note}
-
-
-def _memorisation(sets: Mapping[str, _Set], drawn: _Set) -> dict[str, Any]:
-    """How often a sample lies closer to the training set than a held-out image does, by pixels and by features."""
-    train, held_out = sets["train"], sets["held_out"]
-    if not len(held_out.images):
-        return {}
-    rows = {}
-    for space in ("images", "features"):
-        samples, unseen = (getattr(s, space)[:MEMORISATION_IMAGES] for s in (drawn, held_out))
-        distances = [evaluation.nearest(x, getattr(train, space))[0][:, 0] for x in (samples, unseen)]
-        of = (
-            f"how often a sample is closer to the {len(train.images):,} training images than a held-out image is: "
-            f"0.5 for new images, 1 for copies ({len(samples):,} samples, {len(unseen):,} held out)"
-        )
-        rows[f"closer_to_train_by_{space}"] = {"value": evaluation.closer_share(*distances), "of": of}
-    return rows
-
-
-def _save_nearest(train: _Set, drawn: _Set, count: int, path: Path) -> None:
-    """The samples that lie closest to the training set, by pixels, each with the training images nearest to it."""
-    samples = drawn.images[:MEMORISATION_IMAGES]
-    shown = min(NEIGHBOURS_SHOWN, len(train.images))
-    distances, numbers = evaluation.nearest(samples, train.images, count=shown)
-    closest = distances[:, 0].argsort()[:count]
-    rows = [torch.cat([samples[i][None], train.images[numbers[i]]]) for i in closest.tolist()]
-    save_png(grid(torch.cat(rows), columns=1 + shown), path)
+    print_table(summary, out)
 
 
 def _draw(config: DictConfig, drawing: Drawing, seed: int, folder: Path, mine: Ranks) -> None:
@@ -317,10 +233,12 @@ def _draw(config: DictConfig, drawing: Drawing, seed: int, folder: Path, mine: R
         do_shards(folder, config.num_samples, config.shard_size, compute, mine)
 
 
-def _with_features(model: nn.Module, images: Tensor, folder: Path, net: str, config: DictConfig, mine: Ranks) -> _Set:
+def _with_features(
+    model: nn.Module, images: Tensor, folder: Path, net: str, config: DictConfig, mine: Ranks
+) -> Compared:
     """The images' features, computed where the folder lacks them, by images and network."""
     if not len(images):
-        return _Set(images, torch.empty(0, 1))
+        return Compared(images, torch.empty(0, 1))
     folder = folder / f"{fingerprint(images)}_{_digest(net)}"
     size = 5_000
 
@@ -329,7 +247,7 @@ def _with_features(model: nn.Module, images: Tensor, folder: Path, net: str, con
         return {"features": extract(model, part, batch_size=config.batch_size, progress=mine.rank == 0)}
 
     do_shards(folder, len(images), size, compute, mine)
-    return _Set(images, read_shards(folder, len(images), size)["features"] if mine.rank == 0 else torch.empty(0, 1))
+    return Compared(images, read_shards(folder, len(images), size)["features"] if mine.rank == 0 else torch.empty(0, 1))
 
 
 def _data_of(config: DictConfig, drawing: Drawing) -> ImageDataModule:
@@ -361,11 +279,6 @@ def _data_of(config: DictConfig, drawing: Drawing) -> ImageDataModule:
 def _features_of(config: DictConfig, data: ImageDataModule, cache: Path, device: torch.device) -> nn.Module:
     model: nn.Module = build("features", config.features)(partial(data.split, "all"), cache, device=device)
     return model.to(device).eval()
-
-
-def model_name(model: nn.Module) -> str:
-    """What a table calls the features."""
-    return str(getattr(model, "name", type(model).__name__))
 
 
 def _pick(images: ImageSet, count: int | None) -> ImageSet:
@@ -401,22 +314,6 @@ def _say_cost(config: DictConfig, drawing: Drawing, images: int, bits: int, mine
         f"{total:,} in all, about {minutes:.0f} min on {drawing.device}"
         + f" x {mine.world_size}"
         * (mine.world_size > 1),
-        flush=True,
-    )
-
-
-def _print(summary: Mapping[str, Any], out: Path) -> None:
-    rows, protocol, timing = summary["metrics"], summary["protocol"], summary["timing"]
-    width = max(map(len, rows))
-    print(f"\n{rows['fid']['of']}")
-    for name, row in rows.items():
-        spread = f"± {row['spread']:.2g} ({row['spread_of']})" if "spread" in row else ""
-        note = row["note"] if "note" in row else row["of"]
-        print(f"  {name:<{width}}  {row['value']:<9.4g} {spread:<26} {note}".rstrip())
-    print(
-        f"{protocol['weights']} weights of {protocol['checkpoint']}, {str(protocol['sampler']['_target_']).rpartition('.')[2]} in "
-        f"{protocol['steps']} steps, {protocol['network_evaluations_per_image']} network evaluations per image, "
-        f"seeds {protocol['seeds']}, {timing['images_per_second']:.1f} images/s\n{out / 'evaluation.json'}",
         flush=True,
     )
 

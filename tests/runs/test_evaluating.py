@@ -1,6 +1,7 @@
 """evaluate.py: its numbers, that it goes on where it stopped, and what it refuses."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from ddpm_lightning.images import to_uint8
 from ddpm_lightning.runs.study import table_of
 from tests.conftest import ROOT, config_of, script
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = (
     "num_samples=60",
     "sampler.num_steps=3",
@@ -187,7 +189,9 @@ def test_killed_half_way_it_ends_with_the_same_numbers(run, tmp_path):
     assert whole.returncode == 0, whole.stderr
     out = tmp_path / "killed"
     command = [sys.executable, str(ROOT / "evaluate.py"), *given, f"out_dir={out}"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while len(list((out / "samples_seed0").glob("*.npz"))) < 3:
         assert process.poll() is None
         time.sleep(0.02)
@@ -209,7 +213,7 @@ def test_two_processes_give_the_numbers_of_one(run, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     two = subprocess.run(
         [*torchrun, str(ROOT / "evaluate.py"), *given, f"out_dir={tmp_path / 'two'}"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+        cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
     a, b = read(tmp_path / "one")["metrics"], read(tmp_path / "two")["metrics"]

@@ -1,0 +1,161 @@
+"""What an evaluation says: scores with their protocol, a table, and samples beside their nearest training images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lightning import evaluation
+from ddpm_lightning.evaluation import Score
+from ddpm_lightning.features import logits_of
+from ddpm_lightning.images import grid, save_png
+from ddpm_lightning.likelihood import BitsPerDim
+
+__all__ = [
+    "Compared",
+    "bits_rows",
+    "memorisation_rows",
+    "model_name",
+    "print_table",
+    "save_nearest",
+    "score_rows",
+    "scores",
+]
+
+PRECISION_IMAGES = 10_000  # of each set, as in the paper
+MEMORISATION_IMAGES = 2_000  # samples, and held-out images
+NEIGHBOURS_SHOWN = 5
+FEWEST = 10  # images that anything can be compared by
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Images with their features, of which only rank zero has any."""
+
+    images: Tensor
+    features: Tensor
+
+
+def model_name(model: nn.Module) -> str:
+    """What a table calls the features."""
+    return str(getattr(model, "name", type(model).__name__))
+
+
+_NOTES = {
+    "fid": "",
+    "kid": f"{evaluation.KID_SUBSETS} subsets of at most {evaluation.KID_SUBSET_SIZE:,}",
+    "inception_score": "ten parts",
+    "precision": f"k = {evaluation.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
+    "recall": f"k = {evaluation.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
+}
+
+
+def scores(model: nn.Module, real: Compared, fake: Compared, *, seed: int) -> dict[str, Score]:
+    """FID, KID, precision and recall, and the Inception Score of a model that classifies."""
+    found = {
+        "fid": evaluation.frechet_distance(real.features, fake.features),
+        "kid": evaluation.kernel_distance(real.features, fake.features, seed=seed),
+    }
+    logits = logits_of(model, fake.features)
+    if logits is not None:
+        found["inception_score"] = evaluation.inception_score(logits, seed=seed)
+    count = min(len(real.features), len(fake.features), PRECISION_IMAGES)
+    draw = torch.Generator().manual_seed(seed)
+    chosen = [s.features[torch.randperm(len(s.features), generator=draw)[:count]] for s in (real, fake)]
+    found["precision"], found["recall"] = evaluation.precision_recall(*chosen)
+    return found
+
+
+def score_rows(
+    model: nn.Module, sets: Mapping[str, Compared], drawn: list[Compared], *, seed: int, reference: str
+) -> dict[str, Any]:
+    """The metrics of the samples, and FID and KID of the held-out images in their place: what a perfect model would reach.
+
+    Args:
+        model: gave the features.
+        sets: "reference", "train" and "held_out".
+        drawn: the samples of each seed.
+        seed: of the subsets.
+        reference: what the reference is.
+    """
+    real = sets["reference"]
+    what = (
+        f"{len(drawn[0].features):,} samples, {len(real.features):,} {reference} images, features: {model_name(model)}"
+    )
+    per_seed = [scores(model, real, fake, seed=seed) for fake in drawn]
+    rows = {key: _row([each[key] for each in per_seed], what, note=_NOTES[key]) for key in per_seed[0]}
+    unseen = sets["held_out"]
+    if reference == "train" and len(unseen.features) >= FEWEST:
+        floor = f"{len(unseen.features):,} held-out images in the samples' place"
+        held = scores(model, real, unseen, seed=seed)
+        rows |= {f"{key}_of_held_out": _row([held[key]], floor, note=floor) for key in ("fid", "kid")}
+    return rows
+
+
+def _row(measured: list[Score], of: str, *, note: str = "") -> dict[str, Any]:
+    """Mean and deviation over the repeats; of one alone, its own deviation over subsets."""
+    values = [score.value for score in measured]
+    row: dict[str, Any] = {"value": mean(values), "spread": measured[0].deviation, "spread_of": "subsets"}
+    if len(values) > 1:
+        row |= {"spread": stdev(values), "spread_of": f"{len(values)} seeds", "values": values}
+    if row["spread"] is None:
+        del row["spread"], row["spread_of"]
+    return {**row, "of": of, "note": note}
+
+
+def memorisation_rows(sets: Mapping[str, Compared], drawn: Compared) -> dict[str, Any]:
+    """How often a sample lies closer to the training set than a held-out image does, by pixels and by features."""
+    train, held_out = sets["train"], sets["held_out"]
+    if not len(held_out.images):
+        return {}
+    rows = {}
+    for space in ("images", "features"):
+        samples, unseen = (getattr(s, space)[:MEMORISATION_IMAGES] for s in (drawn, held_out))
+        distances = [evaluation.nearest(x, getattr(train, space))[0][:, 0] for x in (samples, unseen)]
+        of = (
+            f"how often a sample is closer to the {len(train.images):,} training images than a held-out image is: "
+            f"0.5 for new images, 1 for copies ({len(samples):,} samples, {len(unseen):,} held out)"
+        )
+        rows[f"closer_to_train_by_{space}"] = {"value": evaluation.closer_share(*distances), "of": of}
+    return rows
+
+
+def save_nearest(train: Compared, drawn: Compared, count: int, path: Path) -> None:
+    """The samples that lie closest to the training set, by pixels, each with the training images nearest to it."""
+    samples = drawn.images[:MEMORISATION_IMAGES]
+    shown = min(NEIGHBOURS_SHOWN, len(train.images))
+    distances, numbers = evaluation.nearest(samples, train.images, count=shown)
+    closest = distances[:, 0].argsort()[:count]
+    rows = [torch.cat([samples[i][None], train.images[numbers[i]]]) for i in closest.tolist()]
+    save_png(grid(torch.cat(rows), columns=1 + shown), path)
+
+
+def bits_rows(bits: BitsPerDim, *, variance: str) -> dict[str, Any]:
+    """The bound's terms, and the total with the error of its mean."""
+    of = f"{len(bits.total):,} held-out images, {variance} variance, one draw of x_t for each t"
+    rows = {}
+    for term in ("prior", "diffusion", "decoder", "total"):
+        values = getattr(bits, term)
+        error = float(values.std() / len(values) ** 0.5)
+        rows[f"bits_per_dim_{term}"] = {"value": float(values.mean()), "spread": error, "spread_of": "images", "of": of}
+    return rows
+
+
+def print_table(summary: Mapping[str, Any], out: Path) -> None:
+    rows, protocol, timing = summary["metrics"], summary["protocol"], summary["timing"]
+    width = max(map(len, rows))
+    print(f"\n{rows['fid']['of']}")
+    for name, row in rows.items():
+        spread = f"± {row['spread']:.2g} ({row['spread_of']})" if "spread" in row else ""
+        note = row["note"] if "note" in row else row["of"]
+        print(f"  {name:<{width}}  {row['value']:<9.4g} {spread:<26} {note}".rstrip())
+    print(
+        f"{protocol['weights']} weights of {protocol['checkpoint']}, {str(protocol['sampler']['_target_']).rpartition('.')[2]} in "
+        f"{protocol['steps']} steps, {protocol['network_evaluations_per_image']} network evaluations per image, "
+        f"seeds {protocol['seeds']}, {timing['images_per_second']:.1f} images/s\n{out / 'evaluation.json'}",
+        flush=True,
+    )
