@@ -75,6 +75,7 @@ class ImageDataModule(LightningDataModule):
         self._on_device = on_device
         self._seed = seed
         self._source: Source | None = None
+        self._train: Endless | None = None
 
     @property
     def source(self) -> Source:
@@ -95,7 +96,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Endless:
         rank, world_size = self._ranks()
-        return self.source.train_loader(
+        self._train = self.source.train_loader(
             self._batch_size,
             self._seed,
             rank=rank,
@@ -104,10 +105,15 @@ class ImageDataModule(LightningDataModule):
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             device=self._device(),
         )
+        return self._train
 
     def val_dataloader(self) -> Iterable[Batch]:
         rank, world_size = self._ranks()
         return self.source.val_loader(self._batch_size, rank=rank, world_size=world_size, device=self._device())
+
+    def teardown(self, stage: str) -> None:
+        if self._train is not None:
+            self._train.close()
 
     def batches(self, name: str, batch_size: int) -> Iterable[Batch]:
         """One pass over the images of "train" or "validation" in a fixed order, as bytes on the CPU and not mirrored."""

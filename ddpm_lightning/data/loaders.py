@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from ddpm_lightning.data.source import Batch, Endless, Source
 from ddpm_lightning.errors import UserError
@@ -37,6 +36,8 @@ class ImageSet(NamedTuple):
         Raises:
             UserError: for labels beyond, and a share that leaves nothing to train on.
         """
+        from torchvision.transforms.v2 import functional as transforms  # heavy, and a stream's workers do without
+
         images, labels = self
         if list(images.shape[-2:]) != list(image_size):
             images = transforms.resize(images, list(image_size), antialias=True)

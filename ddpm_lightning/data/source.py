@@ -54,7 +54,12 @@ class Endless(ABC):
         return {"batches": self._number}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._number, self._row = state["batches"], None
+        self.close()
+        self._number = state["batches"]
+
+    def close(self) -> None:
+        """End the workers, if there are any; the next batch starts others."""
+        self._row = None
 
 
 class Source(ABC):

@@ -2,10 +2,14 @@
 
 import logging
 import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from multiprocessing.context import BaseContext
-from types import FrameType
+from pathlib import Path
+from threading import Thread
 
 import torch
 from torch.utils.data import DataLoader
@@ -206,7 +210,7 @@ def _read(lanes: Lanes | Once, workers: int) -> Iterator[Batch]:
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context=_processes() if workers else None,
-        worker_init_fn=_leave_signals_to_the_run,
+        worker_init_fn=partial(_obey, os.getpid()),
         generator=torch.Generator(),  # or it draws from the global one
     )
     seen, damaged = 0, 0
@@ -229,11 +233,17 @@ def _processes() -> BaseContext:
     return context
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """A terminal's Ctrl-C, and SLURM's signals, reach the workers too, whose batches the run's last step may want: the second counts."""
+def _obey(parent: int, worker: int) -> None:
+    """Let a worker end with its run and not before it: Ctrl-C and SLURM's signals reach it too, and the run's last step wants its batch."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_watch, args=(parent,), daemon=True).start()
 
-    def once(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, once)
+def _watch(parent: int) -> None:
+    while True:
+        info = signal.sigtimedwait({signal.SIGTERM}, 2)
+        if (info is not None and info.si_pid == parent) or not Path(f"/proc/{parent}").exists():
+            os._exit(0)
