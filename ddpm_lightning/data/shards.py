@@ -1,6 +1,7 @@
 """Shards, tar files in the format of WebDataset: how they are found, counted and read."""
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -53,7 +54,9 @@ def find_shards(root: str | Sequence[str], image_keys: Sequence[str], *, sizes: 
     Raises:
         UserError: where webdataset or a shard is missing, one holds no image, or the size of one is not known.
     """
-    urls = sorted({url for pattern in ([root] if isinstance(root, str) else root) for url in _expanded(pattern)})
+    urls = sorted(
+        {url for pattern in (root if isinstance(root, list | tuple) else [str(root)]) for url in _expanded(pattern)}
+    )
     if not urls:
         raise UserError(
             f"data.root={root} holds no shards: give a folder of *.tar files, or a pattern such as shards/{{00..99}}.tar"
@@ -105,7 +108,7 @@ def _expanded(pattern: str) -> list[str]:
             "data=webdataset needs the package webdataset: pip install 'ddpm_lightning[webdataset]'"
         ) from error
     found: list[str] = []
-    for url in [pattern] if Path(pattern).exists() else expand_urls(pattern):
+    for url in [pattern] if os.path.exists(pattern) else expand_urls(pattern):
         path, scheme = Path(url), urlparse(url).scheme
         if scheme == "pipe" and not pattern.startswith("pipe:"):  # a checkpoint's commands are told by that
             raise UserError(f"data.root={pattern} hides a command: let it start with pipe:")

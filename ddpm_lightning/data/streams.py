@@ -74,7 +74,7 @@ class Stream(Source):
     waits for another's data; with fewer shards than lanes, some read parts of one shard. Within its part a lane
     shuffles block by block of `buffer` samples, in an order drawn from (seed, pass, part, block). Batch m of a rank is
     the next of its lane m mod workers. All this is known from m, the seed and the numbers of processes and workers: a
-    run that goes on opens the shard where it stopped, and no image before it is decoded. The place of a damaged image is
+    run that goes on with the same opens the shard where it stopped, and no image before it is decoded. The place of a damaged image is
     taken by the next whole one of its lane, for the same reason.
 
     Args:

@@ -49,7 +49,9 @@ def measure_bits_per_dim(
     data.setup()
     batches = list(data.val_dataloader())
     if not batches:
-        raise UserError("the run held no images out (data.val_fraction=0): there is nothing to measure on")
+        raise UserError(
+            "the run held no images out (data.val_fraction=0, or data.dataset.val_shards=0 of a stream): there is nothing to measure on"
+        )
     x0 = from_uint8(torch.cat([batch.x0 for batch in batches]))[:num_images]
     labels = [batch.y for batch in batches if batch.y is not None]
     parts = []

@@ -3,8 +3,12 @@
 import io
 import json
 import logging
+import os
+import signal
+import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 from itertools import chain, islice
 
@@ -18,7 +22,7 @@ from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.streams import Stream
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.checkpoint import check_targets
-from tests.conftest import TINY, script, train_config
+from tests.conftest import ROOT, TINY, script, train_config
 
 
 def picture(number, size=(8, 8)):
@@ -332,3 +336,43 @@ def test_two_processes_train_on_a_stream(shards, tmp_path):
     result = script("train.py", *TINY, *SHORT, *run, "trainer.max_steps=10", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_run_and_not_before_it(shards, tmp_path, number):
+    run = ["hydra.run.dir=run", "logger=none", f"data.root={shards}", "trainer.max_steps=100000"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *TINY,
+        *SHORT,
+        *run,
+        "callbacks.checkpoint.every_n_train_steps=50",
+    ]
+    command += [f"callbacks.{name}.every_n_steps=1000" for name in ("sample_grid", "trajectory")]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "HYDRA"))}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=clean, start_new_session=True, stderr=subprocess.DEVNULL
+    ) as process:
+        metrics = tmp_path / "run" / "metrics.csv"
+        waited(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2)
+        # as SLURM does, to all at once; the run's last step wants a batch of its workers
+        os.killpg(process.pid, number) if number == signal.SIGTERM else process.kill()
+        assert process.wait(60) == (128 + number if number == signal.SIGTERM else -number)
+        waited(lambda: not others(process.pid))
+    if number == signal.SIGTERM:
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+
+
+def others(group):
+    """The processes of a group that are alive."""
+    listed = subprocess.run(["ps", "-eo", "pgid,stat"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in listed if line.split()[0] == str(group) and "Z" not in line.split()[1]]
+
+
+def waited(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
