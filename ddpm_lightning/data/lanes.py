@@ -176,9 +176,7 @@ class Lanes(IterableDataset[Read]):
 
     def __iter__(self) -> Iterator[Read]:
         worker, workers = _worker()
-        number = (
-            self._number + worker
-        )  # of this worker's first batch, which its lane has given number // workers before
+        number = self._number + worker  # of this worker's first batch; its lane has given number // workers before
         lane, lanes = self._rank * workers + number % workers, self._world_size * workers
         records = self._row.records(lane, lanes, skip=number // workers * self._batch_size)
         return self.reader.reads(records, repeat(self._batch_size))

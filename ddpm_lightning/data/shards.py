@@ -5,7 +5,7 @@ import os
 import re
 import tarfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -188,5 +188,9 @@ def _samples(url: str) -> Generator[dict[str, Any], None, None]:
     from webdataset.gopen import gopen
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    with gopen(url) as file:
+    file = gopen(url)
+    try:
         yield from group_by_keys(tar_file_expander([{"url": url, "stream": file}]))
+    finally:
+        with suppress(OSError):  # a command that is not read to its end fails by that
+            file.close()

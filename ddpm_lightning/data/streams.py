@@ -85,7 +85,7 @@ class Stream(Source):
         label_key: the ending of the files with the label, a whole number; None for a set that is used without.
         sizes: see `find_shards`.
         val_shards: how many shards are held out.
-        buffer: samples that a lane holds to shuffle them.
+        buffer: samples in a block; a lane holds up to twice as many, not yet decoded.
         workers: processes that read and decode, for each training process; 0: it does so itself.
         max_damaged: the share of damaged images above which a run is stopped.
 
