@@ -18,7 +18,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
-from ddpm_lightning.data.datasets import ImageSet
+from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.run_folder import replace_file

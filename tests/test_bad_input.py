@@ -115,6 +115,12 @@ data.val_fraction=-0.1
 data.val_fraction=0.9999
 data.val_fraction=half
 data.seed=-1
+data=webdataset data.root=nowhere data.dataset.workers=-1
+data=webdataset data.root=nowhere data.dataset.workers=many
+data=webdataset data.root=nowhere data.dataset.buffer=0
+data=webdataset data.root=nowhere data.dataset.val_shards=-1
+data=webdataset data.root=nowhere data.dataset.max_damaged=2
+data=webdataset data.dataset.sizes=nowhere data.root=nothing
 
 optimizer.lr=-1
 optimizer.lr=fast

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from ddpm_lightning import features
-from ddpm_lightning.data.datasets import ImageSet, digits
+from ddpm_lightning.data.datasets import digits
+from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from ddpm_lightning import runs, schedules
-from ddpm_lightning.data.datasets import Batch
+from ddpm_lightning.data.source import Batch
 from ddpm_lightning.denoiser import PREDICTIONS, Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import rows_by_label

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, NamedTuple
+from typing import IO, Any
 from urllib.error import URLError
 
 import numpy as np
@@ -16,33 +16,25 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.data.source import Batch
 from ddpm_lightning.errors import UserError
 
-__all__ = ["Batch", "ImageSet", "digits", "from_torchvision", "huggingface", "image_folder", "read_images"]
+__all__ = [
+    "Batch",
+    "ImageSet",
+    "digits",
+    "from_torchvision",
+    "huggingface",
+    "image_folder",
+    "read_images",
+    "read_picture",
+]
 
 log = logging.getLogger(__name__)
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _BYTES = 16 * 2**30  # a set of more is no set that fits in memory
-
-
-class Batch(NamedTuple):
-    """What a training step gets.
-
-    x0: (B, C, H, W), of images uint8 from the loader and float32 in [−1, 1] from the data module on; y: (B,) int64 labels
-    or None; ids: (B,) int64, each image's number within its set.
-    """
-
-    x0: Tensor
-    y: Tensor | None
-    ids: Tensor
-
-
-class ImageSet(NamedTuple):
-    """A set that fits in memory: images uint8 (N, C, H, W), or points float32 (N, 2, 1, 1) in [−1, 1]; labels int64 (N,)."""
-
-    images: Tensor
-    labels: Tensor
 
 
 def digits() -> ImageSet:
@@ -206,9 +198,9 @@ def read_images(
 
     def read(path: Path) -> np.ndarray | None:
         try:
-            return _read(path, channels, (width, height))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            log.warning("%s is damaged and left out (%s)", path, " ".join(str(error).split()))
+            return read_picture(path, channels, (width, height))
+        except ValueError as error:
+            log.warning("%s is damaged and left out (%s)", path, error)
             return None
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
@@ -224,9 +216,22 @@ def read_images(
     return images.permute(0, 3, 1, 2).contiguous(), torch.tensor(kept)
 
 
-def _read(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
-    with Image.open(path) as file:
-        return _as_bytes(file, channels, size)
+def read_picture(file: Path | IO[bytes], channels: int, size: tuple[int, int]) -> np.ndarray:
+    """One picture as uint8 (H, W, C), in the form that `read_images` describes.
+
+    Args:
+        file: its file.
+        channels: 1 or 3.
+        size: (width, height).
+
+    Raises:
+        ValueError: where it is damaged; one line says how.
+    """
+    try:
+        with Image.open(file) as picture:
+            return _as_bytes(picture, channels, size)
+    except Exception as error:  # on damaged bytes Pillow's decoders raise what they come upon
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray:

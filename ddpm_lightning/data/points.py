@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ddpm_lightning.data.datasets import ImageSet
+from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import is_whole, within
 from ddpm_lightning.seeds import derive

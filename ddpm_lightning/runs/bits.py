@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lightning.data.datamodule import ImageDataModule
-from ddpm_lightning.data.datasets import ImageSet
+from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.features import fingerprint
@@ -58,7 +58,9 @@ def measure_bits_per_dim(
     data.setup()
     held_out = data.split("validation")
     if not len(held_out.images):
-        raise UserError("the run held no images out (data.val_fraction=0): there is nothing to measure on")
+        raise UserError(
+            "the run held no images out (data.val_fraction=0, or data.dataset.val_shards=0 of a stream): there is nothing to measure on"
+        )
     images = ImageSet(held_out.images[:num_images], held_out.labels[:num_images])
     folder = bits_folder(checkpoint, denoiser, held_out, variance=variance)
     bits = bits_in_shards(denoiser, images, folder, variance=variance)

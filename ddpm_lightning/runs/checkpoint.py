@@ -1,5 +1,6 @@
 """Checkpoint to denoiser."""
 
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ _TRUSTED = (
     "ddpm_lightning.data.datamodule",
     "ddpm_lightning.data.datasets",
     "ddpm_lightning.data.points",
+    "ddpm_lightning.data.streams",
 )
 # What a run that goes on needs besides: ours, and of others these very names.
 _TRUSTED_IN_A_RUN = (
@@ -185,6 +187,8 @@ def check_targets(node: Any, *, whole_run: bool = False) -> None:
             check_targets(child, whole_run=whole_run)
     elif not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
         raise UserError(f"the checkpoint's config holds {node!r}, which is no plain value: refused")
+    elif isinstance(node, str) and node.startswith("pipe:") and not os.environ.get("DDPM_ALLOW_PIPE"):
+        raise UserError(f"the checkpoint's config runs a command ({node}): if you trust it, set DDPM_ALLOW_PIPE=1")
 
 
 def _is_trusted(target: str, whole_run: bool) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm_lightning.data.datamodule import ImageDataModule
-from ddpm_lightning.data.datasets import ImageSet
+from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.features import cache_folder, extract, fingerprint
 from ddpm_lightning.images import grid, rows_by_label, save_png

@@ -96,10 +96,10 @@ def module(**options):
 
 def test_the_split_is_stated_disjoint_and_a_function_of_the_seed():
     data = module()
-    train, val = set(data.train_indices.tolist()), set(data.val_indices.tolist())
+    train, val = set(data.source.train_indices.tolist()), set(data.source.val_indices.tolist())
     assert (len(train), len(val), len(train | val)) == (80, 20, 100)
-    assert torch.equal(module().val_indices, data.val_indices)
-    assert not torch.equal(module(seed=1).val_indices, data.val_indices)
+    assert torch.equal(module().source.val_indices, data.source.val_indices)
+    assert not torch.equal(module(seed=1).source.val_indices, data.source.val_indices)
     batch = next(iter(data.val_dataloader()))
     assert (batch.x0[:, 0, 0, 0] == batch.ids).all()
     assert batch.y is None
@@ -148,7 +148,14 @@ def test_a_part_of_the_set_is_given_as_bytes():
     data = ImageDataModule(digits, channels=1, image_size=8, batch_size=16, flip=True)
     data.setup()
     whole = digits()
-    for name, indices in (("train", data.train_indices), ("validation", data.val_indices), ("all", slice(None))):
+    for name, indices in (
+        ("train", data.source.train_indices),
+        ("validation", data.source.val_indices),
+        ("all", slice(None)),
+    ):
         part = data.split(name)
         assert part.images.equal(whole.images[indices])
         assert part.labels.equal(whole.labels[indices])
+        batches = list(data.batches(name, 100))
+        assert torch.cat([batch.x0 for batch in batches]).equal(part.images)
+        assert torch.cat([batch.ids for batch in batches]).equal(indices)

@@ -1,0 +1,249 @@
+"""A set that is held in memory: how it is split, and served in an order that is computed from the seed."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from math import ceil
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.data.source import Batch, Endless, Source
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.seeds import derive
+
+__all__ = ["EvalLoader", "ImageSet", "InMemory", "TrainLoader"]
+
+
+class ImageSet(NamedTuple):
+    """A set that fits in memory: images uint8 (N, C, H, W), or points float32 (N, 2, 1, 1) in [−1, 1]; labels int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def prepared(
+        self, channels: int, image_size: Sequence[int], *, num_classes: int | None, val_fraction: float, seed: int
+    ) -> "InMemory":
+        """The set in the wanted form, and split.
+
+        Args:
+            channels: grey images are repeated and colour ones turned grey to fit.
+            image_size: (height, width), to which they are resized where they differ.
+            num_classes: the labels that there may be, or None for training without.
+            val_fraction: the share that is held out, drawn from the seed.
+            seed: the run's.
+
+        Raises:
+            UserError: for labels beyond, and a share that leaves nothing to train on.
+        """
+        from torchvision.transforms.v2 import functional as transforms  # heavy, and a stream's workers do without
+
+        images, labels = self
+        if images.is_floating_point() != (channels == 2):
+            kind = "points: they have 2 and [1, 1]" if images.is_floating_point() else "images: they have 1 or 3"
+            raise UserError(
+                f"data.channels={channels}, data.image_size={list(image_size)}, but the set holds {kind}; give these"
+            )
+        if list(images.shape[-2:]) != list(image_size):
+            images = transforms.resize(images, list(image_size), antialias=True)
+        if images.shape[1] != channels:
+            images = transforms.rgb_to_grayscale(images) if channels == 1 else images.expand(-1, 3, -1, -1)
+        if num_classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise UserError(
+                f"data.num_classes={num_classes}, but the set's labels go from {int(labels.min())} to "
+                f"{int(labels.max())}: give data.num_classes={int(labels.max()) + 1}, or null to train without labels"
+            )
+        return InMemory(
+            ImageSet(images, labels), labelled=num_classes is not None, val_fraction=val_fraction, seed=seed
+        )
+
+
+class TrainLoader(Endless):
+    """Batches from an endless row of passes over the data, each pass in its own order.
+
+    Position p of the row is image `permutation(seed, p // N)[p % N]`, so every pass holds each image once, a batch may
+    run on into the next pass, and all batches are full. Micro-batch m of rank r takes the positions from
+    (m·W + r)·B on: the order is known from m alone, is the same for every world size W at one global batch size, and
+    its state is that one number.
+
+    Args:
+        data: the images.
+        indices: the images' numbers in the whole set, which a batch carries along.
+        batch_size: images per batch and rank, B.
+        seed: the run's seed.
+        rank: this process.
+        world_size: the number of processes.
+        flip: mirror each image with probability ½, drawn from (seed, pass, image).
+        labelled: whether a batch holds labels.
+        accumulate: see `Endless`.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        indices: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        flip: bool = False,
+        labelled: bool = False,
+        accumulate: int = 1,
+    ):
+        super().__init__(len(indices) // (batch_size * world_size * accumulate), accumulate)
+        self._data = data
+        self._indices = indices
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._flip = flip
+        self._labelled = labelled
+        self._passes: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _batches_from(self, number: int) -> Iterator[Batch]:
+        return map(self._batch, count(number))
+
+    def _batch(self, number: int) -> Batch:
+        first = (number * self._world_size + self._rank) * self._batch_size
+        positions = torch.arange(first, first + self._batch_size)
+        epochs = positions // len(self._indices)
+        chosen, mirrored = [], []
+        for epoch in epochs.unique().tolist():
+            order, coins = self._pass(epoch)
+            local = order[positions[epochs == epoch] % len(self._indices)]
+            chosen.append(local)
+            mirrored.append(coins[local])
+        local = torch.cat(chosen)
+        there = _to(local, self._data.images.device)
+        images = self._data.images[there]
+        if self._flip:
+            coins = _to(torch.cat(mirrored), images.device)[:, None, None, None]
+            images = torch.where(coins, images.flip(-1), images)
+        return Batch(images, self._data.labels[there] if self._labelled else None, self._indices[local])
+
+    def _pass(self, epoch: int) -> tuple[Tensor, Tensor]:
+        if epoch not in self._passes:
+            self._passes = {k: v for k, v in self._passes.items() if k >= epoch - 1}
+            size = len(self._indices)
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(derive(self._seed, "order", epoch)))
+            coins = torch.rand(size, generator=torch.Generator().manual_seed(derive(self._seed, "flip", epoch))) < 0.5
+            self._passes[epoch] = (order, coins)
+        return self._passes[epoch]
+
+
+class EvalLoader:
+    """Batches of a set in its own order, every image once: rank r of W has the images r, r + W, r + 2W, …"""
+
+    def __init__(
+        self,
+        data: ImageSet,
+        indices: Tensor,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        labelled: bool = False,
+    ):
+        self._data = data
+        self._indices = indices
+        self._labelled = labelled
+        # As many batches on each rank, since networks that are shared out compute together.
+        batches = ceil(ceil(len(indices) / world_size) / batch_size)
+        self._chunks = torch.arange(rank, len(indices), world_size).tensor_split(batches)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for local in self._chunks:
+            there = _to(local, self._data.images.device)
+            y = self._data.labels[there] if self._labelled else None
+            yield Batch(self._data.images[there], y, self._indices[local])
+
+
+def _to(choice: Tensor, device: torch.device) -> Tensor:
+    """A choice of images, made on the CPU, on their device; the CPU does not wait for it."""
+    return choice if device.type == "cpu" else choice.pin_memory().to(device, non_blocking=True)
+
+
+class InMemory(Source):
+    """A set that is held, and the numbers of its training and of its validation images.
+
+    Args:
+        data: the set.
+        labelled: whether training and validation batches hold labels.
+        val_fraction: the share that is held out, drawn from the seed.
+        seed: the run's.
+
+    Raises:
+        UserError: for a share that leaves nothing to train on.
+    """
+
+    def __init__(self, data: ImageSet, *, labelled: bool, val_fraction: float, seed: int):
+        size = len(data.images)
+        held_out = round(val_fraction * size)
+        if held_out >= size:
+            raise UserError(f"data.val_fraction={val_fraction} leaves no image to train on: give less")
+        shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "split")))
+        self.val_indices, self.train_indices = shuffled[:held_out].sort().values, shuffled[held_out:].sort().values
+        self._data = data
+        self._labelled = labelled
+        self._val_fraction = val_fraction
+
+    def check(self, world_size: int) -> None:
+        if 0 < (held_out := len(self.val_indices)) < world_size:
+            raise UserError(
+                f"data.val_fraction={self._val_fraction} holds out {held_out} images for {world_size} processes: "
+                "hold out more, or 0"
+            )
+
+    def train_loader(
+        self,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int,
+        world_size: int,
+        flip: bool,
+        accumulate: int,
+        device: torch.device,
+    ) -> TrainLoader:
+        return TrainLoader(
+            self._part("train", device),
+            self.train_indices,
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            flip=flip,
+            labelled=self._labelled,
+            accumulate=accumulate,
+        )
+
+    def val_loader(self, batch_size: int, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
+        if not len(self.val_indices):
+            return []
+        return EvalLoader(
+            self._part("validation", device),
+            self.val_indices,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            labelled=self._labelled,
+        )
+
+    def batches(self, name: str, batch_size: int) -> Iterable[Batch]:
+        if not len(indices := self._indices(name)):
+            return []
+        return EvalLoader(self._part(name, torch.device("cpu")), indices, batch_size=batch_size, labelled=True)
+
+    def _indices(self, name: str) -> Tensor:
+        if name == "all":
+            return torch.arange(len(self._data.images))
+        return {"train": self.train_indices, "validation": self.val_indices}[name]
+
+    def _part(self, name: str, device: torch.device) -> ImageSet:
+        chosen = self._indices(name)
+        return ImageSet(self._data.images[chosen].to(device), self._data.labels[chosen].to(device))
