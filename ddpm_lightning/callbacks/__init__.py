@@ -3,6 +3,7 @@
 from ddpm_lightning.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, NewestCheckpoint
 from ddpm_lightning.callbacks.csv_logger import CSVLogger
 from ddpm_lightning.callbacks.ema import EMA
+from ddpm_lightning.callbacks.generation_metrics import GenerationMetrics
 from ddpm_lightning.callbacks.loss_guard import LossGuard
 from ddpm_lightning.callbacks.progress import Progress
 from ddpm_lightning.callbacks.randomness import Randomness
@@ -18,6 +19,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "BestCheckpoint",
     "CSVLogger",
+    "GenerationMetrics",
     "LossGuard",
     "NewestCheckpoint",
     "Progress",

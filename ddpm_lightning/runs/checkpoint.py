@@ -45,6 +45,7 @@ _TRUSTED = (
 _TRUSTED_IN_A_RUN = (
     *_TRUSTED,
     "ddpm_lightning.callbacks",
+    "ddpm_lightning.features",
     "ddpm_lightning.losses",
     "ddpm_lightning.samplers",
     "ddpm_lightning.sharding",

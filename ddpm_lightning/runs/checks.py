@@ -18,6 +18,7 @@ __all__ = ["check_config"]
 _FOR_IMAGES = {
     "ddpm_lightning.models.UNet": "model=mlp",
     "ddpm_lightning.models.DiT": "model=mlp",
+    "ddpm_lightning.callbacks.GenerationMetrics": "callbacks=points",
     "ddpm_lightning.callbacks.SampleGrid": "callbacks=points",
     "ddpm_lightning.callbacks.Trajectory": "callbacks=points",
 }

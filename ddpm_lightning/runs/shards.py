@@ -57,7 +57,7 @@ def _path(folder: Path, items: range) -> Path:
 
 def _load(path: Path) -> Arrays | None:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:  # numpy leaves the file of a damaged one open
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):
         return None

@@ -151,7 +151,7 @@ def test_a_part_of_the_set_is_given_as_bytes():
     for name, indices in (
         ("train", data.source.train_indices),
         ("validation", data.source.val_indices),
-        ("all", slice(None)),
+        ("all", torch.arange(1797)),
     ):
         part = data.split(name)
         assert part.images.equal(whole.images[indices])

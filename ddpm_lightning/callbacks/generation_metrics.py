@@ -1,0 +1,126 @@
+"""FID and KID during training."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from ddpm_lightning.denoiser import Guided
+from ddpm_lightning.evaluation import frechet_distance, kernel_distance
+from ddpm_lightning.features import cache_folder, extract
+from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
+from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.samplers import Sampler
+
+__all__ = ["GenerationMetrics"]
+
+
+class GenerationMetrics(Callback):
+    """Logs `val/fid` and `val/kid` of a few samples against the training images, at validations, with the averaged weights, in float32.
+
+    They are for comparing the moments of one run: FID of few samples is too large, by an amount that depends on their
+    number. The samples come from fixed seeds; the ranks share the drawing. At validations in between the last values
+    stand, so that the best checkpoint can be chosen by them.
+
+    Args:
+        features: called with what gives the data set, the cache's folder and the device; see `features`.
+        sampler: noise to image.
+        shape: (C, H, W) of one image.
+        num_samples: how many are drawn, 10 or more.
+        every_n_steps: optimiser steps between two measurements at least; the first validation has one, and the last.
+        batch_size: images drawn at a time.
+        seed: image i's noise depends on (seed, i) only.
+        num_classes: image i is drawn with the label i mod num_classes; None for a model without labels.
+        guidance_scale: of classifier-free guidance, see `Guided`.
+        cache_dir: see `features.cache_folder`.
+
+    Raises:
+        ValueError: for numbers that are none of these.
+    """
+
+    def __init__(
+        self,
+        features: Callable[..., nn.Module],
+        sampler: Sampler,
+        shape: tuple[int, int, int],
+        *,
+        num_samples: int = 1000,
+        every_n_steps: int = 1000,
+        batch_size: int = 256,
+        seed: int = 0,
+        num_classes: int | None = None,
+        guidance_scale: float = 1.0,
+        cache_dir: str | Path | None = None,
+    ):
+        if not is_whole(num_samples, "[10, 1e6]"):
+            raise ValueError(f"num_samples={num_samples} will not do: give 10 to 1e6")
+        for name, value in (("every_n_steps", every_n_steps), ("batch_size", batch_size)):
+            if not is_whole(value):
+                raise ValueError(f"{name}={value} must be 1 or more")
+        if not is_whole(seed, "[0, inf)"):
+            raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
+        if not within(guidance_scale, "[0, inf)"):
+            raise ValueError(f"guidance_scale={guidance_scale} will not do: give a number, 0 or more")
+        self._features = features
+        self._sampler = sampler
+        self._shape = tuple(shape)
+        self._num_samples = num_samples
+        self._every_n_steps = every_n_steps
+        self._batch_size = batch_size
+        self._seed = seed
+        self._labels = None if num_classes is None else range(num_classes)
+        self._guidance_scale = guidance_scale
+        self._cache = cache_folder(None if cache_dir is None else str(cache_dir))
+        self._measured_at = -1
+        self._latest: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:  # the others sample
+            whole = partial(trainer.datamodule.split, "all")
+            self._model = self._features(whole, self._cache, device=pl_module.device).to(pl_module.device).eval()
+            self._reference = extract(self._model, trainer.datamodule.split("train").images)
+        trainer.strategy.barrier()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        step = trainer.global_step
+        due = self._measured_at < 0 or step - self._measured_at >= self._every_n_steps or step == trainer.max_steps
+        if due and step != self._measured_at:
+            with torch.autocast(pl_module.device.type, enabled=False):
+                images = self._draw(pl_module)
+            found = self._measure(images) if trainer.is_global_zero else None
+            self._measured_at, self._latest = step, trainer.strategy.broadcast(found)
+        pl_module.log_dict(self._latest, logger=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"measured_at": self._measured_at, "latest": self._latest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._measured_at, self._latest = state_dict["measured_at"], state_dict["latest"]
+
+    def _draw(self, pl_module: Any) -> Tensor:
+        """This rank's share of the samples, then all of them: uint8 (N, C, H, W)."""
+        rank, world_size = pl_module.global_rank, pl_module.trainer.world_size
+        share = -(-self._num_samples // world_size)
+        mine = [(rank + k * world_size) % self._num_samples for k in range(share)]  # as many on each rank
+        guided = Guided(pl_module.denoiser, self._guidance_scale)
+        parts = []
+        for first in range(0, share, self._batch_size):
+            indices = mine[first : first + self._batch_size]
+            noise = SeededNoise(self._seed, indices)
+            x, y = noise.draw(self._shape).to(pl_module.device), labels_in_turn(indices, self._labels)
+            parts.append(to_uint8(self._sampler(guided, x, None if y is None else y.to(x.device), randn=noise)))
+        images = torch.cat(parts)
+        if world_size > 1:
+            images = pl_module.all_gather(images).transpose(0, 1).flatten(0, 1)[: self._num_samples]
+        return images
+
+    def _measure(self, images: Tensor) -> dict[str, float]:
+        fake = extract(self._model, images)
+        fid, kid = frechet_distance(self._reference, fake), kernel_distance(self._reference, fake)
+        return {"val/fid": fid.value, "val/kid": kid.value}
