@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import from_uint8
+from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import replace_file
 from ddpm_lightning.seeds import derive
 
@@ -175,8 +176,12 @@ def classifier(
         device: where it is trained.
 
     Raises:
-        UserError: for a set without labels.
+        UserError: for a set without labels, or numbers that are none of these.
     """
+    if not is_whole(num_steps, "[1, 1e7]"):
+        raise UserError(f"features.num_steps={num_steps} will not do: give a whole number, 1 or more")
+    if not is_whole(seed, "[0, inf)"):
+        raise UserError(f"features.seed={seed} is no seed: give a whole number, 0 or more")
     data = whole()
     num_classes = int(data.labels.max()) + 1
     if num_classes == 1:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.launch import agreed
-from ddpm_lightning.run_folder import unfinished_runs
+from ddpm_lightning.run_folder import refuse_used, unfinished_runs
 
 __all__ = ["complete_arguments"]
 
@@ -25,10 +25,8 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     """
     asked, run_dir = _value_of("resume", argv), _value_of("hydra.run.dir", argv)
     if asked in (None, "null", ""):
-        if run_dir is not None and _is_first() and (Path(run_dir) / "config.yaml").exists():
-            raise UserError(  # before Hydra writes its own record there
-                f"hydra.run.dir={run_dir} holds a run already: go on with it by resume={run_dir}, or choose another folder"
-            )
+        if run_dir is not None and _is_first():
+            refuse_used(Path(run_dir), "config.yaml")  # before Hydra writes its own record there
         return list(argv)
     if os.environ.get(_DONE) == asked:
         return list(argv)

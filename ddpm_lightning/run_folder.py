@@ -16,6 +16,7 @@ __all__ = [
     "has_finished",
     "is_going_on",
     "only_one_run",
+    "refuse_used",
     "remove_leftovers",
     "replace_file",
     "unfinished_runs",
@@ -28,6 +29,18 @@ def checkpoints_of(folder: Path) -> list[Path]:
     """The run's checkpoints, newest first: by the step in their names, and `last.ckpt` behind them."""
     saved = folder / "checkpoints"
     return [*sorted(saved.glob("step_*.ckpt"), reverse=True), *saved.glob("last.ckpt")]
+
+
+def refuse_used(folder: Path, sign: str) -> None:
+    """Refuse a folder for a new run in which a file is the sign of an earlier one.
+
+    Raises:
+        UserError: where it is there.
+    """
+    if (folder / sign).exists():
+        raise UserError(
+            f"hydra.run.dir={folder} holds a run already: go on with it by resume={folder}, or choose another folder"
+        )
 
 
 def has_finished(folder: Path) -> bool:
@@ -66,7 +79,7 @@ def only_one_run(folder: Path) -> Iterator[None]:
     with (folder / _LOCK).open("w") as file:
         if not _try_to_lock(file):
             raise UserError(
-                f"hydra.run.dir={folder}: another run is going on in this folder; wait for its end, or choose another folder"
+                f"{folder}: another run is going on in this folder; wait for its end, or choose another folder"
             )
         try:
             yield

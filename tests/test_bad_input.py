@@ -28,6 +28,12 @@ data.num_classes=10 guidance_scale=inf
 learned_variance=perhaps
 compile=perhaps
 
+callbacks=fid callbacks.generation_metrics.num_samples=9
+callbacks=fid callbacks.generation_metrics.every_n_steps=0
+callbacks=fid callbacks.generation_metrics.batch_size=few
+callbacks=fid callbacks.generation_metrics.seed=-1
+callbacks=fid callbacks.generation_metrics.guidance_scale=-1
+
 schedule.num_steps=-1
 schedule.num_steps=0
 schedule.num_steps=1000000000000

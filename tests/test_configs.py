@@ -9,7 +9,9 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
 from torch import nn
 
+from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.build import build_module
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
@@ -142,7 +144,23 @@ def needed_by_loss(choice):
     return ["learned_variance=true"] if choice == "hybrid" else []
 
 
-@pytest.mark.parametrize("name", ["train", "sample"])
+@pytest.mark.parametrize("choice", choices("features"))
+def test_features(choice, tmp_path):
+    custom = ["features.net._target_=torch.nn.Flatten", "features.name=pixels"] if choice == "custom" else []
+    node = of("features", choice, *custom).features
+    make = instantiate(node, _convert_="all")
+    if choice == "inception":  # its weights are downloaded: a file that is not there is named
+        with pytest.raises(UserError, match="nowhere.pth"):
+            make(digits, tmp_path, weights="nowhere.pth")
+    elif choice == "classifier":
+        assert make(digits, tmp_path, num_steps=1).num_features == 64
+    else:
+        images = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+        expected = (1 - torch.tensor(node.mean)) / torch.tensor(node.std)
+        assert torch.allclose(make(digits, tmp_path)(images)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
 def test_entry_points_compose(name):
     config = config_of("run_dir=unused" if name == "train" else "seed=0", name=name)
     OmegaConf.to_container(config, resolve=True)

@@ -149,8 +149,8 @@ class EvalLoader:
         self._data = data
         self._indices = indices
         self._labelled = labelled
-        # As many batches on each rank, since networks that are shared out compute together.
-        batches = ceil(ceil(len(indices) / world_size) / batch_size)
+        # As many batches on each rank, since networks that are shared out compute together, and none of them empty.
+        batches = ceil(ceil(len(indices) / world_size) / max(batch_size, min(2, world_size)))
         self._chunks = torch.arange(rank, len(indices), world_size).tensor_split(batches)
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lightning.callbacks import AtomicCheckpointIO, CSVLogger, TrainingMetrics
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.module import DDPM
-from ddpm_lightning.run_folder import only_one_run, remove_leftovers, replace_file
+from ddpm_lightning.run_folder import only_one_run, refuse_used, remove_leftovers, replace_file
 from ddpm_lightning.runs.build import (
     build,
     build_callbacks,
@@ -162,10 +162,8 @@ def _held(run_dir: Path, start: Start | None) -> Iterator[None]:
     if rank_zero_only.rank != 0:
         yield
         return
-    if start is None and (run_dir / "metrics.csv").exists():
-        raise UserError(
-            f"hydra.run.dir={run_dir} holds a run already: go on with it by resume={run_dir}, or choose another folder"
-        )
+    if start is None:
+        refuse_used(run_dir, "metrics.csv")
     with only_one_run(run_dir):
         yield
 

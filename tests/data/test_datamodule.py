@@ -77,14 +77,18 @@ def test_flips_mirror_half_of_the_images_and_differ_from_pass_to_pass():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_validation_sees_every_image_once(world_size):
-    seen = []
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_validation_sees_every_image_once(world_size, batch_size):
+    seen, counts = [], set()
     for rank in range(world_size):
-        loader = EvalLoader(numbered(10), torch.arange(10), batch_size=4, rank=rank, world_size=world_size)
+        loader = EvalLoader(numbered(10), torch.arange(10), batch_size=batch_size, rank=rank, world_size=world_size)
         batches = list(loader)
         assert len(batches) == len(loader)
+        assert all(len(batch.ids) for batch in batches)
+        counts.add(len(batches))
         seen += [i for batch in batches for i in batch.ids.tolist()]
     assert sorted(seen) == list(range(10))
+    assert len(counts) == 1
 
 
 def module(**options):

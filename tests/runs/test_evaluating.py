@@ -173,6 +173,8 @@ def test_another_model_sampler_or_guidance_has_another_folder(run, tmp_path):
         ("weights=best", "weights=best is unknown"),
         ("sampler.num_steps=2000", "num_steps=2000 is more than the schedule's T=1000"),
         ("device=tpu", "device=tpu"),
+        ("features.num_steps=0", "features.num_steps=0 will not do"),
+        ("features.seed=-1", "features.seed=-1 is no seed"),
         ("labels=[1]", "trained without labels"),
     ],
 )
