@@ -11,11 +11,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 
 from ddpm_lightning import evaluation, features, runs
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.images import to_uint8
+from ddpm_lightning.images import from_uint8, to_uint8
+from ddpm_lightning.likelihood import estimate_bits_per_dim
 from ddpm_lightning.runs.study import table_of
 from tests.conftest import ROOT, config_of, script
 
@@ -71,8 +73,6 @@ def test_the_numbers_are_those_of_the_samples_that_sample_draws(run, tmp_path, c
     )
     images = torch.from_numpy(np.load(drawn / "samples.npz")["images"]).permute(0, 3, 1, 2)
     held = runs.load_checkpoint(run)["config"]["data"]
-    from hydra.utils import instantiate
-
     data = instantiate(held)
     data.setup()
     train, unseen = data.split("train"), data.split("validation")
@@ -111,6 +111,20 @@ def test_bits_are_those_of_the_likelihood_command(run, tmp_path):
     for term, value in theirs["bits_per_dim"].items():
         assert ours[f"bits_per_dim_{term}"]["value"] == pytest.approx(value, rel=1e-5)
     assert ours["bits_per_dim_total"]["spread"] == pytest.approx(theirs["standard_error"], rel=1e-5)
+
+
+def test_bits_agree_with_the_estimate_of_validation(run, tmp_path):
+    total = read(evaluate(run, tmp_path, "bits_images=64", "num_samples=10"))["metrics"]["bits_per_dim_total"]
+    assert total["of"].startswith("64 held-out images")
+    estimate = json.loads((run / "summary.json").read_text())["final"]["val/bits_per_dim"]
+    held = runs.load_checkpoint(run)["config"]["data"]
+    data = instantiate(held)
+    data.setup()
+    x0 = from_uint8(data.split("validation").images)
+    each = estimate_bits_per_dim(runs.load_denoiser(run), x0, uniform=torch.rand(180))
+    error = float(each.std()) / 180**0.5  # of one draw for each image
+    assert error < 0.1 * total["value"]
+    assert estimate == pytest.approx(total["value"], abs=4 * (error**2 + total["spread"] ** 2) ** 0.5)
 
 
 @pytest.mark.parametrize("other", [["shard_size=7", "batch_size=3"], ["shard_size=1000", "batch_size=1000"]])
