@@ -6,7 +6,6 @@ A module may also have `classify(features) -> logits`, which the Inception Score
 import math
 import os
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import replace_file
@@ -33,7 +33,6 @@ __all__ = [
     "classifier",
     "custom",
     "extract",
-    "fingerprint",
     "inception",
     "logits_of",
 ]
@@ -285,16 +284,6 @@ def logits_of(model: Any, features: Tensor) -> Tensor | None:
         return None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return model.classify(features.to(device)).cpu()
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    """12 digits that tell these tensors from others, by their shapes and values."""
-    digest = sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        data: Any = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
-        digest.update(data)
-    return digest.hexdigest()[:12]
 
 
 def _norm(width: int) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from ddpm_lightning import features
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.fingerprint import fingerprint
 
 
 def test_the_classifier_reads_digits_that_it_has_not_seen_and_is_kept(tmp_path, monkeypatch):
@@ -52,9 +53,9 @@ def test_a_set_without_labels_has_no_classifier(tmp_path):
 def test_tensors_are_told_apart_by_shape_type_and_value():
     x = torch.arange(6)
     others = [x, x.reshape(2, 3), x.int(), x.flip(0), torch.arange(7), x.double()]
-    assert len({features.fingerprint(y) for y in others}) == len(others)
-    assert features.fingerprint(x) == features.fingerprint(torch.arange(6))
-    assert features.fingerprint(x.reshape(2, 3).T) == features.fingerprint(x.reshape(2, 3).T.contiguous())
+    assert len({fingerprint(y) for y in others}) == len(others)
+    assert fingerprint(x) == fingerprint(torch.arange(6))
+    assert fingerprint(x.reshape(2, 3).T) == fingerprint(x.reshape(2, 3).T.contiguous())
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import pytest
 import torch
 from wandb.proto import wandb_internal_pb2
 
+from ddpm_lightning.data.datasets import digits
+from ddpm_lightning.fingerprint import fingerprint
 from tests.conftest import ROOT, TINY, script
 
 
@@ -90,6 +92,13 @@ def test_a_run_from_the_command_line(tmp_path, processes):
     assert len(media) == 4
     assert config["schedule"]["value" if "value" in config["schedule"] else "num_steps"]
     assert "parameters" in config
+    assert config["data_fingerprint"] == fingerprint(*digits())
+    assert config["git_commit"] is None or len(config["git_commit"]) == 40
+    assert "data.batch_size=16" in config["overrides"]
+    run = next(record.run for record in wandb_records(folder) if record.HasField("run"))
+    assert run.display_name == "_".join(folder.parts[-2:])
+    assert {"data=digits", "model=unet_tiny", "schedule=linear", "loss=simple"} == {*run.tags}
+    assert not run.run_group
     assert exits == [0]
     assert "wandb sync " in result.stdout
 
@@ -146,6 +155,9 @@ def test_a_sweep_gives_two_finished_runs_in_one_folder(tmp_path):
         config = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["config"]
         assert config["schedule"]["_target_"].endswith(schedule)
         assert wandb_contents(folder)[3] == [0]
+        run = next(record.run for record in wandb_records(folder) if record.HasField("run"))
+        assert run.run_group == "_".join(one.parts[-3:-1])  # the sweep
+        assert f"schedule={schedule}" in run.tags
 
 
 @pytest.mark.slow

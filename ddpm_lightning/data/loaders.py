@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddpm_lightning.data.source import Batch, Endless, Source
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.seeds import derive
 
 __all__ = ["EvalLoader", "ImageSet", "InMemory", "TrainLoader"]
@@ -191,6 +192,10 @@ class InMemory(Source):
         self._data = data
         self._labelled = labelled
         self._val_fraction = val_fraction
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(*self._data)
 
     def check(self, world_size: int) -> None:
         if 0 < (held_out := len(self.val_indices)) < world_size:

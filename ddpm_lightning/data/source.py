@@ -65,6 +65,11 @@ class Endless(ABC):
 class Source(ABC):
     """A set that is split into "train" and "validation", and serves both."""
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What tells this set from others: by all its images and labels in memory, by its shards and their sizes in a stream."""
+
     @abstractmethod
     def check(self, world_size: int) -> None:
         """Refuse, by a UserError, more processes than there is work for."""

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from hashlib import sha256
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from threading import Thread
@@ -147,6 +148,11 @@ class Stream(Source):
         if first.damage is None:
             self._reader.label(first)
         return self
+
+    @property
+    def fingerprint(self) -> str:
+        shards = [(shard.url.rpartition("/")[2], shard.samples) for shard in self._parts["all"]]
+        return sha256(repr(shards).encode()).hexdigest()[:12]
 
     def check(self, world_size: int) -> None:
         if (images := total(self._parts["train"])) < world_size * max(1, self._workers):

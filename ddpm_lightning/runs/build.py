@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -43,6 +44,8 @@ __all__ = [
     "one_line",
     "times_of",
 ]
+
+TAGGED = ("experiment", "data", "model", "schedule", "loss")  # groups that runs are told apart by in W&B
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +133,9 @@ def build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
             if not extra["offline"]:
                 extra["resume"] = "allow"  # a run that goes on is one run; offline, the id joins its parts
             extra["name"] = node.name or "_".join(run_dir.parts[-2:])
+            in_a_sweep = (run_dir.parent / "multirun.yaml").exists()
+            extra["group"] = node.group or ("_".join(run_dir.parts[-3:-1]) if in_a_sweep else None)
+            extra["tags"] = [*node.tags, *_choices()]
             if extra["offline"]:
                 os.environ.setdefault("WANDB_SILENT", "true")  # the closing words say how to upload
         loggers.append(build(f"logger.{name}", node, **extra))
@@ -245,6 +251,14 @@ def _wandb_id(run_dir: Path) -> str:
         with replace_file(file) as new:
             new.write(secrets.token_hex(4))
     return file.read_text() if file.exists() else ""
+
+
+def _choices() -> list[str]:
+    """What was chosen of the groups that runs are told apart by, as tags of at most 64 characters, which is W&B's limit."""
+    if not HydraConfig.initialized():
+        return []
+    chosen = HydraConfig.get().runtime.choices
+    return [f"{group}={chosen[group]}"[:64] for group in TAGGED if chosen.get(group) is not None]
 
 
 def _has_wandb_key() -> bool:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.callbacks import AtomicCheckpointIO, CSVLogger, TrainingMetrics
+from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import only_one_run, refuse_used, remove_leftovers, replace_file
@@ -100,7 +102,7 @@ def train(config: DictConfig) -> float | None:
         if start is not None:
             _go_back(run_dir, loggers, start, overrides)
         for logger in loggers:
-            logger.log_hyperparams({**plain, "parameters": parameters})
+            logger.log_hyperparams({**plain, "parameters": parameters, **_origin(data, overrides)})
         return _fit(trainer, module, data, start and start.path, run_dir=run_dir)
 
 
@@ -228,6 +230,18 @@ def _closing_words(run_dir: Path, summary: Mapping[str, Any], sync: str | None) 
         argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
         lines.append(f"Go on with: python sample.py {argument}")
     return "\n".join(lines)
+
+
+def _origin(data: ImageDataModule, overrides: list[str]) -> dict[str, Any]:
+    """What a run is made of besides its config: its data, the code's commit, and what was typed."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None  # installed from a wheel, or git is not there
+    return {"data_fingerprint": data.source.fingerprint, "git_commit": commit, "overrides": overrides}
 
 
 def _overrides() -> list[str]:
