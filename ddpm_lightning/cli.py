@@ -61,6 +61,9 @@ def run(main: Callable[[], Any]) -> None:
             raise _failed[0]
         if failed := failed_jobs():
             sys.exit(f"error: {failed}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         if first:

@@ -1,5 +1,6 @@
 """A checkpoint's model made ready to draw, which `sample.py` and `evaluate.py` share."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,17 @@ class Drawing:
         ):
             count = step.evaluations
         return count * (1 if self.labels is None or self.guided.scale in (0, 1) else 2)
+
+    def seconds_per_evaluation(self, batch_size: int) -> float:
+        """What one network evaluation of one image of such a batch takes, measured."""
+        T = self.denoiser.schedule.num_steps
+        x, t = torch.zeros(batch_size, *self.shape, device=self.device), torch.tensor(T, device=self.device)
+        y = None if self.labels is None else torch.zeros(batch_size, dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            for _ in range(2):  # the first one warms up
+                started = time.perf_counter()
+                float(self.denoiser(x, t, y).sum())
+        return (time.perf_counter() - started) / batch_size
 
     @property
     def points(self) -> bool:

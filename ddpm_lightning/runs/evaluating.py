@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,18 +88,21 @@ def _evaluate(config: DictConfig, mine: Ranks) -> Path:
         "labels": drawing.labels,
         "guidance_scale": config.guidance_scale,
     }
-    beside = run_dir_of(drawing.path) / "evaluations"
-    name = f"{type(drawing.sampler).__name__.lower()}_{drawing.steps}_{_digest(images_key)}"
-    out = beside / name if config.out_dir is None else Path(str(config.out_dir))
+    digest = _digest(images_key)
+    beside = (
+        run_dir_of(drawing.path) / "evaluations" / f"{type(drawing.sampler).__name__.lower()}_{drawing.steps}_{digest}"
+    )
+    out = beside if config.out_dir is None else Path(str(config.out_dir))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
-    if mine.rank == 0:
-        with only_one_run(out):
-            _run(config, drawing, data, model, out=out, cache=cache, weights=images_key["weights"], mine=mine)
-    else:
-        _run(config, drawing, data, model, out=out, cache=cache, weights=images_key["weights"], mine=mine)
+    seeds = range(config.seed, config.seed + config.repeats)
+    samples = {
+        seed: out / f"samples_{digest}_seed{seed}" for seed in seeds
+    }  # in a folder of the user's, others may lie
+    with only_one_run(out) if mine.rank == 0 else nullcontext():
+        _run(config, drawing, data, model, samples, out=out, cache=cache, weights=images_key["weights"], mine=mine)
     return out
 
 
@@ -107,6 +111,7 @@ def _run(
     drawing: Drawing,
     data: ImageDataModule,
     model: nn.Module,
+    samples: Mapping[int, Path],
     *,
     out: Path,
     cache: Path,
@@ -116,8 +121,6 @@ def _run(
     train, held_out = data.split("train"), data.split("validation")
     bits_set = _first(held_out, config.bits_images)
     bits_in = bits_folder(drawing.path, drawing.denoiser, held_out)
-    seeds = range(config.seed, config.seed + config.repeats)
-    samples = {seed: out / f"samples_seed{seed}" for seed in seeds}
     if mine.rank == 0:
         remove_leftovers(out)
         left = [missing_shards(folder, config.num_samples, config.shard_size) for folder in samples.values()]
@@ -299,15 +302,7 @@ def _say_cost(config: DictConfig, drawing: Drawing, images: int, bits: int, mine
     if not images + bits:
         print("All samples are there: only the metrics are left", flush=True)
         return
-    T = drawing.denoiser.schedule.num_steps
-    size = min(config.batch_size, 32)
-    x, t = torch.zeros(size, *drawing.shape, device=drawing.device), torch.tensor(T, device=drawing.device)
-    y = None if drawing.labels is None else torch.zeros(size, dtype=torch.long, device=drawing.device)
-    with torch.no_grad():
-        for _ in range(2):  # the first one warms up
-            started = time.perf_counter()
-            float(drawing.denoiser(x, t, y).sum())
-            each = (time.perf_counter() - started) / size
+    T, each = drawing.denoiser.schedule.num_steps, drawing.seconds_per_evaluation(min(config.batch_size, 32))
     total = images * drawing.evaluations + bits * T
     minutes = total * each / mine.world_size / 60
     print(

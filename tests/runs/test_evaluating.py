@@ -138,7 +138,7 @@ def test_metrics_do_not_depend_on_shards_and_batches(run, tmp_path, other):
 def test_what_is_on_the_disk_is_not_drawn_again(run, tmp_path, monkeypatch, capsys):
     out = evaluate(run, tmp_path, "repeats=2")
     before = read(out)
-    shards = sorted((out / "samples_seed1").iterdir())
+    shards = sorted(out.glob("samples_*_seed1/*"))
     assert [s.name for s in shards] == ["000000-000019.npz", "000020-000039.npz", "000040-000059.npz"]
     old = shards[0].stat().st_mtime_ns
     shards[1].write_bytes(shards[1].read_bytes()[:300])  # cut off, as by a full disk
@@ -148,6 +148,14 @@ def test_what_is_on_the_disk_is_not_drawn_again(run, tmp_path, monkeypatch, caps
     assert shards[0].stat().st_mtime_ns == old
     evaluate(run, tmp_path, "repeats=2")
     assert "only the metrics are left" in capsys.readouterr().out
+
+
+def test_a_folder_of_the_users_may_hold_samples_of_other_models(run, tmp_path):
+    given = [f"out_dir='{tmp_path / 'mine'}'", "bits_images=0", "nearest=0"]
+    first = read(evaluate(run, tmp_path, *given))
+    other = read(evaluate(run, tmp_path, *given, "weights=raw", "sampler.num_steps=4"))
+    assert other["metrics"]["fid"]["value"] != first["metrics"]["fid"]["value"]
+    assert read(evaluate(run, tmp_path, *given)) == first
 
 
 def test_repeats_give_mean_and_deviation(run, tmp_path):
@@ -171,6 +179,18 @@ def test_another_model_sampler_or_guidance_has_another_folder(run, tmp_path):
         )
     }
     assert len(folders) == 5
+
+
+def test_a_folder_of_diffusers_is_compared_with_the_set_that_is_named(run, tmp_path):
+    from ddpm_lightning.runs.export import export
+
+    export(run / "checkpoints" / "last.ckpt", tmp_path / "theirs", weights="ema", form="diffusers")
+    with pytest.raises(UserError, match="does not say what it was trained on: choose data="):
+        evaluate(tmp_path / "theirs", tmp_path)
+    ours = read(evaluate(run, tmp_path))["metrics"]
+    theirs = read(evaluate(tmp_path / "theirs", tmp_path, "data=digits", f"out_dir='{tmp_path / 'out'}'"))["metrics"]
+    for name, row in ours.items():
+        assert theirs[name]["value"] == pytest.approx(row["value"], abs=1e-3), name
 
 
 @pytest.mark.parametrize(
@@ -208,7 +228,7 @@ def test_killed_half_way_it_ends_with_the_same_numbers(run, tmp_path):
     process = subprocess.Popen(
         command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while len(list((out / "samples_seed0").glob("*.npz"))) < 3:
+    while len(list(out.glob("samples_*_seed0/*.npz"))) < 3:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
