@@ -95,7 +95,7 @@ class GenerationMetrics(Callback):
                 images = self._draw(pl_module)
             found = self._measure(images) if trainer.is_global_zero else None
             self._measured_at, self._latest = step, trainer.strategy.broadcast(found)
-        pl_module.log_dict(self._latest, logger=False)
+        pl_module.log_dict(self._latest, logger=False, sync_dist=True)  # the same on all ranks
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured_at": self._measured_at, "latest": self._latest}

@@ -4,13 +4,14 @@ import csv
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from ddpm_lightning import evaluation, features, runs
 from ddpm_lightning.callbacks import GenerationMetrics
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.images import SeededNoise, to_uint8
 from ddpm_lightning.samplers import DDIM
-from tests.conftest import train_config
+from tests.conftest import TINY, script, train_config
 from tests.runs.test_resuming import interrupted
 
 FID = (
@@ -46,8 +47,6 @@ def test_the_values_are_those_of_the_averaged_weights_samples(config, tmp_path):
     denoiser = runs.load_denoiser(tmp_path / "run")
     noise = SeededNoise(0, range(30))
     images = to_uint8(DDIM(4)(denoiser, noise.draw((1, 8, 8)), randn=noise))
-    from hydra.utils import instantiate
-
     data = instantiate(runs.load_checkpoint(tmp_path / "run")["config"]["data"])
     data.setup()
     model = features.classifier(digits, tmp_path / "cache", num_steps=5)
@@ -69,6 +68,25 @@ def test_a_run_that_goes_on_logs_the_same(config, tmp_path):
     runs.train(config("cut", f"resume='{cut}'"))
     for key in ("val/fid", "val/kid"):
         assert rows(cut, key) == rows(tmp_path / "whole", key)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_drawing(tmp_path):
+    few = "callbacks.generation_metrics.num_samples=21"  # no multiple of two
+    two = ["trainer=ddp_cpu", "trainer.devices=2", "logger=none", "hydra.run.dir=run"]
+    done = script("train.py", *TINY, *FID, few, *two, cwd=tmp_path, env={"DDPM_CACHE": str(tmp_path / "cache")})
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    fid = rows(tmp_path / "run", "val/fid")
+    assert fid.keys() == {2, 4}
+    denoiser = runs.load_denoiser(tmp_path / "run")
+    noise = SeededNoise(0, range(21))
+    images = to_uint8(DDIM(4)(denoiser, noise.draw((1, 8, 8)), randn=noise))
+    data = instantiate(runs.load_checkpoint(tmp_path / "run")["config"]["data"])
+    data.setup()
+    model = features.classifier(digits, tmp_path / "cache", num_steps=5)
+    real, fake = features.extract(model, data.split("train").images), features.extract(model, images)
+    assert fid[4] == pytest.approx(evaluation.frechet_distance(real, fake).value, rel=1e-3)
 
 
 @pytest.mark.parametrize(
