@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,19 @@ class Study(Callback):
         if not found:
             log.warning("%s holds no evaluation: there is nothing to compare", folder)
             return
-        found.sort(key=lambda summary: (_sampler(summary), summary["protocol"]["network_evaluations_per_image"]))
+        named = zip(names_of(found), found, strict=True)
+        found = [
+            summary
+            for _, summary in sorted(named, key=lambda n: (n[0], n[1]["protocol"]["network_evaluations_per_image"]))
+        ]
         table = table_of(found)
         with replace_file(folder / "study.md") as file:
             file.write(table + "\n")
         curves: dict[str, list[tuple[int, float, float]]] = {}
-        for summary in found:
+        for name, summary in zip(names_of(found), found, strict=True):
             row = summary["metrics"]["fid"]
             evaluations = summary["protocol"]["network_evaluations_per_image"]
-            curves.setdefault(_sampler(summary), []).append((evaluations, row["value"], row.get("spread", 0.0)))
+            curves.setdefault(name, []).append((evaluations, row["value"], row.get("spread", 0.0)))
         features = found[0]["protocol"]["features"].split(" (")[0]
         draw_study(
             folder / "study.png", curves, metric=f"FID ({features}, {found[0]['protocol']['num_samples']:,} samples)"
@@ -52,13 +57,13 @@ def table_of(summaries: list[dict[str, Any]]) -> str:
     }
     head = ["sampler", "steps", "evaluations", *columns, "images/s"]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
-    for summary in summaries:
+    for name, summary in zip(names_of(summaries), summaries, strict=True):
         protocol = summary["protocol"]
-        cells = [_sampler(summary), protocol["steps"], protocol["network_evaluations_per_image"]]
-        for name in columns:
-            row = summary["metrics"][name]
+        cells = [name, protocol["steps"], protocol["network_evaluations_per_image"]]
+        for column in columns:
+            row = summary["metrics"][column]
             text = f"{row['value']:.4g}" + (f" ± {row['spread']:.2g}" if "spread" in row else "")
-            cells.append(f"**{text}**" if row["value"] == best[name] else text)
+            cells.append(f"**{text}**" if row["value"] == best[column] else text)
         cells.append(f"{summary['timing']['images_per_second']:.3g}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     protocol = summaries[0]["protocol"]
@@ -69,9 +74,15 @@ def table_of(summaries: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _sampler(summary: dict[str, Any]) -> str:
-    """Its class, and the settings that are not the usual ones."""
-    node = dict(summary["protocol"]["sampler"])
-    name = str(node.pop("_target_")).rsplit(".", 1)[-1]
-    settings = ("eta", "variance", "spacing")
-    return " ".join([name, *(f"{key}={node[key]}" for key in settings if node.get(key) is not None)])
+def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each one's sampler: its class, and those of its settings, but for the number of steps, in which others of that class differ."""
+    nodes = [dict(summary["protocol"]["sampler"]) for summary in summaries]
+    names = [str(node.pop("_target_")).rpartition(".")[2] for node in nodes]
+    values: dict[tuple[str, str], set[str]] = {}
+    for name, node in zip(names, nodes, strict=True):
+        for key, value in node.items():
+            values.setdefault((name, key), set()).add(str(value))
+    return [
+        " ".join([name, *(f"{k}={v}" for k, v in node.items() if k != "num_steps" and len(values[name, k]) > 1)])
+        for name, node in zip(names, nodes, strict=True)
+    ]

@@ -269,10 +269,10 @@ def test_a_study_ends_in_one_table_and_one_plot(run, tmp_path):
     table = (tmp_path / "study" / "study.md").read_text()
     rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
     assert [row[:3] for row in rows[2:]] == [
-        ["DDIM eta=0.0 spacing=trailing", "2", "2"],
-        ["DDIM eta=0.0 spacing=trailing", "4", "4"],
-        ["Heun spacing=trailing", "2", "3"],
-        ["Heun spacing=trailing", "4", "7"],
+        ["DDIM", "2", "2"],
+        ["DDIM", "4", "4"],
+        ["Heun", "2", "3"],
+        ["Heun", "4", "7"],
     ]
     assert table in done.stdout
     assert size_of(tmp_path / "study" / "study.png") == (960, 600)
@@ -284,17 +284,17 @@ def test_a_study_ends_in_one_table_and_one_plot(run, tmp_path):
 
 
 def test_the_best_of_each_column_is_marked():
-    def summary(fid, recall):
+    def summary(fid, recall, eta):
         metrics = {"fid": {"value": fid}, "recall": {"value": recall, "spread": 0.1}}
         protocol = {
-            "sampler": {"_target_": "a.DDIM", "eta": 0.0}, "steps": 10, "network_evaluations_per_image": 10,
+            "sampler": {"_target_": "a.DDIM", "eta": eta, "clip": 1.0}, "steps": 10, "network_evaluations_per_image": 10,
             "weights": "ema", "checkpoint": "x", "num_samples": 5, "reference_images": 6, "reference": "train", "features": "f",
         }  # fmt: skip
         return {"metrics": metrics, "protocol": protocol, "timing": {"images_per_second": 3.0}}
 
-    lines = table_of([summary(2.0, 0.5), summary(3.0, 0.75)]).splitlines()
+    lines = table_of([summary(2.0, 0.5, 0.0), summary(3.0, 0.75, 1.0)]).splitlines()
     assert lines[2] == "| DDIM eta=0.0 | 10 | 10 | **2** | 0.5 ± 0.1 | 3 |"
-    assert lines[3] == "| DDIM eta=0.0 | 10 | 10 | 3 | **0.75 ± 0.1** | 3 |"
+    assert lines[3] == "| DDIM eta=1.0 | 10 | 10 | 3 | **0.75 ± 0.1** | 3 |"
 
 
 def test_the_classifier_is_trained_from_the_command_line(tmp_path):
