@@ -37,6 +37,8 @@ def grid(images: Tensor, *, columns: int | None = None, cell: int = 32) -> Tenso
 def cells(sheet: Tensor, image_size: Sequence[int], *, cell: int = 32) -> Tensor:
     """(N, C, H, W) the enlarged images of a contact sheet (C, H', W') that `grid` made, row by row, with its empty cells."""
     height, width = (_factor(image_size, cell) * side for side in image_size)
+    if sheet.shape[1:] == (height, width):
+        return sheet[None]  # one image has no frame
     rows = sheet[:, 2:, 2:].unfold(1, height, height + 2).unfold(2, width, width + 2)
     return rows.flatten(1, 2).transpose(0, 1)
 

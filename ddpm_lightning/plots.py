@@ -61,8 +61,8 @@ _COLORS = tuple(dict.fromkeys(color for color, _ in _LOOKS))
 
 
 def look(index: int) -> tuple[str, str]:
-    """Colour and dashes of the curve of this number: all colours with a whole line, then dashed, dotted, and again."""
-    return _COLORS[index % len(_COLORS)], ("-", "--", ":")[index // len(_COLORS) % 3]
+    """Colour and dashes of the curve of this number: neighbours differ in both, so that one shows below the other."""
+    return _COLORS[index % 7], ("-", "--", ":")[index % 3]
 
 
 def draw_schedules(path: Path, *, num_steps: int = 1000) -> None:

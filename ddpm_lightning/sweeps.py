@@ -38,7 +38,7 @@ class Report(Callback):
 
             print("", *write_report(folder), sep="\n", flush=True)
         except Exception as error:  # whatever it is, the runs are whole
-            print(f"no report: {error}; try again by `python -m ddpm_lightning report {folder}`", file=sys.stderr)
+            print(f"no report: {error}", file=sys.stderr, flush=True)
 
 
 @contextmanager

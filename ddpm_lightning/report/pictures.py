@@ -40,7 +40,7 @@ def quartiles(settings: Sequence[Setting]) -> Iterator[Picture]:
     for i in range(4):
         found = [c for k, s in enumerate(settings) if (c := _curve(s, k, f"train/loss_q{i + 1}", "step")) is not None]
         if found:
-            title = f"train/loss, {i / 4:g} T < t ≤ {(i + 1) / 4:g} T"
+            title = f"train/loss, {i / 4:g} < t/T ≤ {(i + 1) / 4:g}"
             yield title, draw_curves(found, title=title, x_label="step")
 
 

@@ -104,8 +104,11 @@ def _unfinished(folder: Path, runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def _curves(settings: Sequence[Setting]) -> Iterator[Block]:
+    means = "Mean over the seeds; the band reaches from the least run to the greatest."
+    if differ := incomparable("val/loss", settings):
+        means += f" The settings' losses do not compare, since they differ in {' and '.join(map(_code, differ))}."
     for title, pictures, note in (
-        ("Curves", [*curves(settings)], "Mean over the seeds; the band reaches from the least run to the greatest."),
+        ("Curves", [*curves(settings)], means),
         ("Loss by quarter of t", [*quartiles(settings)], ""),
         ("Schedules", [*schedule_curves(settings)], ""),
     ):
