@@ -61,7 +61,9 @@ p { margin: .5rem 0; max-width: 52rem; }
 code { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
 .box { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem .35rem 0; text-align: left; white-space: nowrap; border-bottom: 1px solid #eee; }
+th, td { padding: .35rem .8rem .35rem 0; text-align: left; vertical-align: top; white-space: nowrap; border-bottom: 1px solid #eee; }
+td code { overflow-wrap: normal; }
+td:last-child:not(.number) { white-space: normal; min-width: 14rem; }
 th { border-bottom: 1px solid #999; font-weight: 600; }
 .number { text-align: right; padding: .35rem 0 .35rem .8rem; }
 .key { display: inline-block; width: 1.6em; margin-right: .5em; vertical-align: middle; }

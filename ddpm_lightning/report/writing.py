@@ -12,7 +12,7 @@ from ddpm_lightning.report.answer import METRICS, answer, incomparable, ranking
 from ddpm_lightning.report.comparison import LEVEL, Distance, Mean
 from ddpm_lightning.report.page import Block, Gallery, Heading, Row, Strip, Table, Text, to_html, to_markdown
 from ddpm_lightning.report.pictures import curves, last_samples, quartiles, schedule_curves
-from ddpm_lightning.report.reading import Run, Setting, failed_jobs_in, job_number, read_runs, settings_of
+from ddpm_lightning.report.reading import Run, Setting, failed_jobs_in, job_number, part, read_runs, settings_of
 from ddpm_lightning.run_folder import replace_file
 
 __all__ = ["write_report"]
@@ -93,13 +93,12 @@ def _unfinished(folder: Path, runs: Sequence[Run]) -> Iterator[Block]:
     for run in runs:
         note = noted.pop(f"{job_number(run.folder)}", None) if run.folder.parent == folder else None
         if run.status != "finished":
-            said = note["why"] if note else f"after {run.summary['steps']} steps" if "steps" in run.summary else "–"
-            typed = " ".join(f"{key}={value}" for key, value in run.overrides.items())
-            rows.append(Row([_code(_relative(run.folder, folder)), run.status, said, _code(typed)]))
-    rows += [Row([f"job {number}", "failed", job["why"], _code(job["overrides"])]) for number, job in noted.items()]
+            why = note["why"] if note else f"after {run.summary['steps']} steps" if "steps" in run.summary else "–"
+            rows.append(Row([_code(_relative(run.folder, folder)), run.status, why]))
+    rows += [Row([f"job {number}", "failed", f"{_code(j['overrides'])}: {j['why']}"]) for number, j in noted.items()]
     if rows:
         yield Heading("Not finished")
-        yield Table(["job", "status", "why", "overrides"], rows, 4)
+        yield Table(["job", "status", "why"], rows, 3)
         yield Text("These count in no mean above.", note=True)
 
 
@@ -126,10 +125,12 @@ def _samples(settings: Sequence[Setting]) -> Iterator[Block]:
         pictures = [(f"`{s.name}`, seed {seed}", look(i), p) for i, s, run in of_seed if (p := last_samples(run))]
         strips += [Strip(pictures)] if pictures else []
     if strips:
+        keys = ("callbacks.sample_grid.seed", "data.image_size", "data.channels")
+        noises = [[part(setting.runs[0].config, key) for key in keys] for setting in settings]
+        shared = noises[0][0] is not None and all(noise == noises[0] for noise in noises)
         yield Heading("Samples")
-        yield Text(
-            "The first of each run's last pictures: one column is drawn from the same noise in all rows.", note=True
-        )
+        same = " The images of a column are drawn from the same noise." if shared else ""
+        yield Text(f"From each run's last picture.{same}", note=True)
         yield from strips
 
 
