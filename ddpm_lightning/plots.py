@@ -145,6 +145,8 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     _save(figure, path)
 
 
+_INSIDE = 4  # so many curves' names find room in their plot
+
 Array = NDArray[np.floating[Any]]
 
 
@@ -165,7 +167,8 @@ def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log
     Args:
         may_be_log: a logarithmic axis where the values span more than a factor of 4.
     """
-    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    below = len(curves) > _INSIDE
+    figure = Figure(figsize=(5.6, 3.4 + 0.19 * len(curves) * below), layout="constrained")
     axes = figure.subplots()
     for curve in curves:
         color, dashes = look(curve.number)
@@ -184,7 +187,9 @@ def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log
     axes.set_xlabel(x_label)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1:
+    if below:
+        figure.legend(loc="outside lower left", frameon=False, fontsize=9)
+    elif len(curves) > 1:
         axes.legend(frameon=False, fontsize=9)
     file = BytesIO()
     figure.savefig(file, dpi=150, format="png")

@@ -77,7 +77,10 @@ def sweep(tmp_path_factory):
             number += 1
     fabricate(folder, 9, "schedule=laplace", "seed=0", status="interrupted", best={"val/bits_per_dim": 1.0})
     fabricate(folder, 10, "schedule=laplace", "seed=1", status=None)
-    failed = {"11": {"overrides": "schedule=<odd> seed=0", "why": "lost | found"}}
+    failed = {
+        "10": {"overrides": "schedule=laplace seed=1", "why": "exit code -9"},
+        "11": {"overrides": "schedule=<odd> seed=0", "why": "lost | found"},
+    }
     (folder / "failed_jobs.json").write_text(json.dumps(failed))
     sweep = {"hydra": {"overrides": {"task": ["schedule=linear,cosine,sigmoid,laplace", "seed=0,1,2"]}}}
     OmegaConf.save(OmegaConf.create(sweep), folder / "multirun.yaml")
@@ -171,7 +174,7 @@ def test_what_has_not_finished_is_listed(pages):
     rows = rows_of(pages[1], "Not finished")
     assert rows == [
         ["`9_schedule_laplace,seed_0`", "interrupted", "after 100 steps"],
-        ["`10_schedule_laplace,seed_1`", "killed", "–"],
+        ["`10_schedule_laplace,seed_1`", "killed", "exit code -9"],
         ["job 11", "failed", r"`schedule=<odd> seed=0`: lost \| found"],
     ]
     assert "<code>schedule=&lt;odd&gt; seed=0</code>: lost | found" in pages[0]
@@ -191,7 +194,7 @@ def test_the_page_needs_nothing_but_itself(pages):
     sources = re.findall(r'src="([^"]+)"', html)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     pictures = [Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2]))) for s in sources]
-    plots = [picture for picture in pictures if picture.width > 700]
+    plots = [picture for picture in pictures if picture.height > 300]
     # three metrics by step and by time, the first quarter's loss, two curves of the schedules; then a row for each run
     assert (len(plots), len(pictures) - len(plots)) == (9, 11)
     for plot in plots:
@@ -222,8 +225,8 @@ def test_samples_are_the_first_of_the_grid_in_their_order(tmp_path):
         count = {plain: 12, labelled: 14}[run.folder]
         with Image.open(io.BytesIO(last_samples(run, count=count))) as image:
             row = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        shown = cells(row, (32, 32))
-        assert shown.shape == (count, 3, 32, 32)
+        shown = cells(row, (32, 32), cell=64)
+        assert shown.shape == (count, 3, 64, 64)
         assert shown[:, 0, 5, 5].tolist() == [10 * i for i in range(count)]
 
 

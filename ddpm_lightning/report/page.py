@@ -44,7 +44,7 @@ class Gallery(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """Pixels below each other: a caption, its look, and the PNG file, enlarged to the page's width."""
+    """Pictures below each other: a caption, its look, and the PNG file."""
 
     pictures: Sequence[tuple[str, tuple[str, str], bytes]]
 
@@ -71,7 +71,7 @@ th { border-bottom: 1px solid #999; font-weight: 600; }
 figure { margin: 0; }
 .gallery img { width: 100%; max-width: 560px; display: block; }
 .strip figure { margin: .8rem 0; }
-.strip img { width: 100%; max-width: 760px; display: block; image-rendering: pixelated; }
+.strip img { max-width: min(100%, 800px); display: block; }
 figcaption { font-size: .92rem; margin-bottom: .2rem; overflow-wrap: anywhere; }
 """.strip()
 

@@ -17,6 +17,13 @@ from ddpm_lightning.run_folder import replace_file
 
 __all__ = ["write_report"]
 
+_RULE = (
+    f"A distance is **clear** where a t-test gives p < {LEVEL:g}, and else **within** the spread: it may be chance. Where two "
+    "settings share two seeds or more, the test compares seed by seed, since a seed fixes the split of the data, the first weights "
+    "and the noise: a distance can be clear though the deviations overlap. Elsewhere it is Welch's. The p-values are of one pair "
+    "at a time; the best of many settings looks better than it is."
+)
+
 
 def write_report(folder: Path) -> list[Path]:
     """Compare the runs at and below a folder, and return the paths of `report.html` and `report.md`, which are put in it.
@@ -71,14 +78,11 @@ def _results(settings: Sequence[Setting]) -> Iterator[Block]:
         rows.append(Row(cells, look(i)))
     yield Heading("Results")
     yield Table(head, rows, len(keys))
-    yield Text(
+    values = (
         "Of each finished run the best of its validations (`best` in its summary.json; less is better), then mean ± standard "
-        f"deviation over the seeds (with n − 1). A distance is **clear** where a t-test gives p < {LEVEL:g}, and else **within** "
-        "the spread: it may be chance. Where two settings share two seeds or more, the test compares seed by seed, since a seed "
-        "fixes the split of the data, the first weights and the noise: a distance can be clear though the deviations overlap. "
-        "Elsewhere it is Welch's. The p-values are of one pair at a time; the best of many settings looks better than it is.",
-        note=True,
+        "deviation over the seeds (with n − 1)."
     )
+    yield Text(f"{values} {_RULE}" if several and ranked else values, note=True)
 
 
 def _distance(mean: Mean | None, best: Mean | None, is_best: bool) -> str:
