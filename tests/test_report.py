@@ -305,6 +305,7 @@ def test_a_sweep_ends_in_a_report(tmp_path, processes):
     text = (folder / "report.md").read_text()
     if processes == 2:
         assert "prediction=z" in rows_of(text, "Not finished")[0][2]
+        assert [row[-1] for row in rows_of(text, "Cost")] == ["2"]  # the processes of the job that has finished
         return
     best = [
         json.loads(path.read_text())["best"]["val/bits_per_dim"]

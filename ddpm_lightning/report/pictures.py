@@ -100,7 +100,9 @@ def _curve(setting: Setting, number: int, column: str, clock: str) -> Curve | No
         return None
     table = np.array([[series[step] for step in steps] for series in found])  # (runs, steps, seconds and value)
     values = table[..., 1]
-    x = steps if clock == "step" else table[..., 0].mean(0)
+    x = np.array(steps) if clock == "step" else table[..., 0].mean(0)
+    if not x.any():
+        return None  # an earlier version's run, which kept no time
     return Curve(setting.name, number, x, values.mean(0), values.min(0), values.max(0))
 
 

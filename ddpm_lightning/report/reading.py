@@ -42,7 +42,9 @@ class Run:
         """
         try:
             with (self.folder / "metrics.csv").open(newline="") as file:
-                rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+                rows = [
+                    {k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file) if row.get("step")
+                ]
         except (OSError, ValueError):
             return {}
         clock = [(0.0, 0.0), *((r["step"], r["train/wall_seconds"]) for r in rows if "train/wall_seconds" in r)]
