@@ -1,4 +1,4 @@
-"""What is neither training nor sampling: `python -m ddpm_lightning schedules | likelihood | features | export`."""
+"""What is neither training nor sampling: `python -m ddpm_lightning schedules | likelihood | features | export | report`."""
 
 import argparse
 import sys
@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--weights", default="ema", metavar="ema|raw", help="%(default)s")
     export.add_argument("--format", default="diffusers", metavar="diffusers|safetensors", help="%(default)s")
     export.set_defaults(run=_export)
+
+    about = "compare the runs of a sweep, or of any folder: report.html and report.md are written into it"
+    report = commands.add_parser("report", help=about, description=about, allow_abbrev=False)
+    report.add_argument("folder", type=Path)
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -90,6 +95,13 @@ def _export(arguments: argparse.Namespace) -> None:
 
     export(arguments.checkpoint, arguments.folder, weights=arguments.weights, form=arguments.format)
     print(arguments.folder)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from ddpm_lightning.report import write_report
+
+    for path in write_report(arguments.folder):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torchvision.utils import make_grid
 
 from ddpm_lightning.seeds import derive
 
-__all__ = ["SeededNoise", "from_uint8", "grid", "labels_in_turn", "rows_by_label", "save_png", "to_uint8"]
+__all__ = ["SeededNoise", "cells", "from_uint8", "grid", "labels_in_turn", "rows_by_label", "save_png", "to_uint8"]
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -29,9 +29,22 @@ def grid(images: Tensor, *, columns: int | None = None, cell: int = 32) -> Tenso
 
     It is as nearly square as can be where `columns` is not given.
     """
-    factor = max(1, -(-cell // max(images.shape[-2:])))
+    factor = _factor(images.shape[-2:], cell)
     enlarged = images.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     return make_grid(enlarged, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=0)
+
+
+def cells(sheet: Tensor, image_size: Sequence[int], *, cell: int = 32) -> Tensor:
+    """(N, C, H, W) the enlarged images of a contact sheet (C, H', W') that `grid` made, row by row, with its empty cells."""
+    height, width = (_factor(image_size, cell) * side for side in image_size)
+    if sheet.shape[1:] == (height, width):
+        return sheet[None]  # one image has no frame
+    rows = sheet[:, 2:, 2:].unfold(1, height, height + 2).unfold(2, width, width + 2)
+    return rows.flatten(1, 2).transpose(0, 1)
+
+
+def _factor(image_size: Sequence[int], cell: int) -> int:
+    return max(1, -(-cell // max(image_size)))
 
 
 def labels_in_turn(indices: Iterable[int], labels: Sequence[int] | None) -> Tensor | None:

@@ -2,22 +2,35 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, cycle
+from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm_lightning import schedules
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["FAMILIES", "Panel", "draw_bits_by_step", "draw_points", "draw_schedules", "draw_study"]
+__all__ = [
+    "FAMILIES",
+    "Curve",
+    "Panel",
+    "draw_bits_by_step",
+    "draw_curves",
+    "draw_points",
+    "draw_schedules",
+    "draw_study",
+    "look",
+]
 
 FAMILIES: dict[str, Callable[[int], NoiseSchedule]] = {
     "linear": schedules.linear,
@@ -45,6 +58,11 @@ _LOOKS = (
 )
 
 _COLORS = tuple(dict.fromkeys(color for color, _ in _LOOKS))
+
+
+def look(index: int) -> tuple[str, str]:
+    """Colour and dashes of the curve of this number: neighbours differ in both, so that one shows below the other."""
+    return _COLORS[index % 7], ("-", "--", ":")[index % 3]
 
 
 def draw_schedules(path: Path, *, num_steps: int = 1000) -> None:
@@ -109,12 +127,16 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for (name, points), (color, dashes) in zip(curves.items(), cycle(_LOOKS)):
+    for index, (name, points) in enumerate(curves.items()):
+        color, dashes = look(index)
         x, y, deviation = zip(*sorted(points), strict=True)
         axes.errorbar(x, y, deviation, label=name, color=color, linestyle=dashes, marker="o", markersize=5, capsize=3)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    ticks = sorted({point[0] for points in curves.values() for point in points})
+    ticks: list[float] = []
+    for x in sorted({point[0] for points in curves.values() for point in points}):
+        if not ticks or x > 1.15 * ticks[-1]:  # or their numbers would overlap
+            ticks.append(x)
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:g}")
@@ -125,6 +147,57 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+_INSIDE = 4  # so many curves' names find room in their plot
+
+Array = NDArray[np.floating[Any]]
+
+
+class Curve(NamedTuple):
+    """A curve, and the band around it, of the look of its number."""
+
+    name: str
+    number: int
+    x: Sequence[float] | Array
+    y: Sequence[float] | Array
+    low: Sequence[float] | Array | None = None
+    high: Sequence[float] | Array | None = None
+
+
+def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log: bool = True) -> bytes:
+    """Curves of finite numbers in one small plot, as a PNG file.
+
+    Args:
+        may_be_log: a logarithmic axis where the values span more than a factor of 4.
+    """
+    below = len(curves) > _INSIDE
+    figure = Figure(figsize=(5.6, 3.4 + 0.19 * len(curves) * below), layout="constrained")
+    axes = figure.subplots()
+    for curve in curves:
+        color, dashes = look(curve.number)
+        marker = "o" if len(curve.x) < 2 else None  # one point has no line
+        axes.plot(curve.x, curve.y, label=curve.name, color=color, linestyle=dashes, linewidth=1.8, marker=marker)
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
+    values = np.concatenate([np.asarray(curve.y) for curve in curves])
+    if may_be_log and 0 < 4 * values.min() < values.max():
+        few = values.max() < 1e3 * values.min()
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if below:
+        figure.legend(loc="outside lower left", frameon=False, fontsize=9)
+    elif len(curves) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    file = BytesIO()
+    figure.savefig(file, dpi=150, format="png")
+    return file.getvalue()
 
 
 class Panel(NamedTuple):

@@ -12,6 +12,7 @@ from typing import IO, Any
 from ddpm_lightning.errors import UserError
 
 __all__ = [
+    "FAILED_JOBS",
     "checkpoints_of",
     "has_finished",
     "is_going_on",
@@ -21,6 +22,8 @@ __all__ = [
     "replace_file",
     "unfinished_runs",
 ]
+
+FAILED_JOBS = "failed_jobs.json"  # in a sweep's folder: by job number, its overrides and why it failed
 
 _LOCK = ".lock"
 

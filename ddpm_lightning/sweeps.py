@@ -1,5 +1,6 @@
 """A sweep's jobs: one that fails leaves the others alone, and at the end all that failed are named."""
 
+import json
 import os
 import sys
 import traceback
@@ -7,17 +8,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import Stopped, UserError
+from ddpm_lightning.run_folder import FAILED_JOBS, replace_file
 
-__all__ = ["failed_jobs", "job", "tell_sweep"]
+__all__ = ["Report", "failed_jobs", "job", "tell_sweep"]
 
 _TELL = "DDPM_TELL_SWEEP"  # the file in which a job with processes of its own leaves its error's sentence
-_failed: list[str] = []
+_failed: dict[int, dict[str, str]] = {}  # by the job's number
+
+
+class Report(Callback):
+    """Ends a sweep of `train.py` in a page that compares its runs, and leaves its outcome alone where that cannot be written."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            if _failed:
+                with replace_file(folder / FAILED_JOBS) as file:
+                    file.write(json.dumps(_failed, indent=2) + "\n")
+            from ddpm_lightning.report import write_report  # torch and matplotlib are imported only when there is work
+
+            print("", *write_report(folder), sep="\n", flush=True)
+        except Exception as error:  # whatever it is, the runs are whole
+            print(f"no report: {error}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -48,7 +69,7 @@ def job(sentence: Callable[[BaseException], str]) -> Iterator[None]:
             if not why:  # else the job's own process has printed it
                 why = f"exit code {error.code}" if isinstance(error, SystemExit) else sentence(error)
                 print(f"error: {why}", file=sys.stderr, flush=True)
-            _failed.append(f"job {hydra.job.num} ({' '.join(hydra.overrides.task)}): {why}")
+            _failed[hydra.job.num] = {"overrides": " ".join(hydra.overrides.task), "why": why}
         finally:
             del os.environ[_TELL]
 
@@ -57,7 +78,8 @@ def failed_jobs() -> str | None:
     """How many jobs of this process's sweep failed and, a line for each, their number, overrides and error; None for none."""
     if not _failed:
         return None
-    return "\n  ".join([f"{len(_failed)} of the sweep's jobs failed, the others have ended well:", *_failed])
+    named = [f"job {number} ({job['overrides']}): {job['why']}" for number, job in _failed.items()]
+    return "\n  ".join([f"{len(_failed)} of the sweep's jobs failed, the others have ended well:", *named])
 
 
 def tell_sweep(sentence: str) -> None:

@@ -1,0 +1,86 @@
+"""Means over seeds, and whether two of them are further apart than chance puts them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["LEVEL", "Distance", "Mean"]
+
+LEVEL = 0.05  # of the t-tests
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean and standard deviation (with n − 1) of one finite value or more; the deviation of one is unknown, nan.
+
+    Args:
+        by_seed: a run's value, by its seed.
+    """
+
+    by_seed: Mapping[int, float]
+
+    @property
+    def n(self) -> int:
+        return len(self.by_seed)
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean([*self.by_seed.values()]))
+
+    @property
+    def deviation(self) -> float:
+        return float(np.std([*self.by_seed.values()], ddof=1)) if self.n > 1 else math.nan
+
+    def __str__(self) -> str:
+        """With as many decimals as the deviation's two leading digits need."""
+        if not self.deviation > 0:
+            return f"{self.mean:.4g}" + (" ± 0" if self.deviation == 0 else "")
+        decimals = max(0, 1 - math.floor(math.log10(self.deviation)))
+        return f"{self.mean:,.{decimals}f} ± {self.deviation:,.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a mean lies above another, and the p-value of Student's t-test, nan where it is not known.
+
+    A seed fixes a run's split of the data, its first weights and its noise: what two settings' runs owe to them cancels
+    where they are compared seed by seed. So the test is the paired one over the seeds that both have, if these are two
+    or more, and else Welch's (Welch 1947).
+    """
+
+    delta: float
+    p: float
+
+    @classmethod
+    def between(cls, low: Mean, high: Mean) -> "Distance":
+        """`high` minus `low`."""
+        if len(shared := sorted({*low.by_seed} & {*high.by_seed})) > 1:
+            pairs = Mean({seed: high.by_seed[seed] - low.by_seed[seed] for seed in shared})
+            return cls(pairs.mean, _p_value(pairs.mean, pairs.deviation**2 / pairs.n, pairs.n - 1))
+        delta, a, b = high.mean - low.mean, low.deviation**2 / low.n, high.deviation**2 / high.n
+        freedom = (a + b) ** 2 / (a**2 / (low.n - 1) + b**2 / (high.n - 1)) if a + b > 0 else math.nan
+        return cls(delta, _p_value(delta, a + b, freedom))
+
+    @property
+    def clear(self) -> bool | None:
+        """Whether it is more than the spread; None where that is not known."""
+        return None if math.isnan(self.p) else self.p < LEVEL
+
+    def __str__(self) -> str:
+        return f"{self.delta:+.2g}" + {None: "", True: " clear", False: " within"}[self.clear]
+
+
+def _p_value(delta: float, variance: float, freedom: float) -> float:
+    """Two-sided. With x = √ν tan θ, Student's density becomes cos^{ν−1} θ, whose integral needs no library."""
+    if not variance > 0:
+        return math.nan if math.isnan(variance) else float(delta == 0)
+    theta = math.atan(abs(delta) / math.sqrt(variance * freedom))
+    return _integral(freedom, theta) / _integral(freedom, 0)
+
+
+def _integral(freedom: float, start: float) -> float:
+    width = (math.pi / 2 - start) / 20_000
+    middles = start + width * (np.arange(20_000) + 0.5)
+    return float(np.sum(np.cos(middles) ** (freedom - 1)) * width)

@@ -1,0 +1,115 @@
+"""The report's pictures, as PNG files in memory: curves, schedules, and samples side by side."""
+
+import json
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.images import cells, grid
+from ddpm_lightning.plots import Curve, draw_curves
+from ddpm_lightning.report.reading import Run, Setting, part
+from ddpm_lightning.runs.build import build
+from ddpm_lightning.runs.checkpoint import check_targets
+from ddpm_lightning.schedules import NoiseSchedule
+
+__all__ = ["COLUMNS", "curves", "last_samples", "quartiles", "schedule_curves"]
+
+COLUMNS = ("train/loss", "val/loss", "val/bits_per_dim", "val/fid")
+
+Picture = tuple[str, bytes]  # what it shows, and the PNG file
+
+
+def curves(settings: Sequence[Setting], columns: Sequence[str] = COLUMNS) -> Iterator[Picture]:
+    """Each column of metrics.csv against step and wall time: the mean over a setting's runs, and from least to most."""
+    for column in columns:
+        for clock in ("step", "seconds"):
+            found = [c for i, setting in enumerate(settings) if (c := _curve(setting, i, column, clock)) is not None]
+            if found:
+                title = f"{column} by {'step' if clock == 'step' else 'wall time'}"
+                yield title, draw_curves(found, title=column, x_label="step" if clock == "step" else "wall time in s")
+
+
+def quartiles(settings: Sequence[Setting]) -> Iterator[Picture]:
+    """The training loss of each quarter of the times t, against step."""
+    for i in range(4):
+        found = [c for k, s in enumerate(settings) if (c := _curve(s, k, f"train/loss_q{i + 1}", "step")) is not None]
+        if found:
+            title = f"train/loss, {i / 4:g} < t/T ≤ {(i + 1) / 4:g}"
+            yield title, draw_curves(found, title=title, x_label="step")
+
+
+def schedule_curves(settings: Sequence[Setting]) -> Iterator[Picture]:
+    """ᾱ_t and log SNR of the settings' schedules, where they differ."""
+    first = {
+        json.dumps(part(s.runs[0].config, "schedule"), sort_keys=True): i for i, s in reversed([*enumerate(settings)])
+    }
+    if len(first) < 2:
+        return
+    bars, snrs = [], []
+    for i in sorted(first.values()):
+        named = {k: v for k, v in settings[i].values.items() if k.partition(".")[0] == "schedule"}
+        name = Setting(named or settings[i].values, ()).name
+        schedule = _schedule(settings[i].runs[0].config)
+        if schedule is None:
+            continue
+        share = np.arange(schedule.num_steps + 1) / schedule.num_steps
+        shown = schedule.log_snr.isfinite().numpy()  # ∞ at t = 0, and −∞ at T where nothing of the image is left
+        bars.append(Curve(name, i, share, schedule.alpha_bar.numpy()))
+        snrs.append(Curve(name, i, share[shown], schedule.log_snr.numpy()[shown]))
+    if bars:
+        yield (
+            "ᾱ: the signal's share",
+            draw_curves(bars, title="ᾱ: the signal's share of the variance", x_label="t/T", may_be_log=False),
+        )
+        yield "log SNR", draw_curves(snrs, title="log SNR = log ᾱ/(1 − ᾱ)", x_label="t/T", may_be_log=False)
+
+
+def last_samples(run: Run, *, count: int = 12) -> bytes | None:
+    """The first images of a run's last grid in a row, or its last scatter plot; None where it has drawn none."""
+    found = sorted((run.folder / "samples").glob("grid_*.png"))
+    if not found:
+        scatter = sorted((run.folder / "samples").glob("scatter_*.png"))
+        return scatter[-1].read_bytes() if scatter else None
+    try:
+        with Image.open(found[-1]) as image:
+            sheet = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        images = cells(sheet, part(run.config, "data.image_size"))
+    except (OSError, ValueError, TypeError, RuntimeError):
+        return None
+    if classes := part(run.config, "data.num_classes"):  # a row for each label: back into turns
+        images = images.unflatten(0, (classes, -1)).transpose(0, 1).flatten(0, 1)
+    drawn = part(run.config, "callbacks.sample_grid.num_samples") or len(images)
+    shown = images[: min(count, drawn)]
+    row = grid(shown, columns=len(shown), cell=64)
+    file = BytesIO()
+    Image.fromarray(row.permute(1, 2, 0).numpy()).save(file, format="png")
+    return file.getvalue()
+
+
+def _curve(setting: Setting, number: int, column: str, clock: str) -> Curve | None:
+    """Over the steps at which all the runs have a value: finished ones, or whatever there is where none has finished."""
+    found = [series for run in setting.finished or setting.runs if (series := run.metrics.get(column))]
+    steps = sorted(set.intersection(*({*series} for series in found))) if found else []
+    if not steps:
+        return None
+    table = np.array([[series[step] for step in steps] for series in found])  # (runs, steps, seconds and value)
+    values = table[..., 1]
+    x = np.array(steps) if clock == "step" else table[..., 0].mean(0)
+    if not x.any():
+        return None  # an earlier version's run, which kept no time
+    return Curve(setting.name, number, x, values.mean(0), values.min(0), values.max(0))
+
+
+def _schedule(config: Any) -> NoiseSchedule | None:
+    """Built as from a stranger's checkpoint: of this package's parts, or not at all."""
+    try:
+        check_targets(part(config, "schedule"))
+        return build("schedule", OmegaConf.create(part(config, "schedule")))
+    except (UserError, ImportError, LookupError):
+        return None

@@ -1,0 +1,209 @@
+"""The runs of a sweep as their folders tell them, and the settings that they differ in."""
+
+import csv
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.report.comparison import Mean
+from ddpm_lightning.run_folder import FAILED_JOBS, is_going_on
+
+__all__ = ["Run", "Setting", "failed_jobs_in", "job_number", "part", "read_runs", "settings_of"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: its config as plain data, what was typed, its summary ({} where it was killed), and how it has ended."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    overrides: Mapping[str, str]
+    summary: Mapping[str, Any]
+    status: str
+
+    @property
+    def seed(self) -> int:
+        return self.config.get("seed", 0)
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[int, tuple[float, float]]]:
+        """By column of metrics.csv and step: the seconds since the start, and the value.
+
+        Only training's rows hold the seconds: those of the others lie between them in proportion to the step.
+        """
+        try:
+            with (self.folder / "metrics.csv").open(newline="") as file:
+                rows = [
+                    {k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file) if row.get("step")
+                ]
+        except (OSError, ValueError):
+            return {}
+        clock = [(0.0, 0.0), *((r["step"], r["train/wall_seconds"]) for r in rows if "train/wall_seconds" in r)]
+        seconds = np.interp([row["step"] for row in rows], *np.array(clock).T).tolist()
+        found: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
+        for row, second in zip(rows, seconds, strict=True):
+            for column, value in row.items():
+                if math.isfinite(value):
+                    found[column][int(row["step"])] = (second, value)
+        return found
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in nothing but the seed, and the values in which they differ from the other settings'."""
+
+    values: Mapping[str, str]
+    runs: Sequence[Run]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.values.items()) or "this setting"
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.status == "finished"]
+
+    def mean(self, *keys: str) -> Mean | None:
+        """Of an entry of the finished runs' summaries."""
+        found = {run.seed: _at(run.summary, keys) for run in self.finished}
+        known = {seed: float(v) for seed, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
+        return Mean(known) if known else None
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The runs at and below a folder, in the order of their names.
+
+    Raises:
+        UserError: where there are none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give a sweep's, multirun/<day>/<time>, or a run's")
+    found = {p.parent for p in folder.glob("**/config.yaml") if p.parent.name != ".hydra" and "wandb" not in p.parts}
+    runs = [run for path in found if (run := _read(path)) is not None]
+    if not runs:
+        raise UserError(f"{folder} holds no run of train.py: give a sweep's folder, multirun/<day>/<time>, or a run's")
+    return sorted(runs, key=lambda run: (run.folder.parent, job_number(run.folder), run.folder.name))
+
+
+def failed_jobs_in(folder: Path) -> dict[str, dict[str, str]]:
+    """What the sweep noted of its failed jobs, by their numbers: "overrides" and "why"."""
+    try:
+        return json.loads((folder / FAILED_JOBS).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def job_number(folder: Path) -> float:
+    """The number that a job's folder begins with."""
+    number = folder.name.partition("_")[0]
+    return int(number) if number.isdecimal() else math.inf
+
+
+def settings_of(runs: Sequence[Run]) -> list[Setting]:
+    """The runs grouped by their configs without seeds and paths, and named by what was typed, as far as it differs."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_comparable(run), sort_keys=True), []).append(run)
+    firsts = [group[0] for group in groups.values()]
+    configs = [_comparable(run) for run in firsts]
+    typed = dict.fromkeys(key for run in firsts for key in run.overrides)
+    keys = [k for k in typed if _differs([_typed(run, k) for run in firsts]) and _may_differ(configs, k)]
+    names = [tuple(_typed(run, key) for key in keys) for run in firsts]
+    if len({*names}) < len(names):  # what was typed does not tell them apart
+        leaves = dict.fromkeys(leaf for config in configs for leaf in _leaves(config))
+        told = ("denoiser.", *(f"{key}." for key in keys))
+        keys += [
+            k for k in leaves if k not in keys and not k.startswith(told) and _differs([part(c, k) for c in configs])
+        ]
+    return [
+        Setting({key: _typed(group[0], key) for key in keys}, sorted(group, key=lambda run: run.seed))
+        for group in groups.values()
+    ]
+
+
+def part(config: Any, key: str) -> Any:
+    """The part of a config at a dotted key, None where there is none."""
+    return _at(config, key.split("."))
+
+
+def _read(folder: Path) -> Run | None:
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except Exception:  # YAML's and OmegaConf's errors have no common class, and a strange file is no run
+        return None
+    if not isinstance(config, dict) or "denoiser" not in config:
+        return None
+    going_on = is_going_on(folder)  # first: a run that ends meanwhile has a summary
+    summary = _json(folder / "summary.json")
+    status = summary.get("status") or ("going on" if going_on else "killed")
+    hydra = folder / ".hydra" / "overrides.yaml"
+    typed = summary.get("overrides") or (list(OmegaConf.load(hydra)) if hydra.exists() else [])
+    split = [str(text).lstrip("+~").partition("=") for text in typed]
+    ours = {key: value.strip("'\"") for key, _, value in split if not key.startswith("hydra.") and not _is_noise(key)}
+    return Run(folder, config, ours, summary, status)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_noise(key: str) -> bool:
+    """Whether a key says nothing of what is compared: seeds, and where things lie."""
+    return f".{key}".endswith(".seed") or key.partition(".")[0] in ("run_dir", "resume", "logger")
+
+
+def _comparable(run: Run) -> Any:
+    here = str(run.config.get("run_dir"))
+
+    def walk(node: Any, key: str) -> Any:
+        if isinstance(node, dict):
+            below = {k: f"{key}.{k}".lstrip(".") for k in node}
+            return {k: walk(child, below[k]) for k, child in node.items() if not _is_noise(below[k])}
+        return node.replace(here, "") if isinstance(node, str) else node
+
+    return walk(run.config, "")
+
+
+def _typed(run: Run, key: str) -> str:
+    """What was typed for a key, or else what the config says there: a class by its name."""
+    if key in run.overrides:
+        return run.overrides[key]
+    found = part(run.config, key.replace("/", "."))
+    if isinstance(found, Mapping):
+        return str(found.get("_target_", "default")).rpartition(".")[2]
+    return "–" if found is None else str(found)
+
+
+def _may_differ(configs: Sequence[Any], key: str) -> bool:
+    """Not where a key of the config holds the same in all of them, however it was typed; `experiment` is no such key."""
+    found = [part(config, key.replace("/", ".")) for config in configs]
+    return _differs(found) or all(value is None for value in found)
+
+
+def _differs(values: Sequence[Any]) -> bool:
+    return any(value != values[0] for value in values)
+
+
+def _leaves(config: Any, key: str = "") -> list[str]:
+    if not isinstance(config, dict):
+        return [key]
+    return [leaf for name, child in config.items() for leaf in _leaves(child, f"{key}.{name}".lstrip("."))]
+
+
+def _at(node: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
