@@ -134,9 +134,9 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks: list[float] = []
-    for x in sorted({point[0] for points in curves.values() for point in points}):
-        if not ticks or x > 1.15 * ticks[-1]:  # or their numbers would overlap
-            ticks.append(x)
+    for tick in sorted({point[0] for points in curves.values() for point in points}):
+        if not ticks or tick > 1.15 * ticks[-1]:  # or their numbers would overlap
+            ticks.append(tick)
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:g}")
