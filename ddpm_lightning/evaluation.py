@@ -30,6 +30,7 @@ KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
 PRECISION_NEIGHBOURS = 3
 _CHUNK = 1024
+_BLOCK = 4096
 
 
 class Score(NamedTuple):
@@ -131,8 +132,8 @@ def nearest(points: Tensor, others: Tensor, *, count: int = 1) -> tuple[Tensor, 
         others: (M, D), M ≥ count.
         count: how many.
     """
-    found = [part.topk(count, largest=False) for part in _distances(points, others)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    nearest_of = [_nearest(part, others, count) for part in points.split(_CHUNK)]
+    return torch.cat([values for values, _ in nearest_of]), torch.cat([numbers for _, numbers in nearest_of])
 
 
 def closer_share(samples: Tensor, held_out: Tensor) -> float:
@@ -146,6 +147,19 @@ def closer_share(samples: Tensor, held_out: Tensor) -> float:
     below = torch.searchsorted(ordered, samples, right=False)
     up_to = torch.searchsorted(ordered, samples, right=True)
     return 1 - float((below + up_to).double().mean()) / (2 * len(held_out))
+
+
+def _nearest(points: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of some points, block by block of the others, since training sets are large."""
+    values, numbers = torch.empty(len(points), 0).double(), torch.empty(len(points), 0).long()
+    x = points.flatten(1).double()
+    for first in range(0, len(others), _BLOCK):
+        distances = torch.cdist(x, others[first : first + _BLOCK].flatten(1).double())
+        new = torch.arange(first, first + distances.shape[1]).expand_as(distances)
+        values, numbers = torch.cat([values, distances], 1), torch.cat([numbers, new], 1)
+        values, best = values.topk(min(count, values.shape[1]), largest=False)
+        numbers = numbers.gather(1, best)
+    return values, numbers
 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:

@@ -185,7 +185,8 @@ def classifier(
     num_classes = int(data.labels.max()) + 1
     if num_classes == 1:
         raise UserError(
-            "features=classifier needs a data set with labels: choose features=inception or features=custom"
+            "features=classifier needs a data set with labels (a stream gives its own where data.num_classes is set): "
+            "choose features=inception or features=custom"
         )
     path = cache / "classifiers" / f"{fingerprint(*data)}_seed{seed}_{num_steps}steps_v{_VERSION}.pt"
     if path.exists():
@@ -293,7 +294,7 @@ def _norm(width: int) -> list[nn.Module]:
 def _train(data: ImageSet, num_classes: int, *, seed: int, num_steps: int, device: torch.device) -> Classifier:
     """AdamW with one cycle of the learning rate, on images shifted by up to a tenth of their side."""
     draw = torch.Generator().manual_seed(derive(seed, "classifier"))
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive(seed, "classifier weights"))
         model = Classifier(data.images.shape[1], num_classes, num_steps=num_steps).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)

@@ -28,6 +28,7 @@ data.num_classes=10 guidance_scale=inf
 learned_variance=perhaps
 compile=perhaps
 
+callbacks=fid features=custom
 callbacks=fid callbacks.generation_metrics.num_samples=9
 callbacks=fid callbacks.generation_metrics.every_n_steps=0
 callbacks=fid callbacks.generation_metrics.batch_size=few

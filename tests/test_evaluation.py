@@ -122,7 +122,9 @@ def test_precision_falls_with_strange_samples_and_recall_with_missing_ones():
 @given(st.integers(1, 5), st.integers(5, 40), st.integers(0, 100))
 def test_the_nearest_are_numpys(count, others, seed):
     points, others = gaussian(7, 3, seed), gaussian(others, 3, seed + 1)
-    distances, numbers = evaluation.nearest(points, others, count=count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "_BLOCK", 4)  # several blocks
+        distances, numbers = evaluation.nearest(points, others, count=count)
     full = np.linalg.norm(points.double().numpy()[:, None] - others.double().numpy()[None], axis=2)
     assert (numbers.numpy() == full.argsort(1, kind="stable")[:, :count]).all()
     assert np.allclose(distances.numpy(), np.sort(full, 1)[:, :count], atol=1e-6)

@@ -31,7 +31,7 @@ class GenerationMetrics(Callback):
         sampler: noise to image.
         shape: (C, H, W) of one image.
         num_samples: how many are drawn, 10 or more.
-        every_n_steps: optimiser steps between two measurements at least; the first validation has one, and the last.
+        every_n_steps: optimiser steps between two measurements at least; the first validation has one, and that of the last of max_steps.
         batch_size: images drawn at a time.
         seed: image i's noise depends on (seed, i) only.
         num_classes: image i is drawn with the label i mod num_classes; None for a model without labels.

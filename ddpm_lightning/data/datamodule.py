@@ -79,6 +79,11 @@ class ImageDataModule(LightningDataModule):
         self._train: Endless | None = None
 
     @property
+    def seed(self) -> int:
+        """What the split, the order and the flips are computed from."""
+        return self._seed
+
+    @property
     def source(self) -> Source:
         """The set, or the stream, once `setup` was called."""
         assert self._source is not None

@@ -113,6 +113,8 @@ def _expanded(pattern: str) -> list[str]:
         if scheme == "pipe" and not pattern.startswith("pipe:"):  # a checkpoint's commands are told by that
             raise UserError(f"data.root={pattern} hides a command: let it start with pipe:")
         if scheme:
+            if scheme != "pipe" and set(url) & set("'\"`$;|&<>\n\\"):  # webdataset may hand it to a shell
+                raise UserError(f"data.root={pattern} is no plain URL: leave quotes and the like out of it")
             found.append(url)
         elif path.is_dir():
             found += map(str, path.glob("*.tar"))

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
@@ -56,13 +57,13 @@ def measure_bits_per_dim(
     check_targets(held["config"]["data"], whole_run=True)
     data: ImageDataModule = build("data", OmegaConf.create(held["config"]["data"]))
     data.setup()
-    held_out = data.split("validation")
+    held_out = held_out_of(data)
     if not len(held_out.images):
         raise UserError(
             "the run held no images out (data.val_fraction=0, or data.dataset.val_shards=0 of a stream): there is nothing to measure on"
         )
     images = ImageSet(held_out.images[:num_images], held_out.labels[:num_images])
-    folder = bits_folder(checkpoint, denoiser, held_out, variance=variance)
+    folder = bits_folder(run_dir_of(checkpoint) / "evaluations", denoiser, held_out, variance=variance)
     bits = bits_in_shards(denoiser, images, folder, variance=variance)
     used = variance or ("learned" if denoiser.learned_variance else "small")
     terms = {name: float(getattr(bits, name).mean()) for name in ("prior", "diffusion", "decoder", "total")}
@@ -90,10 +91,18 @@ def measure_bits_per_dim(
     return out
 
 
-def bits_folder(checkpoint: Path, denoiser: Denoiser, held_out: ImageSet, *, variance: str | None = None) -> Path:
+def held_out_of(data: ImageDataModule) -> ImageSet:
+    """The validation images in an order drawn once and for all, so that the first few are of all kinds; sets are often ordered by class."""
+    images, labels = data.split("validation")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return ImageSet(images[order], labels[order])
+
+
+def bits_folder(beside: Path, denoiser: Denoiser, held_out: ImageSet, *, variance: str | None = None) -> Path:
     """Where the bounds of these held-out images are kept, shard by shard."""
-    what = fingerprint(*denoiser.state_dict().values(), *held_out)
-    return run_dir_of(checkpoint) / "evaluations" / f"bits_{denoiser.prediction}_{variance or 'own'}_{what}"
+    what = fingerprint(*denoiser.state_dict().values(), denoiser.schedule.alpha_bar, *held_out)
+    used = variance or ("learned" if denoiser.learned_variance else "small")
+    return beside / f"bits_{denoiser.prediction}_{used}_{what}"
 
 
 def bits_in_shards(
@@ -109,7 +118,7 @@ def bits_in_shards(
         mine: this rank, which takes its turn of the shards.
     """
     mine, count = mine or Ranks(), len(images.images)
-    left = len(missing_shards(folder, count, BITS_SHARD)[mine.rank :: mine.world_size])
+    left = len(missing_shards(folder, count, BITS_SHARD, mine))
     silent = None if mine.rank == 0 else True
     with tqdm(total=left, desc="likelihood", unit="shard", disable=silent, dynamic_ncols=True) as progress:
 

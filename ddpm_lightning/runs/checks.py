@@ -60,6 +60,11 @@ def check_config(config: DictConfig) -> None:
     rates = config.lr_scheduler
     if "start_factor" in rates or rates.get("total_iters", 0) != 0:  # a warm-up of no steps would stay at its start
         check_whole("lr_scheduler.total_iters", rates.get("total_iters"))
+    if str(config.features.get("_target_")).endswith(".custom"):
+        raise UserError(
+            "features=custom is for evaluate.py, since a run that goes on builds nothing out of its checkpoint that we do not "
+            "ship: choose features=classifier or features=inception"
+        )
     _check_kinds(config)
     _check_trainer(config.trainer)
 

@@ -25,11 +25,12 @@ from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.images import grid, rows_by_label, save_png
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import only_one_run, remove_leftovers, replace_file
-from ddpm_lightning.runs.bits import BITS_SHARD, bits_folder, bits_in_shards
+from ddpm_lightning.runs.bits import BITS_SHARD, bits_folder, bits_in_shards, held_out_of
 from ddpm_lightning.runs.build import build, check_whole
-from ddpm_lightning.runs.checkpoint import check_targets, run_dir_of
+from ddpm_lightning.runs.checkpoint import run_dir_of
 from ddpm_lightning.runs.drawing import Drawing, prepare
 from ddpm_lightning.runs.ranks import Ranks, ranks
+from ddpm_lightning.runs.reference import check_sets, data_of, reference_of
 from ddpm_lightning.runs.scores import (
     FEWEST,
     Compared,
@@ -75,7 +76,8 @@ def _evaluate(config: DictConfig, mine: Ranks) -> Path:
         raise UserError(
             f"ckpt_path={drawing.path} draws points, and these metrics are of images: look at sample.py's scatter.png"
         )
-    data = _data_of(config, drawing)
+    data = data_of(config, drawing)
+    check_sets(config, drawing, reference_of(config, data), held_out_of(data))
     cache = cache_folder(config.cache_dir)
     if mine.rank == 0:
         _features_of(config, data, cache, drawing.device)  # downloaded or trained once
@@ -83,7 +85,10 @@ def _evaluate(config: DictConfig, mine: Ranks) -> Path:
     model = _features_of(config, data, cache, drawing.device)
     images_key = {
         "weights": fingerprint(*drawing.denoiser.state_dict().values()),
+        "schedule": fingerprint(drawing.denoiser.schedule.alpha_bar),  # no part of the weights
         "prediction": drawing.denoiser.prediction,
+        "learned_variance": drawing.denoiser.learned_variance,
+        "shape": drawing.shape,
         "sampler": OmegaConf.to_container(config.sampler, resolve=True),
         "labels": drawing.labels,
         "guidance_scale": config.guidance_scale,
@@ -118,11 +123,14 @@ def _run(
     weights: str,
     mine: Ranks,
 ) -> None:
-    train, held_out = data.split("train"), data.split("validation")
-    bits_set = _first(held_out, config.bits_images)
-    bits_in = bits_folder(drawing.path, drawing.denoiser, held_out)
+    train, held_out = data.split("train"), held_out_of(data)
+    reference = reference_of(config, data)
+    bits_set = ImageSet(held_out.images[: config.bits_images], held_out.labels[: config.bits_images])
+    beside = run_dir_of(drawing.path) / "evaluations" if config.out_dir is None else out
+    bits_in = bits_folder(beside, drawing.denoiser, held_out)
     if mine.rank == 0:
-        remove_leftovers(out)
+        for folder in (out, *samples.values(), bits_in):
+            remove_leftovers(folder)
         left = [missing_shards(folder, config.num_samples, config.shard_size) for folder in samples.values()]
         images_left = sum(len(items) for shards in left for items in shards)
         bits_left = sum(map(len, missing_shards(bits_in, len(bits_set.images), BITS_SHARD)))
@@ -134,8 +142,7 @@ def _run(
     if len(bits_set.images):
         bits = bits_in_shards(drawing.denoiser, bits_set, bits_in, mine=mine)
 
-    net = f"{model_name(model)[:40]} {fingerprint(*model.state_dict().values())}"
-    reference = _pick(data.split(config.reference), config.reference_images)
+    net = f"{model_name(model)} {fingerprint(*model.state_dict().values())}"
     sets = {}
     for key, images in (("reference", reference.images), ("train", train.images), ("held_out", held_out.images)):
         sets[key] = _with_features(model, images, cache / "features", net, config, mine)
@@ -149,7 +156,19 @@ def _run(
         float(read_shards(folder, config.num_samples, config.shard_size)["seconds"].sum())
         for folder in samples.values()
     )
-    _report(config, drawing, model, sets, drawn, bits, seconds=seconds, out=out, weights=weights, mine=mine)
+    _report(
+        config,
+        drawing,
+        model,
+        sets,
+        drawn,
+        bits,
+        seconds=seconds,
+        data_seed=data.seed,
+        out=out,
+        weights=weights,
+        mine=mine,
+    )
 
 
 def _report(
@@ -161,6 +180,7 @@ def _report(
     bits: Any,
     *,
     seconds: float,
+    data_seed: int,
     out: Path,
     weights: str,
     mine: Ranks,
@@ -187,6 +207,7 @@ def _report(
             "network_evaluations_per_image": drawing.evaluations,
             "labels": drawing.labels,
             "guidance_scale": config.guidance_scale,
+            "data_seed": data_seed,
             "num_samples": n,
             "seeds": list(range(config.seed, config.seed + config.repeats)),
             "reference": config.reference,
@@ -197,7 +218,7 @@ def _report(
             "preprocessing": "samples clipped to [-1, 1] and rounded to uint8; reference as the data module gives it, without flips",
         },
         "timing": {
-            "images_per_second": n * len(drawn) * mine.world_size / max(seconds, 1e-9),
+            "images_per_second_of_one_process": n * len(drawn) / max(seconds, 1e-9),
             "device": str(drawing.device),
             "processes": mine.world_size,
         },
@@ -209,14 +230,16 @@ def _report(
     )
     if config.nearest:
         save_nearest(sets["train"], drawn[0], config.nearest, out / "nearest.png")
-    for folder in (out, *_job_folder()):
-        with replace_file(folder / "evaluation.json") as file:
-            file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    kept = f"evaluation_{_digest(summary['protocol'])}.json"  # the newest, and one for each protocol
+    for path in (out / "evaluation.json", out / kept, *(folder / "evaluation.json" for folder in _job_folder())):
+        with replace_file(path) as file:
+            file.write(text)
     print_table(summary, out)
 
 
 def _draw(config: DictConfig, drawing: Drawing, seed: int, folder: Path, mine: Ranks) -> None:
-    left = missing_shards(folder, config.num_samples, config.shard_size)[mine.rank :: mine.world_size]
+    left = missing_shards(folder, config.num_samples, config.shard_size, mine)
     batches = sum(-(-len(items) // config.batch_size) for items in left)
     silent = None if mine.rank == 0 else True
     with tqdm(
@@ -254,47 +277,11 @@ def _with_features(
     return Compared(images, read_shards(folder, len(images), size)["features"] if mine.rank == 0 else torch.empty(0, 1))
 
 
-def _data_of(config: DictConfig, drawing: Drawing) -> ImageDataModule:
-    """The data set that was chosen, or the run's own."""
-    if config.get("data") is not None:
-        node = config.data
-    elif "_target_" in drawing.data:
-        check_targets(drawing.data, whole_run=True)
-        node = OmegaConf.create(dict(drawing.data))
-    else:
-        raise UserError(
-            f"ckpt_path={drawing.path} does not say what it was trained on: choose data=..., as in data=cifar10"
-        )
-    if config.data_root is not None:
-        if "root" not in node:
-            raise UserError(f"data_root={config.data_root}: this data set has no folder; leave data_root at null")
-        node.root = str(config.data_root)
-    shape = (node.channels, *node.image_size)
-    if shape != drawing.shape:
-        raise UserError(
-            f"data.channels={node.channels}, data.image_size={list(node.image_size)}: the model draws images of "
-            f"{drawing.shape[0]} channels and {list(drawing.shape[1:])}; give these"
-        )
-    data: ImageDataModule = build("data", node)
-    data.setup()
-    return data
-
-
 def _features_of(config: DictConfig, data: ImageDataModule, cache: Path, device: torch.device) -> nn.Module:
-    model: nn.Module = build("features", config.features)(partial(data.split, "all"), cache, device=device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a network without weights is the same on all ranks
+        model: nn.Module = build("features", config.features)(partial(data.split, "all"), cache, device=device)
     return model.to(device).eval()
-
-
-def _pick(images: ImageSet, count: int | None) -> ImageSet:
-    """As many of the images, drawn once and for all."""
-    if not count or count >= len(images.images):
-        return images
-    chosen = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(0))[:count].sort().values
-    return ImageSet(images.images[chosen], images.labels[chosen])
-
-
-def _first(images: ImageSet, count: int | None) -> ImageSet:
-    return ImageSet(images.images[:count], images.labels[:count])
 
 
 def _say_cost(config: DictConfig, drawing: Drawing, images: int, bits: int, mine: Ranks) -> None:
@@ -304,7 +291,8 @@ def _say_cost(config: DictConfig, drawing: Drawing, images: int, bits: int, mine
         return
     T, each = drawing.denoiser.schedule.num_steps, drawing.seconds_per_evaluation(min(config.batch_size, 32))
     total = images * drawing.evaluations + bits * T
-    minutes = total * each / mine.world_size / 60
+    at_once = min(mine.world_size, -(-images // config.shard_size) or mine.world_size)
+    minutes = total * each / at_once / 60
     print(
         f"To do: {images:,} samples of {drawing.evaluations} network evaluations, and the likelihood of {bits:,} images with {T}: "
         f"{total:,} in all, about {minutes:.0f} min on {drawing.device}"

@@ -140,8 +140,10 @@ def bits_rows(bits: BitsPerDim, *, variance: str) -> dict[str, Any]:
     rows = {}
     for term in ("prior", "diffusion", "decoder", "total"):
         values = getattr(bits, term)
-        error = float(values.std() / len(values) ** 0.5)
-        rows[f"bits_per_dim_{term}"] = {"value": float(values.mean()), "spread": error, "spread_of": "images", "of": of}
+        row: dict[str, Any] = {"value": float(values.mean()), "of": of}
+        if len(values) > 1:
+            row |= {"spread": float(values.std() / len(values) ** 0.5), "spread_of": "images"}
+        rows[f"bits_per_dim_{term}"] = row
     return rows
 
 
@@ -156,6 +158,6 @@ def print_table(summary: Mapping[str, Any], out: Path) -> None:
     print(
         f"{protocol['weights']} weights of {protocol['checkpoint']}, {str(protocol['sampler']['_target_']).rpartition('.')[2]} in "
         f"{protocol['steps']} steps, {protocol['network_evaluations_per_image']} network evaluations per image, "
-        f"seeds {protocol['seeds']}, {timing['images_per_second']:.1f} images/s\n{out / 'evaluation.json'}",
+        f"seeds {protocol['seeds']}, {timing['images_per_second_of_one_process']:.1f} images/s of one process\n{out / 'evaluation.json'}",
         flush=True,
     )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.run_folder import replace_file
 from ddpm_lightning.runs.ranks import Ranks
 
@@ -27,23 +28,35 @@ def do_shards(folder: Path, count: int, size: int, compute: Callable[[range], di
         mine: this rank.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards = missing_shards(folder, count, size)
-    mine.wait()  # all have the same list before the first one changes it
-    for items in shards[mine.rank :: mine.world_size]:
+    for items in missing_shards(folder, count, size, mine):
         arrays = {name: tensor.numpy() for name, tensor in compute(items).items()}
         with replace_file(_path(folder, items), "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     mine.wait()
 
 
-def missing_shards(folder: Path, count: int, size: int) -> list[range]:
-    """The shards that are not there, or damaged, in order."""
-    return [items for items in _shards(count, size) if _load(_path(folder, items)) is None]
+def missing_shards(folder: Path, count: int, size: int, mine: Ranks | None = None) -> list[range]:
+    """The shards that are not there, or damaged, in order; of those that are a rank's turn by their number, whoever looks and when."""
+    mine = mine or Ranks()
+    return [
+        items for items in _shards(count, size)[mine.rank :: mine.world_size] if _load(_path(folder, items)) is None
+    ]
 
 
 def read_shards(folder: Path, count: int, size: int) -> dict[str, Tensor]:
-    """All shards, put together."""
-    parts = [_load(_path(folder, items)) or {} for items in _shards(count, size)]
+    """All shards, put together.
+
+    Raises:
+        UserError: where one is not there.
+    """
+    parts = []
+    for items in _shards(count, size):
+        part = _load(_path(folder, items))
+        if part is None:
+            raise UserError(
+                f"{_path(folder, items)} is missing: let all processes see one folder (out_dir=, cache_dir=), and start again"
+            )
+        parts.append(part)
     return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,18 @@ __all__ = ["Study"]
 
 log = logging.getLogger(__name__)
 
+# Of the protocol, what tells evaluations apart besides the sampler.
+NAMED = (
+    "checkpoint",
+    "weights",
+    "guidance_scale",
+    "labels",
+    "num_samples",
+    "seeds",
+    "reference",
+    "reference_images",
+    "features",
+)
 COLUMNS = ("fid", "kid", "inception_score", "precision", "recall")
 
 
@@ -23,7 +36,13 @@ class Study(Callback):
     """Gathers the evaluations of a sweep's jobs into `study.md` and `study.png` in the sweep's folder."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
+        try:
+            self._write(Path(config.hydra.sweep.dir))
+        except Exception as error:  # whatever it is, the evaluations are whole
+            print(f"no study: {error}", file=sys.stderr, flush=True)
+
+    @staticmethod
+    def _write(folder: Path) -> None:
         found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/evaluation.json"))]
         if not found:
             log.warning("%s holds no evaluation: there is nothing to compare", folder)
@@ -64,25 +83,28 @@ def table_of(summaries: list[dict[str, Any]]) -> str:
             row = summary["metrics"][column]
             text = f"{row['value']:.4g}" + (f" ± {row['spread']:.2g}" if "spread" in row else "")
             cells.append(f"**{text}**" if row["value"] == best[column] else text)
-        cells.append(f"{summary['timing']['images_per_second']:.3g}")
+        cells.append(f"{summary['timing']['images_per_second_of_one_process']:.3g}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    protocol = summaries[0]["protocol"]
-    lines.append(
-        f"\n{protocol['weights']} weights of {protocol['checkpoint']}; {protocol['num_samples']:,} samples against "
-        f"{protocol['reference_images']:,} {protocol['reference']} images; features: {protocol['features']}"
-    )
+    shared = [key for key in NAMED if key not in _differing(summaries)]
+    lines.append("\n" + "; ".join(f"{key}: {summaries[0]['protocol'].get(key)}" for key in shared))
     return "\n".join(lines)
 
 
+def _differing(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [key for key in NAMED if len({str(summary["protocol"].get(key)) for summary in summaries}) > 1]
+
+
 def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each one's sampler: its class, and those of its settings, but for the number of steps, in which others of that class differ."""
+    """Each one's sampler, and what it differs in from the others, but for the number of steps."""
     nodes = [dict(summary["protocol"]["sampler"]) for summary in summaries]
     names = [str(node.pop("_target_")).rpartition(".")[2] for node in nodes]
     values: dict[tuple[str, str], set[str]] = {}
     for name, node in zip(names, nodes, strict=True):
         for key, value in node.items():
             values.setdefault((name, key), set()).add(str(value))
-    return [
-        " ".join([name, *(f"{k}={v}" for k, v in node.items() if k != "num_steps" and len(values[name, k]) > 1)])
-        for name, node in zip(names, nodes, strict=True)
-    ]
+    told = []
+    for name, node, summary in zip(names, nodes, summaries, strict=True):
+        settings = [f"{k}={v}" for k, v in node.items() if k != "num_steps" and len(values[name, k]) > 1]
+        rest = [f"{key}={summary['protocol'].get(key)}" for key in _differing(summaries)]
+        told.append(" ".join([name, *settings, *rest]))
+    return told

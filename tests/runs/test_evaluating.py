@@ -14,11 +14,18 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
-from ddpm_lightning import evaluation, features, runs
+from ddpm_lightning import evaluation, features, runs, schedules
+from ddpm_lightning.data.datamodule import ImageDataModule
+from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import from_uint8, to_uint8
 from ddpm_lightning.likelihood import estimate_bits_per_dim
-from ddpm_lightning.runs.study import table_of
+from ddpm_lightning.models import UNet
+from ddpm_lightning.runs.bits import bits_folder, held_out_of
+from ddpm_lightning.runs.ranks import Ranks
+from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
+from ddpm_lightning.runs.study import names_of, table_of
 from tests.conftest import ROOT, config_of, script
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -193,6 +200,49 @@ def test_a_folder_of_diffusers_is_compared_with_the_set_that_is_named(run, tmp_p
         assert theirs[name]["value"] == pytest.approx(row["value"], abs=1e-3), name
 
 
+def test_the_split_is_that_of_the_training_whatever_the_samples_seed(run, tmp_path):
+    few = ["bits_images=0", "nearest=0"]
+    own = read(evaluate(run, tmp_path, *few))["protocol"]
+    typed = read(evaluate(run, tmp_path, *few, "data=digits", "seed=7"))["protocol"]
+    assert typed["reference_fingerprint"] == own["reference_fingerprint"]
+    assert (typed["data_seed"], typed["seeds"]) == (0, [7])
+    other = read(evaluate(run, tmp_path, *few, "data_seed=3"))["protocol"]
+    assert other["reference_fingerprint"] != own["reference_fingerprint"]
+
+
+def test_the_first_held_out_images_are_of_all_kinds():
+    labels = torch.arange(10).repeat_interleave(100)
+    data = ImageDataModule(
+        lambda: ImageSet(torch.zeros(1000, 1, 8, 8).byte(), labels),
+        channels=1,
+        image_size=8,
+        batch_size=9,
+        val_fraction=0.5,
+    )
+    data.setup()
+    held_out = held_out_of(data)
+    assert len(held_out.labels) == 500
+    assert torch.bincount(held_out.labels[:100], minlength=10).min() >= 3
+    assert held_out.labels.equal(held_out_of(data).labels)
+
+
+def test_likelihoods_of_another_schedule_are_not_taken(tmp_path):
+    net = UNet(1, 1, base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(), norm_groups=4)
+    held_out = ImageSet(torch.zeros(2, 1, 8, 8).byte(), torch.zeros(2).long())
+    denoisers = [Denoiser(net, make(num_steps=10)) for make in (schedules.linear, schedules.cosine)]
+    assert len({bits_folder(tmp_path, denoiser, held_out) for denoiser in denoisers}) == 2
+
+
+def test_a_shard_that_another_process_wrote_elsewhere_is_named(tmp_path):
+    do_shards(tmp_path, 5, 2, lambda items: {"x": torch.arange(items.start, items.stop)}, Ranks(rank=0, world_size=1))
+    assert read_shards(tmp_path, 5, 2)["x"].tolist() == [0, 1, 2, 3, 4]
+    (tmp_path / "000002-000003.npz").unlink()
+    assert missing_shards(tmp_path, 5, 2, Ranks(rank=1, world_size=2)) == [range(2, 4)]
+    assert missing_shards(tmp_path, 5, 2, Ranks(rank=0, world_size=2)) == []
+    with pytest.raises(UserError, match=r"000002-000003\.npz is missing: let all processes see one folder"):
+        read_shards(tmp_path, 5, 2)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -207,6 +257,7 @@ def test_a_folder_of_diffusers_is_compared_with_the_set_that_is_named(run, tmp_p
         ("weights=best", "weights=best is unknown"),
         ("sampler.num_steps=2000", "num_steps=2000 is more than the schedule's T=1000"),
         ("device=tpu", "device=tpu"),
+        ("reference_images=3", "reference_images=3: 3 images are too few"),
         ("features.num_steps=0", "features.num_steps=0 will not do"),
         ("features.seed=-1", "features.seed=-1 is no seed"),
         ("labels=[1]", "trained without labels"),
@@ -244,7 +295,6 @@ def test_two_processes_give_the_numbers_of_one(run, tmp_path):
     given = [*SMALL, f"ckpt_path={run}", f"cache_dir={tmp_path / 'cache'}"]
     one = script("evaluate.py", *given, f"out_dir={tmp_path / 'one'}", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
-    shutil.rmtree(run / "evaluations")  # the likelihoods
     shutil.rmtree(tmp_path / "cache" / "features")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     two = subprocess.run(
@@ -290,11 +340,26 @@ def test_the_best_of_each_column_is_marked():
             "sampler": {"_target_": "a.DDIM", "eta": eta, "clip": 1.0}, "steps": 10, "network_evaluations_per_image": 10,
             "weights": "ema", "checkpoint": "x", "num_samples": 5, "reference_images": 6, "reference": "train", "features": "f",
         }  # fmt: skip
-        return {"metrics": metrics, "protocol": protocol, "timing": {"images_per_second": 3.0}}
+        return {"metrics": metrics, "protocol": protocol, "timing": {"images_per_second_of_one_process": 3.0}}
 
     lines = table_of([summary(2.0, 0.5, 0.0), summary(3.0, 0.75, 1.0)]).splitlines()
+    assert lines[-1].startswith("checkpoint: x; weights: ema; ")
     assert lines[2] == "| DDIM eta=0.0 | 10 | 10 | **2** | 0.5 ± 0.1 | 3 |"
     assert lines[3] == "| DDIM eta=1.0 | 10 | 10 | 3 | **0.75 ± 0.1** | 3 |"
+
+
+def test_a_study_names_all_that_differs():
+    def summary(scale, checkpoint):
+        protocol = {
+            "sampler": {"_target_": "a.DDIM", "num_steps": 5},
+            "guidance_scale": scale,
+            "checkpoint": checkpoint,
+        }
+        return {"protocol": protocol}
+
+    assert names_of([summary(2, "a"), summary(3, "a")]) == ["DDIM guidance_scale=2", "DDIM guidance_scale=3"]
+    assert names_of([summary(2, "a"), summary(2, "b")]) == ["DDIM checkpoint=a", "DDIM checkpoint=b"]
+    assert names_of([summary(2, "a")]) == ["DDIM"]
 
 
 def test_the_classifier_is_trained_from_the_command_line(tmp_path):
