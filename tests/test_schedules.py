@@ -237,7 +237,9 @@ def test_posterior_is_bayes_rule(betas, x0, x_t):
         precision = (1 - beta) / beta + 1 / (1 - before)
         expected = (math.sqrt(1 - beta) * x_t / beta + math.sqrt(before) * x0 / (1 - before)) / precision
         assert variance.item() == pytest.approx(1 / precision, rel=1e-7)
-        assert mean.item() == pytest.approx(expected, rel=1e-7, abs=1e-9)
+        assert mean.item() == pytest.approx(
+            expected, rel=1e-7, abs=2e-7
+        )  # of two terms that may cancel, in float32 tables
 
 
 @given(some_betas)

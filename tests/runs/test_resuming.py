@@ -244,9 +244,11 @@ def test_every_target_that_we_ship_may_be_resumed():
     from ddpm_lightning.runs.checkpoint import check_targets
 
     for path in (ROOT / "conf").glob("**/*.yaml"):
-        targets = [line.split("_target_:")[1].strip() for line in path.read_text().splitlines() if "_target_:" in line]
+        text = path.read_text().partition("\nhydra:")[0]  # Hydra's own part is no part of a run's config
+        targets = [line.split("_target_:")[1].strip() for line in text.splitlines() if "_target_:" in line]
         for target in targets:
-            check_targets({"_target_": target}, whole_run=True)
+            if target != "???":  # given by hand, and refused
+                check_targets({"_target_": target}, whole_run=True)
 
 
 def test_a_folder_takes_one_run(whole, tmp_path):
