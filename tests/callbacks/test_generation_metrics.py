@@ -39,18 +39,22 @@ def config(tmp_path):
     return of
 
 
+def real_and_fake(folder, count):
+    """Features of the training images, and of as many samples of the run's averaged weights."""
+    noise = SeededNoise(0, range(count))
+    images = to_uint8(DDIM(4)(runs.load_denoiser(folder / "run"), noise.draw((1, 8, 8)), randn=noise))
+    data = instantiate(runs.load_checkpoint(folder / "run")["config"]["data"])
+    data.setup()
+    model = features.classifier(digits, folder / "cache", num_steps=5)
+    return features.extract(model, data.split("train").images), features.extract(model, images)
+
+
 def test_the_values_are_those_of_the_averaged_weights_samples(config, tmp_path):
     runs.train(config("run"))
     fid, kid = rows(tmp_path / "run", "val/fid"), rows(tmp_path / "run", "val/kid")
     assert fid.keys() == {2, 4, 6, 8}  # measured at 2, 6 and 8
     assert fid[2] == fid[4] != fid[6] != fid[8]
-    denoiser = runs.load_denoiser(tmp_path / "run")
-    noise = SeededNoise(0, range(30))
-    images = to_uint8(DDIM(4)(denoiser, noise.draw((1, 8, 8)), randn=noise))
-    data = instantiate(runs.load_checkpoint(tmp_path / "run")["config"]["data"])
-    data.setup()
-    model = features.classifier(digits, tmp_path / "cache", num_steps=5)
-    real, fake = features.extract(model, data.split("train").images), features.extract(model, images)
+    real, fake = real_and_fake(tmp_path, 30)
     assert fid[8] == pytest.approx(evaluation.frechet_distance(real, fake).value, rel=1e-3)
     assert kid[8] == pytest.approx(evaluation.kernel_distance(real, fake).value, rel=1e-3)
 
@@ -79,13 +83,7 @@ def test_two_processes_share_the_drawing(tmp_path):
     assert "Warning" not in done.stderr
     fid = rows(tmp_path / "run", "val/fid")
     assert fid.keys() == {2, 4}
-    denoiser = runs.load_denoiser(tmp_path / "run")
-    noise = SeededNoise(0, range(21))
-    images = to_uint8(DDIM(4)(denoiser, noise.draw((1, 8, 8)), randn=noise))
-    data = instantiate(runs.load_checkpoint(tmp_path / "run")["config"]["data"])
-    data.setup()
-    model = features.classifier(digits, tmp_path / "cache", num_steps=5)
-    real, fake = features.extract(model, data.split("train").images), features.extract(model, images)
+    real, fake = real_and_fake(tmp_path, 21)
     assert fid[4] == pytest.approx(evaluation.frechet_distance(real, fake).value, rel=1e-3)
 
 
