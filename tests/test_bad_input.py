@@ -28,7 +28,6 @@ data.num_classes=10 guidance_scale=inf
 learned_variance=perhaps
 compile=perhaps
 
-callbacks=fid features=custom
 callbacks=fid callbacks.generation_metrics.num_samples=9
 callbacks=fid callbacks.generation_metrics.every_n_steps=0
 callbacks=fid callbacks.generation_metrics.batch_size=few
@@ -246,6 +245,7 @@ trainer.num_sanity_val_steps=some
 
 # What is wrong with two settings together, or with what is no number.
 EXPLAINED = {
+    "features=custom": "features=custom is for evaluate.py",
     "trainer.strategy=fast": "trainer: ",
     "prediction=score": "prediction=score is unknown: choose one of epsilon, x0, v",
     "model.in_channels=3": "data.image_size=[8, 8], data.channels=1: the images have 1 channels, the model takes in_channels=3",
