@@ -2,12 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from ddpm_lightning.errors import UserError
 
-__all__ = ["agreed", "name_run", "run_name", "srun_tasks"]
+__all__ = ["agreed", "is_sweep", "name_run", "run_name", "srun_tasks"]
 
 _NAME = "DDPM_RUN_NAME"
 
@@ -26,12 +26,17 @@ def name_run() -> None:
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     if not by_torchrun and srun_tasks() == 1:
         return
-    if {"-m", "--multirun"} & set(sys.argv[1:]):
+    if is_sweep(sys.argv[1:]):
         raise UserError(
             "-m: a sweep starts its jobs' processes itself, so start it without torchrun or srun, "
             "as in `python train.py -m seed=0,1 trainer=ddp trainer.devices=2`"
         )
     os.environ[_NAME] = agreed("run_name", _now) if by_torchrun else f"slurm_{os.environ['SLURM_JOB_ID']}"
+
+
+def is_sweep(argv: Sequence[str]) -> bool:
+    """Whether a command line starts a sweep."""
+    return bool({"-m", "--multirun"} & {*argv})
 
 
 def srun_tasks() -> int:

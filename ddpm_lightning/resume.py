@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import agreed
+from ddpm_lightning.launch import agreed, is_sweep, srun_tasks
 from ddpm_lightning.run_folder import refuse_used, unfinished_runs
 
 __all__ = ["complete_arguments"]
@@ -30,7 +30,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
         return list(argv)
     if os.environ.get(_DONE) == asked:
         return list(argv)
-    if {"-m", "--multirun"} & {*argv}:
+    if is_sweep(argv):
         raise UserError(f"resume={asked} goes on with one run, and cannot be swept: leave -m away")
     folder = Path(agreed("resume", lambda: str(_folder(asked, run_dir))))
     earlier = folder / ".hydra" / "overrides.yaml"
@@ -50,7 +50,7 @@ def _folder(asked: str, run_dir: str | None) -> Path:
         folder = Path(asked)
     elif run_dir is not None:
         folder = Path(run_dir)
-    elif os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+    elif srun_tasks() != 1:
         raise UserError(
             "resume=auto under srun needs hydra.run.dir=..., since each task would look for a run by itself"
         )

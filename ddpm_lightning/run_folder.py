@@ -14,12 +14,14 @@ from ddpm_lightning.errors import UserError
 __all__ = [
     "FAILED_JOBS",
     "checkpoints_of",
+    "configs_below",
     "has_finished",
     "is_going_on",
     "only_one_run",
     "refuse_used",
     "remove_leftovers",
     "replace_file",
+    "summary_of",
     "unfinished_runs",
 ]
 
@@ -46,18 +48,28 @@ def refuse_used(folder: Path, sign: str) -> None:
         )
 
 
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What the run's summary says, nothing of a run that has none, or a broken one."""
+    try:
+        found = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def has_finished(folder: Path) -> bool:
     """Whether the run's summary says so."""
-    try:
-        return json.loads((folder / "summary.json").read_text())["status"] == "finished"
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+    return summary_of(folder).get("status") == "finished"
+
+
+def configs_below(folder: Path) -> list[Path]:
+    """The resolved configs of the runs at and below a folder."""
+    return [p for p in folder.glob("**/config.yaml") if p.parent.name != ".hydra" and "wandb" not in p.parts]
 
 
 def unfinished_runs(*roots: str) -> list[Path]:
     """The run folders below the roots whose run has begun, and neither finished nor is going on; newest first."""
-    found = [path for root in roots for path in Path(root).glob("**/config.yaml")]
-    configs = [path for path in found if path.parent.name != ".hydra" and "wandb" not in path.parts]
+    configs = [path for root in roots for path in configs_below(Path(root))]
     configs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return [c.parent for c in configs if not has_finished(c.parent) and not is_going_on(c.parent)]
 

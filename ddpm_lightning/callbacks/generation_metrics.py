@@ -1,6 +1,6 @@
 """FID and KID during training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from ddpm_lightning.callbacks.ranks import drawn_together
 from ddpm_lightning.denoiser import Guided
 from ddpm_lightning.evaluation import frechet_distance, kernel_distance
 from ddpm_lightning.features import cache_folder, extract
@@ -92,7 +93,7 @@ class GenerationMetrics(Callback):
         due = self._measured_at < 0 or step - self._measured_at >= self._every_n_steps or step == trainer.max_steps
         if due and step != self._measured_at:
             with torch.autocast(pl_module.device.type, enabled=False):
-                images = self._draw(pl_module)
+                images = drawn_together(pl_module, self._num_samples, partial(self._draw, pl_module))
             found = self._measure(images) if trainer.is_global_zero else None
             self._measured_at, self._latest = step, trainer.strategy.broadcast(found)
         pl_module.log_dict(self._latest, logger=False, sync_dist=True)  # the same on all ranks
@@ -103,22 +104,16 @@ class GenerationMetrics(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._measured_at, self._latest = state_dict["measured_at"], state_dict["latest"]
 
-    def _draw(self, pl_module: Any) -> Tensor:
-        """This rank's share of the samples, then all of them: uint8 (N, C, H, W)."""
-        rank, world_size = pl_module.global_rank, pl_module.trainer.world_size
-        share = -(-self._num_samples // world_size)
-        mine = [(rank + k * world_size) % self._num_samples for k in range(share)]  # as many on each rank
+    def _draw(self, pl_module: Any, indices: Sequence[int]) -> Tensor:
+        """Samples with these numbers, uint8 (B, C, H, W), some at a time."""
         guided = Guided(pl_module.denoiser, self._guidance_scale)
         parts = []
-        for first in range(0, share, self._batch_size):
-            indices = mine[first : first + self._batch_size]
-            noise = SeededNoise(self._seed, indices)
-            x, y = noise.draw(self._shape).to(pl_module.device), labels_in_turn(indices, self._labels)
+        for first in range(0, len(indices), self._batch_size):
+            some = indices[first : first + self._batch_size]
+            noise = SeededNoise(self._seed, some)
+            x, y = noise.draw(self._shape).to(pl_module.device), labels_in_turn(some, self._labels)
             parts.append(to_uint8(self._sampler(guided, x, None if y is None else y.to(x.device), randn=noise)))
-        images = torch.cat(parts)
-        if world_size > 1:
-            images = pl_module.all_gather(images).transpose(0, 1).flatten(0, 1)[: self._num_samples]
-        return images
+        return torch.cat(parts)
 
     def _measure(self, images: Tensor) -> dict[str, float]:
         fake = extract(self._model, images)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.report.comparison import Mean
-from ddpm_lightning.run_folder import FAILED_JOBS, is_going_on
+from ddpm_lightning.run_folder import FAILED_JOBS, configs_below, is_going_on, summary_of
 
 __all__ = ["Run", "Setting", "failed_jobs_in", "job_number", "part", "read_runs", "settings_of"]
 
@@ -87,8 +87,7 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give a sweep's, multirun/<day>/<time>, or a run's")
-    found = {p.parent for p in folder.glob("**/config.yaml") if p.parent.name != ".hydra" and "wandb" not in p.parts}
-    runs = [run for path in found if (run := _read(path)) is not None]
+    runs = [run for path in configs_below(folder) if (run := _read(path.parent)) is not None]
     if not runs:
         raise UserError(f"{folder} holds no run of train.py: give a sweep's folder, multirun/<day>/<time>, or a run's")
     return sorted(runs, key=lambda run: (run.folder.parent, job_number(run.folder), run.folder.name))
@@ -143,21 +142,13 @@ def _read(folder: Path) -> Run | None:
     if not isinstance(config, dict) or "denoiser" not in config:
         return None
     going_on = is_going_on(folder)  # first: a run that ends meanwhile has a summary
-    summary = _json(folder / "summary.json")
+    summary = summary_of(folder)
     status = summary.get("status") or ("going on" if going_on else "killed")
     hydra = folder / ".hydra" / "overrides.yaml"
     typed = summary.get("overrides") or (list(OmegaConf.load(hydra)) if hydra.exists() else [])
     split = [str(text).lstrip("+~").partition("=") for text in typed]
     ours = {key: value.strip("'\"") for key, _, value in split if not key.startswith("hydra.") and not _is_noise(key)}
     return Run(folder, config, ours, summary, status)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _is_noise(key: str) -> bool:

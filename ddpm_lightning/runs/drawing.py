@@ -20,7 +20,7 @@ from ddpm_lightning.runs.ranks import Ranks
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["Drawing", "prepare"]
+__all__ = ["Drawing", "make_out_dir", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,18 @@ def prepare(config: DictConfig, mine: Ranks) -> Drawing:
         raise UserError(f"sampler: {error}") from error
     steps = len(times_of(sampler, denoiser.schedule)) - 1
     return Drawing(path, denoiser, guided, sampler, labels, data, device, steps)
+
+
+def make_out_dir(out: Path) -> None:
+    """Make the folder that the results go to, before the work and not after it.
+
+    Raises:
+        UserError: where it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
 
 
 class _Nothing:

@@ -28,7 +28,7 @@ from ddpm_lightning.run_folder import only_one_run, remove_leftovers, replace_fi
 from ddpm_lightning.runs.bits import BITS_SHARD, bits_folder, bits_in_shards, held_out_of
 from ddpm_lightning.runs.build import build, check_whole
 from ddpm_lightning.runs.checkpoint import run_dir_of
-from ddpm_lightning.runs.drawing import Drawing, prepare
+from ddpm_lightning.runs.drawing import Drawing, make_out_dir, prepare
 from ddpm_lightning.runs.ranks import Ranks, ranks
 from ddpm_lightning.runs.reference import check_sets, data_of, reference_of
 from ddpm_lightning.runs.scores import (
@@ -77,12 +77,17 @@ def _evaluate(config: DictConfig, mine: Ranks) -> Path:
             f"ckpt_path={drawing.path} draws points, and these metrics are of images: look at sample.py's scatter.png"
         )
     data = data_of(config, drawing)
-    check_sets(config, drawing, reference_of(config, data), held_out_of(data))
+    train, held_out = data.split("train"), held_out_of(data)
+    reference = reference_of(
+        train if config.reference == "train" else data.split(config.reference), config.reference_images
+    )
+    check_sets(config, drawing, reference, held_out)
     cache = cache_folder(config.cache_dir)
-    if mine.rank == 0:
-        _features_of(config, data, cache, drawing.device)  # downloaded or trained once
-    mine.wait()
+    if mine.rank:
+        mine.wait()  # what rank zero downloads or trains is there for the others
     model = _features_of(config, data, cache, drawing.device)
+    if mine.rank == 0:
+        mine.wait()
     images_key = {
         "weights": fingerprint(*drawing.denoiser.state_dict().values()),
         "schedule": fingerprint(drawing.denoiser.schedule.alpha_bar),  # no part of the weights
@@ -94,81 +99,39 @@ def _evaluate(config: DictConfig, mine: Ranks) -> Path:
         "guidance_scale": config.guidance_scale,
     }
     digest = _digest(images_key)
-    beside = (
-        run_dir_of(drawing.path) / "evaluations" / f"{type(drawing.sampler).__name__.lower()}_{drawing.steps}_{digest}"
-    )
-    out = beside if config.out_dir is None else Path(str(config.out_dir))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
+    beside = run_dir_of(drawing.path) / "evaluations"
+    name = f"{type(drawing.sampler).__name__.lower()}_{drawing.steps}_{digest}"
+    out = beside / name if config.out_dir is None else Path(str(config.out_dir))
+    make_out_dir(out)
     seeds = range(config.seed, config.seed + config.repeats)
-    samples = {
-        seed: out / f"samples_{digest}_seed{seed}" for seed in seeds
-    }  # in a folder of the user's, others may lie
-    with only_one_run(out) if mine.rank == 0 else nullcontext():
-        _run(config, drawing, data, model, samples, out=out, cache=cache, weights=images_key["weights"], mine=mine)
-    return out
-
-
-def _run(
-    config: DictConfig,
-    drawing: Drawing,
-    data: ImageDataModule,
-    model: nn.Module,
-    samples: Mapping[int, Path],
-    *,
-    out: Path,
-    cache: Path,
-    weights: str,
-    mine: Ranks,
-) -> None:
-    train, held_out = data.split("train"), held_out_of(data)
-    reference = reference_of(config, data)
+    # By what they depend on, since a folder of the user's may hold those of another model.
+    samples = {seed: out / f"samples_{digest}_seed{seed}" for seed in seeds}
+    bits_in = bits_folder(beside if config.out_dir is None else out, drawing.denoiser, held_out)
     bits_set = ImageSet(held_out.images[: config.bits_images], held_out.labels[: config.bits_images])
-    beside = run_dir_of(drawing.path) / "evaluations" if config.out_dir is None else out
-    bits_in = bits_folder(beside, drawing.denoiser, held_out)
-    if mine.rank == 0:
-        for folder in (out, *samples.values(), bits_in):
-            remove_leftovers(folder)
-        left = [missing_shards(folder, config.num_samples, config.shard_size) for folder in samples.values()]
-        images_left = sum(len(items) for shards in left for items in shards)
-        bits_left = sum(map(len, missing_shards(bits_in, len(bits_set.images), BITS_SHARD)))
-        _say_cost(config, drawing, images_left, bits_left, mine)
+    with only_one_run(out) if mine.rank == 0 else nullcontext():
+        if mine.rank == 0:
+            for folder in (out, *samples.values(), bits_in):
+                remove_leftovers(folder)
+            _say_cost(config, drawing, samples, (bits_in, len(bits_set.images)), mine)
+        for seed, folder in samples.items():
+            _draw(config, drawing, seed, folder, mine)
+        bits = bits_in_shards(drawing.denoiser, bits_set, bits_in, mine=mine) if len(bits_set.images) else None
 
-    for seed, folder in samples.items():
-        _draw(config, drawing, seed, folder, mine)
-    bits = None
-    if len(bits_set.images):
-        bits = bits_in_shards(drawing.denoiser, bits_set, bits_in, mine=mine)
-
-    net = f"{model_name(model)} {fingerprint(*model.state_dict().values())}"
-    sets = {}
-    for key, images in (("reference", reference.images), ("train", train.images), ("held_out", held_out.images)):
-        sets[key] = _with_features(model, images, cache / "features", net, config, mine)
-    drawn = []
-    for folder in samples.values():
-        shards = read_shards(folder, config.num_samples, config.shard_size)
-        drawn.append(_with_features(model, shards["images"], out / "features", net, config, mine))
-    if mine.rank:
-        return
-    seconds = sum(
-        float(read_shards(folder, config.num_samples, config.shard_size)["seconds"].sum())
-        for folder in samples.values()
-    )
-    _report(
-        config,
-        drawing,
-        model,
-        sets,
-        drawn,
-        bits,
-        seconds=seconds,
-        data_seed=data.seed,
-        out=out,
-        weights=weights,
-        mine=mine,
-    )
+        net = f"{model_name(model)} {fingerprint(*model.state_dict().values())}"
+        features = partial(_with_features, model, net=net, config=config, mine=mine)
+        sets = {
+            key: features(part.images, cache / "features") for key, part in (("train", train), ("held_out", held_out))
+        }
+        sets["reference"] = sets["train"] if reference is train else features(reference.images, cache / "features")
+        drawn, seconds = [], 0.0
+        for folder in samples.values():
+            shards = read_shards(folder, config.num_samples, config.shard_size)
+            drawn.append(features(shards["images"], out / "features"))
+            seconds += float(shards["seconds"].sum())
+        if mine.rank == 0:
+            key = {"weights_fingerprint": images_key["weights"], "data_seed": data.seed}
+            _report(config, drawing, model, sets, drawn, bits, key=key, seconds=seconds, out=out, mine=mine)
+    return out
 
 
 def _report(
@@ -179,10 +142,9 @@ def _report(
     drawn: list[Compared],
     bits: Any,
     *,
+    key: Mapping[str, Any],
     seconds: float,
-    data_seed: int,
     out: Path,
-    weights: str,
     mine: Ranks,
 ) -> None:
     real, n = sets["reference"], config.num_samples
@@ -201,13 +163,12 @@ def _report(
         "protocol": {
             "checkpoint": str(drawing.path),
             "weights": config.weights,
-            "weights_fingerprint": weights,
+            **key,
             "sampler": OmegaConf.to_container(config.sampler, resolve=True),
             "steps": drawing.steps,
             "network_evaluations_per_image": drawing.evaluations,
             "labels": drawing.labels,
             "guidance_scale": config.guidance_scale,
-            "data_seed": data_seed,
             "num_samples": n,
             "seeds": list(range(config.seed, config.seed + config.repeats)),
             "reference": config.reference,
@@ -261,7 +222,7 @@ def _draw(config: DictConfig, drawing: Drawing, seed: int, folder: Path, mine: R
 
 
 def _with_features(
-    model: nn.Module, images: Tensor, folder: Path, net: str, config: DictConfig, mine: Ranks
+    model: nn.Module, images: Tensor, folder: Path, *, net: str, config: DictConfig, mine: Ranks
 ) -> Compared:
     """The images' features, computed where the folder lacks them, by images and network."""
     if not len(images):
@@ -284,8 +245,13 @@ def _features_of(config: DictConfig, data: ImageDataModule, cache: Path, device:
     return model.to(device).eval()
 
 
-def _say_cost(config: DictConfig, drawing: Drawing, images: int, bits: int, mine: Ranks) -> None:
+def _say_cost(
+    config: DictConfig, drawing: Drawing, samples: Mapping[int, Path], likelihoods: tuple[Path, int], mine: Ranks
+) -> None:
     """What is left to compute, and about how long that takes on this device."""
+    left = [missing_shards(folder, config.num_samples, config.shard_size) for folder in samples.values()]
+    images = sum(len(items) for shards in left for items in shards)
+    bits = sum(map(len, missing_shards(*likelihoods, BITS_SHARD)))
     if not images + bits:
         print("All samples are there: only the metrics are left", flush=True)
         return
@@ -293,11 +259,10 @@ def _say_cost(config: DictConfig, drawing: Drawing, images: int, bits: int, mine
     total = images * drawing.evaluations + bits * T
     at_once = min(mine.world_size, -(-images // config.shard_size) or mine.world_size)
     minutes = total * each / at_once / 60
+    where = f"{drawing.device}" + f" x {mine.world_size}" * (mine.world_size > 1)
     print(
         f"To do: {images:,} samples of {drawing.evaluations} network evaluations, and the likelihood of {bits:,} images with {T}: "
-        f"{total:,} in all, about {minutes:.0f} min on {drawing.device}"
-        + f" x {mine.world_size}"
-        * (mine.world_size > 1),
+        f"{total:,} in all, about {minutes:.0f} min on {where}",
         flush=True,
     )
 

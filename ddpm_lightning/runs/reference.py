@@ -42,9 +42,8 @@ def data_of(config: DictConfig, drawing: Drawing) -> ImageDataModule:
     return data
 
 
-def reference_of(config: DictConfig, data: ImageDataModule) -> ImageSet:
-    """The part of the set that samples are compared with, or as many of it as were asked for, drawn once and for all."""
-    images, count = data.split(config.reference), config.reference_images
+def reference_of(images: ImageSet, count: int | None) -> ImageSet:
+    """These images, or as many of them as were asked for, drawn once and for all."""
     if not count or count >= len(images.images):
         return images
     chosen = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(0))[:count].sort().values

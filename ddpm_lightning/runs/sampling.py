@@ -13,7 +13,7 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import grid, labels_in_turn, rows_by_label, save_png
 from ddpm_lightning.runs.build import check_whole
 from ddpm_lightning.runs.checkpoint import run_dir_of
-from ddpm_lightning.runs.drawing import prepare
+from ddpm_lightning.runs.drawing import make_out_dir, prepare
 from ddpm_lightning.runs.ranks import Ranks, ranks
 
 __all__ = ["sample"]
@@ -42,11 +42,8 @@ def _sample(config: DictConfig, mine: Ranks) -> Path:
         raise UserError("format=png is for images, and the model draws points: choose grid or npz")
     beside = run_dir_of(drawing.path) / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     out = beside if config.out_dir is None else Path(str(config.out_dir))
-    try:
-        if mine.rank == 0:
-            out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    except OSError as error:
-        raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
+    if mine.rank == 0:
+        make_out_dir(out)
 
     images, drawn_labels = [], labels_in_turn(range(config.num_samples), drawing.labels)
     batches = torch.arange(config.num_samples).split(config.batch_size)
