@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import name_run, run_name
+from ddpm_lightning.launch import SCRIPT, check_preset, name_run, run_name, swept
 from ddpm_lightning.resume import complete_arguments
 from ddpm_lightning.sweeps import failed_jobs, job, tell_sweep
 
@@ -28,6 +27,13 @@ __all__ = ["run", "user_errors"]
 
 
 _failed: list[Exception] = []
+
+_EXTRAS = {  # Hydra's plugins, and what installs them
+    "hydra/sweeper/optuna": "optuna",
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_local": "submitit",
+    "hydra/launcher/submitit_slurm": "submitit",
+}
 
 
 @contextmanager
@@ -52,9 +58,11 @@ def run(main: Callable[[], Any]) -> None:
     With DDPM_TRACEBACK=1 in the environment the whole traceback is shown instead.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
+    os.environ[SCRIPT] = os.path.abspath(sys.argv[0])
     try:
         _end_with_parent()
         name_run()
+        check_preset(sys.argv)
         sys.argv[1:] = complete_arguments(sys.argv[1:])
         main()
         if _failed:
@@ -105,6 +113,8 @@ def sentence(error: BaseException) -> str:
     """One sentence that names the key, its value and the way out."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if extra := _EXTRAS.get(error.missing_cfg_file):
+            return f'{group}={choice} is not installed: pip install "ddpm_lightning[{extra}]"'
         return f"{group}={choice} does not exist: {_way_out(choice, error.options)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: close what is open, and quote what holds blanks, as in 'key=\"a b\"'"
@@ -138,13 +148,7 @@ def _way_out(wrong: str, valid: Iterable[str]) -> str:
 
 def _job_name(overrides: Sequence[str]) -> str:
     """A folder name of at most 80 characters from what distinguishes a job, without what a shell or Hydra would read."""
-    try:
-        given = OverridesParser.create().parse_overrides([arg for arg in sys.argv[1:] if "=" in arg and arg[0] != "-"])
-        swept = {override.key_or_group for override in given if override.is_sweep_override()}
-    except HydraException:
-        swept = set()
-    chosen = [text for text in overrides if text.lstrip("+~").partition("=")[0] in swept] or list(overrides)
-    return re.sub(r"[^A-Za-z0-9.,+-]+", "_", ",".join(chosen)).strip("_")[:80]
+    return re.sub(r"[^A-Za-z0-9.,+-]+", "_", ",".join(swept(overrides))).strip("_")[:80]
 
 
 def _out_channels(channels: int, learned_variance: bool) -> int:

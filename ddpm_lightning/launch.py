@@ -1,13 +1,35 @@
-"""Processes that torchrun or SLURM started find one name for their run."""
+"""How a run was started: by torchrun or SLURM, whose processes find one name for it, or as one of a sweep's jobs."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ddpm_lightning.errors import UserError
 
-__all__ = ["agreed", "is_sweep", "name_run", "run_name", "srun_tasks"]
+__all__ = [
+    "JOB",
+    "JOBS",
+    "SCRIPT",
+    "agreed",
+    "announce_jobs",
+    "is_sweep",
+    "name_run",
+    "planned",
+    "run_name",
+    "srun_tasks",
+    "swept",
+]
+
+JOB = "DDPM_JOB"  # which of a sweep's jobs this process is, for people
+JOBS = "DDPM_JOBS"  # how many there are
+SCRIPT = "DDPM_SCRIPT"  # the entry point that the user started
+_SWEPT = "DDPM_SWEPT"  # the keys in which they differ
 
 _NAME = "DDPM_RUN_NAME"
 
@@ -35,8 +57,45 @@ def name_run() -> None:
 
 
 def is_sweep(argv: Sequence[str]) -> bool:
-    """Whether a command line starts a sweep."""
-    return bool({"-m", "--multirun"} & {*argv})
+    """Whether a command line starts a sweep: by its flag, or by one of the sweeps in conf/sweep."""
+    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*argv}) or _preset(argv) not in ("null", "")
+
+
+def check_preset(argv: Sequence[str]) -> None:
+    """Refuse the sweep of samplers for a script that would train a model for each.
+
+    Raises:
+        UserError: that names the script which it is for.
+    """
+    if _preset(argv) == "samplers" and Path(argv[0]).stem == "train":
+        raise UserError("sweep=samplers trains nothing, and is for evaluate.py: python evaluate.py sweep=samplers")
+
+
+def planned(hydra: Any) -> tuple[list[str], int]:
+    """The keys in which a sweep's jobs differ, and how many jobs there are, as its `hydra` node says.
+
+    Raises:
+        HydraException: for overrides that cannot be read.
+    """
+    chosen = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*chosen, *hydra.overrides.task])
+    last = {override.get_key_element(): override for override in parsed}
+    sweeps = {key.lstrip("+~"): override for key, override in last.items() if override.is_sweep_override()}
+    if "n_trials" in hydra.sweeper:
+        return [*sweeps], int(hydra.sweeper.n_trials)
+    return [*sweeps], math.prod(len([*override.sweep_string_iterator()]) for override in sweeps.values())
+
+
+def announce_jobs(config: Any) -> None:
+    """Let a sweep's jobs know in what they differ and how many they are, wherever its launcher runs them."""
+    keys, jobs = planned(config.hydra)
+    os.environ[_SWEPT], os.environ[JOBS] = ",".join(keys), str(jobs)
+
+
+def swept(overrides: Sequence[str]) -> list[str]:
+    """A job's overrides that the other jobs of its sweep do not share; all of them where none is known to differ."""
+    keys = os.environ.get(_SWEPT, "").split(",")
+    return [text for text in overrides if text.lstrip("+~").partition("=")[0] in keys] or [*overrides]
 
 
 def srun_tasks() -> int:
@@ -58,6 +117,13 @@ def agreed(key: str, value: Callable[[], str]) -> str:
     if os.environ["RANK"] == "0":
         store.set(key, value())
     return store.get(key).decode()
+
+
+def _preset(argv: Sequence[str]) -> str:
+    chosen = [
+        text.removeprefix("sweep=") for text in (argument.lstrip("+") for argument in argv) if text[:6] == "sweep="
+    ]
+    return chosen[-1] if chosen else ""
 
 
 def _now() -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import agreed, is_sweep, srun_tasks
-from ddpm_lightning.run_folder import refuse_used, unfinished_runs
+from ddpm_lightning.launch import agreed, is_sweep, planned, srun_tasks
+from ddpm_lightning.run_folder import SWEEP, has_finished, is_going_on, refuse_used, unfinished_runs
 
 __all__ = ["complete_arguments"]
 
@@ -16,12 +16,13 @@ _DONE = "DDPM_RESUMED"  # tells the processes that this one starts that their co
 
 
 def complete_arguments(argv: Sequence[str]) -> list[str]:
-    """The command line with what `resume=` leaves unsaid: the run's folder, and the overrides that it was started with.
+    """The command line with what `resume=` leaves unsaid: the folder, and the overrides that it was started with.
 
-    `resume=auto` is the newest unfinished run, or the one that `hydra.run.dir` names; else it is a run folder.
+    `resume=auto` is the newest unfinished run, or the one that `hydra.run.dir` names; with `-m` it is the newest sweep of
+    which not all jobs have finished. Else it is a run's folder, or a sweep's.
 
     Raises:
-        UserError: where there is no such run.
+        UserError: where there is no such run or sweep.
     """
     asked, run_dir = _value_of("resume", argv), _value_of("hydra.run.dir", argv)
     if asked in (None, "null", ""):
@@ -30,8 +31,8 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
         return list(argv)
     if os.environ.get(_DONE) == asked:
         return list(argv)
-    if is_sweep(argv):
-        raise UserError(f"resume={asked} goes on with one run, and cannot be swept: leave -m away")
+    if is_sweep(argv) or (Path(asked) / SWEEP).exists():
+        return _complete_sweep(asked, argv)
     folder = Path(agreed("resume", lambda: str(_folder(asked, run_dir))))
     earlier = folder / ".hydra" / "overrides.yaml"
     before = list(OmegaConf.load(earlier)) if earlier.exists() else []
@@ -39,10 +40,40 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     flags = [argument for argument in typed if argument.startswith("-")]
     overrides = [argument for argument in typed if not argument.startswith("-")]
     os.environ[_DONE] = str(folder)
-    before = [override for override in before if not override.lstrip("+~").startswith(("resume=", "hydra"))]
+    before = [override for override in before if not override.lstrip("+~").startswith(("resume=", "hydra", "sweep="))]
     # Hydra's record of the overrides is left as it is: training adds to it when it has found nothing wrong.
     resume = [f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
     return [*flags, *before, *overrides, *resume]
+
+
+def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
+    """A sweep once more in its folder: its jobs see for themselves how far they came."""
+    folder = Path(asked) if asked != "auto" else _newest_sweep()
+    if not (folder / SWEEP).exists():
+        raise UserError(
+            f"resume={asked} holds no {SWEEP}, and is no sweep's folder: give multirun/<day>/<time>, or leave -m away"
+        )
+    hydra = OmegaConf.load(folder / SWEEP).hydra
+    before = [*hydra.overrides.hydra, *hydra.overrides.task]
+    before = [text for text in before if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    typed = [
+        argument for argument in argv if not argument.startswith("resume=") and argument not in ("-m", "--multirun")
+    ]
+    return ["-m", *before, *typed, f"hydra.sweep.dir='{folder}'"]
+
+
+def _newest_sweep() -> Path:
+    """Of the sweeps of train.py in multirun/, the last one that was begun and has not finished all its jobs."""
+    for record in sorted(Path("multirun").glob(f"**/{SWEEP}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        hydra = OmegaConf.load(record).hydra
+        runs = [config.parent for config in record.parent.glob("*/config.yaml")]
+        if any(is_going_on(run) for run in runs) or hydra.job.config_name != "train":
+            continue
+        if sum(has_finished(run) for run in runs) < planned(hydra)[1]:
+            return record.parent
+    raise UserError(
+        "resume=auto finds no unfinished sweep in multirun/: leave it away to start one, or name it, as in resume=multirun/<day>/<time>"
+    )
 
 
 def _folder(asked: str, run_dir: str | None) -> Path:

@@ -13,8 +13,10 @@ from ddpm_lightning.errors import UserError
 
 __all__ = [
     "FAILED_JOBS",
+    "SWEEP",
     "checkpoints_of",
     "configs_below",
+    "failed_jobs_in",
     "has_finished",
     "is_going_on",
     "only_one_run",
@@ -25,7 +27,8 @@ __all__ = [
     "unfinished_runs",
 ]
 
-FAILED_JOBS = "failed_jobs.json"  # in a sweep's folder: by job number, its overrides and why it failed
+SWEEP = "multirun.yaml"  # in a sweep's folder: its config
+FAILED_JOBS = "failed_jobs"  # in a sweep's folder: a file for each job that failed
 
 _LOCK = ".lock"
 
@@ -60,6 +63,12 @@ def summary_of(folder: Path) -> dict[str, Any]:
 def has_finished(folder: Path) -> bool:
     """Whether the run's summary says so."""
     return summary_of(folder).get("status") == "finished"
+
+
+def failed_jobs_in(folder: Path) -> dict[float, dict[str, str]]:
+    """What a sweep's failed jobs left in its folder, by their numbers: "overrides" and "why"."""
+    notes = sorted((int(path.stem), path) for path in (folder / FAILED_JOBS).glob("[0-9]*.json"))
+    return {number: json.loads(path.read_text()) for number, path in notes}
 
 
 def configs_below(folder: Path) -> list[Path]:

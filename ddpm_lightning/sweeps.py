@@ -1,8 +1,10 @@
-"""A sweep's jobs: one that fails leaves the others alone, and at the end all that failed are named."""
+"""A sweep's jobs: each says which it is, one that fails leaves the others alone, and at the end all that failed are named."""
 
 import json
 import os
+import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,53 +15,72 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import Stopped, UserError
-from ddpm_lightning.run_folder import FAILED_JOBS, replace_file
+from ddpm_lightning.launch import JOB, JOBS, announce_jobs, swept
+from ddpm_lightning.run_folder import FAILED_JOBS, SWEEP, failed_jobs_in, has_finished, replace_file
 
-__all__ = ["Report", "failed_jobs", "job", "tell_sweep"]
+__all__ = ["Jobs", "Report", "failed_jobs", "job", "tell_sweep"]
 
 _TELL = "DDPM_TELL_SWEEP"  # the file in which a job with processes of its own leaves its error's sentence
-_failed: dict[int, dict[str, str]] = {}  # by the job's number
+_sweep: list[Path] = []  # this process's sweep, if it started one
+_seconds: list[float] = []  # that this process's jobs took, one after the other
+
+
+class Jobs(Callback):
+    """Prepares a sweep: its jobs learn how many they are, and what an earlier start noted of them is forgotten.
+
+    Hydra's own sweeper records the sweep in its folder, others do not.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        announce_jobs(config)
+        folder = Path(config.hydra.sweep.dir)
+        _sweep[:] = [folder]
+        shutil.rmtree(folder / FAILED_JOBS, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replace_file(folder / SWEEP) as file:
+            OmegaConf.save(config, file)
 
 
 class Report(Callback):
     """Ends a sweep of `train.py` in a page that compares its runs, and leaves its outcome alone where that cannot be written."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
         try:
-            if _failed:
-                with replace_file(folder / FAILED_JOBS) as file:
-                    file.write(json.dumps(_failed, indent=2) + "\n")
             from ddpm_lightning.report import write_report  # torch and matplotlib are imported only when there is work
 
-            print("", *write_report(folder), sep="\n", flush=True)
+            print("", *write_report(Path(config.hydra.sweep.dir)), sep="\n", flush=True)
         except Exception as error:  # whatever it is, the runs are whole
             print(f"no report: {error}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def job(sentence: Callable[[BaseException], str]) -> Iterator[None]:
-    """Note what ends a job of a sweep before its time, and go on; a signal or Ctrl-C ends the sweep, too.
+    """Note in the sweep's folder what ends a job before its time, and go on; a signal or Ctrl-C ends the sweep, too.
 
-    Outside a sweep, and where Hydra's launcher runs the jobs in processes of its own, errors pass through.
+    Outside a sweep errors pass through.
 
     Args:
         sentence: an error in one sentence.
     """
     hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN or not hydra.launcher._target_.endswith(".BasicLauncher"):
+    if hydra.mode != RunMode.MULTIRUN:
         yield
         return
+    begun, ended_before = time.monotonic(), has_finished(Path(hydra.runtime.output_dir))
+    _announce(hydra, ended_before)
     with NamedTemporaryFile("r") as told:
         os.environ[_TELL] = told.name
         try:
             yield
+            if not ended_before:
+                _seconds.append(time.monotonic() - begun)
         except (Exception, SystemExit) as error:
             if isinstance(error.__cause__, Stopped):
+                print(f"Go on with: python train.py -m resume={os.path.relpath(hydra.sweep.dir)}", flush=True)
                 raise
             if isinstance(error, SystemExit) and not error.code:
                 return
@@ -69,20 +90,49 @@ def job(sentence: Callable[[BaseException], str]) -> Iterator[None]:
             if not why:  # else the job's own process has printed it
                 why = f"exit code {error.code}" if isinstance(error, SystemExit) else sentence(error)
                 print(f"error: {why}", file=sys.stderr, flush=True)
-            _failed[hydra.job.num] = {"overrides": " ".join(hydra.overrides.task), "why": why}
+            _note(hydra, why)
         finally:
-            del os.environ[_TELL]
+            del os.environ[_TELL], os.environ[JOB]
 
 
 def failed_jobs() -> str | None:
     """How many jobs of this process's sweep failed and, a line for each, their number, overrides and error; None for none."""
-    if not _failed:
+    failed = {number: job for folder in _sweep for number, job in failed_jobs_in(folder).items()}
+    if not failed:
         return None
-    named = [f"job {number} ({job['overrides']}): {job['why']}" for number, job in _failed.items()]
-    return "\n  ".join([f"{len(_failed)} of the sweep's jobs failed, the others have ended well:", *named])
+    named = [f"job {number} ({job['overrides']}): {job['why']}" for number, job in failed.items()]
+    head = (
+        "all of the sweep's jobs" if str(len(failed)) == os.environ.get(JOBS) else f"{len(failed)} of the sweep's jobs"
+    )
+    others = "" if head.startswith("all") else ", the others have ended well"
+    return "\n  ".join([f"{head} failed{others}:", *named])
 
 
 def tell_sweep(sentence: str) -> None:
     """Hand this process's error to the sweep that started it, if one did."""
     if path := os.environ.get(_TELL):
         Path(path).write_text(sentence)
+
+
+def _note(hydra: Any, why: str) -> None:
+    """A file for each failed job, since a launcher may run them in processes of their own, or on other machines."""
+    notes = Path(hydra.sweep.dir) / FAILED_JOBS
+    notes.mkdir(parents=True, exist_ok=True)
+    with replace_file(notes / f"{hydra.job.num}.json") as file:
+        file.write(json.dumps({"overrides": " ".join(swept(hydra.overrides.task)), "why": why}, indent=2) + "\n")
+
+
+def _announce(hydra: Any, ended_before: bool) -> None:
+    number, of = hydra.job.num, os.environ.get(JOBS)
+    os.environ[JOB] = which = f"job {number + 1} of {of}" if of else f"job {number + 1}"
+    end = ""
+    if ended_before:
+        end = ", which has ended before"
+    elif of and _seconds and hydra.launcher._target_.endswith(".BasicLauncher"):
+        left = sum(_seconds) / len(_seconds) * (int(of) - number)
+        end = (
+            f", about {left / 60:.0f} min to the sweep's end"
+            if left >= 90
+            else f", about {left:.0f} s to the sweep's end"
+        )
+    print(f"\n{which.capitalize()}: {' '.join(swept(hydra.overrides.task))}{end}", flush=True)

@@ -1,5 +1,6 @@
 """One bar for the whole of training."""
 
+import os
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,7 +23,7 @@ class Progress(Callback):
             self._bar = tqdm(
                 total=int(trainer.estimated_stepping_batches),
                 initial=trainer.global_step,
-                desc="training",
+                desc=", ".join([*([which] if (which := os.environ.get("DDPM_JOB")) else []), "training"]),
                 unit="step",
                 disable=None,
                 dynamic_ncols=True,

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.report.comparison import Mean
-from ddpm_lightning.run_folder import FAILED_JOBS, configs_below, is_going_on, summary_of
+from ddpm_lightning.run_folder import configs_below, is_going_on, summary_of
 
-__all__ = ["Run", "Setting", "failed_jobs_in", "job_number", "part", "read_runs", "settings_of"]
+__all__ = ["Run", "Setting", "job_number", "part", "read_runs", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,6 @@ def read_runs(folder: Path) -> list[Run]:
     return sorted(runs, key=lambda run: (run.folder.parent, job_number(run.folder), run.folder.name))
 
 
-def failed_jobs_in(folder: Path) -> dict[str, dict[str, str]]:
-    """What the sweep noted of its failed jobs, by their numbers: "overrides" and "why"."""
-    try:
-        return json.loads((folder / FAILED_JOBS).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def job_number(folder: Path) -> float:
     """The number that a job's folder begins with."""
     number = folder.name.partition("_")[0]
@@ -153,7 +145,13 @@ def _read(folder: Path) -> Run | None:
 
 def _is_noise(key: str) -> bool:
     """Whether a key says nothing of what is compared: seeds, and where things lie."""
-    return f".{key}".endswith(".seed") or key.partition(".")[0] in ("run_dir", "resume", "logger")
+    return f".{key}".endswith(".seed") or key.partition(".")[0] in (
+        "run_dir",
+        "resume",
+        "logger",
+        "sweep",
+        "optimized_metric",
+    )
 
 
 def _comparable(run: Run) -> Any:

@@ -12,8 +12,8 @@ from ddpm_lightning.report.answer import METRICS, answer, incomparable, ranking
 from ddpm_lightning.report.comparison import LEVEL, Distance, Mean
 from ddpm_lightning.report.page import Block, Gallery, Heading, Row, Strip, Table, Text, to_html, to_markdown
 from ddpm_lightning.report.pictures import curves, last_samples, quartiles, schedule_curves
-from ddpm_lightning.report.reading import Run, Setting, failed_jobs_in, job_number, part, read_runs, settings_of
-from ddpm_lightning.run_folder import replace_file
+from ddpm_lightning.report.reading import Run, Setting, job_number, part, read_runs, settings_of
+from ddpm_lightning.run_folder import SWEEP, failed_jobs_in, replace_file
 
 __all__ = ["write_report"]
 
@@ -95,7 +95,7 @@ def _unfinished(folder: Path, runs: Sequence[Run]) -> Iterator[Block]:
     noted = failed_jobs_in(folder)
     rows = []
     for run in runs:
-        note = noted.pop(f"{job_number(run.folder)}", None) if run.folder.parent == folder else None
+        note = noted.pop(job_number(run.folder), None) if run.folder.parent == folder else None
         if run.status != "finished":
             why = note["why"] if note else f"after {run.summary['steps']} steps" if "steps" in run.summary else "–"
             rows.append(Row([_code(_relative(run.folder, folder)), run.status, why]))
@@ -154,7 +154,7 @@ def _cost(settings: Sequence[Setting]) -> Iterator[Block]:
 def _origin(folder: Path, settings: Sequence[Setting]) -> Iterator[Block]:
     yield Heading("How it was made")
     try:
-        typed = OmegaConf.load(folder / "multirun.yaml").hydra.overrides.task
+        typed = OmegaConf.load(folder / SWEEP).hydra.overrides.task
         yield Text(_code(f"python train.py -m {' '.join(typed)}"))
     except (OSError, OmegaConfBaseException):
         pass  # the folder of no sweep

@@ -29,7 +29,7 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.losses import Objective
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.ranges import is_whole
-from ddpm_lightning.run_folder import replace_file
+from ddpm_lightning.run_folder import SWEEP, replace_file
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
@@ -133,7 +133,7 @@ def build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
             if not extra["offline"]:
                 extra["resume"] = "allow"  # a run that goes on is one run; offline, the id joins its parts
             extra["name"] = node.name or "_".join(run_dir.parts[-2:])
-            in_a_sweep = (run_dir.parent / "multirun.yaml").exists()
+            in_a_sweep = (run_dir.parent / SWEEP).exists()
             extra["group"] = node.group or ("_".join(run_dir.parts[-3:-1]) if in_a_sweep else None)
             extra["tags"] = [*node.tags, *_choices()]
             if extra["offline"]:

@@ -27,6 +27,8 @@ _FOR_POINTS = {
     "ddpm_lightning.callbacks.Scatter": "callbacks=default",
 }
 
+_MEASURED, _DRAWN = ("val/loss", "val/bits_per_dim"), ("val/fid", "val/kid")
+
 
 def check_config(config: DictConfig) -> None:
     """Refuse what Lightning and PyTorch would take, and mean something else by than the user.
@@ -65,8 +67,17 @@ def check_config(config: DictConfig) -> None:
             "features=custom is for evaluate.py, since a run that goes on builds nothing out of its checkpoint that we do not "
             "ship: choose features=classifier or features=inception"
         )
+    _check_metric(config)
     _check_kinds(config)
     _check_trainer(config.trainer)
+
+
+def _check_metric(config: DictConfig) -> None:
+    metric, drawn = config.optimized_metric, config.callbacks.get("generation_metrics")
+    known = [*(_MEASURED if not of_points(config.data) else _MEASURED[:1]), *(_DRAWN if drawn is not None else ())]
+    if metric not in known:
+        more = ", or callbacks=fid" if metric in _DRAWN else ""
+        raise UserError(f"optimized_metric={metric} is not measured by this run: choose from {', '.join(known)}{more}")
 
 
 def _check_kinds(config: DictConfig) -> None:

@@ -1,41 +1,52 @@
 """The processes of a run: those that Lightning starts, a sweep's jobs, SLURM's, and this one's memory."""
 
 import ctypes
-import json
+import fcntl
+import itertools
 import logging
 import os
 import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 
 from ddpm_lightning.errors import Stopped, UserError
 
-__all__ = ["end_children", "in_processes_of_its_own", "keep_freed_memory", "requeue"]
+__all__ = ["end_children", "in_processes_of_its_own", "keep_freed_memory", "requeue", "take_gpu"]
 
 log = logging.getLogger(__name__)
 
+_gpu: list[IO[str]] = []  # the lock of this process's GPU
 
-def in_processes_of_its_own(run_dir: Path) -> float | None:
+
+def in_processes_of_its_own(run_dir: Path, *, goes_on: bool) -> None:
     """A sweep's job with several processes, as a fresh `python train.py` that knows nothing of the sweep.
 
     In this process Lightning would start its children with the sweep's own command line, and leave its ranks in the
     environment for the next job.
+
+    Args:
+        run_dir: the job's folder.
+        goes_on: whether the job has begun before, and goes on where it stopped.
 
     Raises:
         UserError: where the job failed.
         SystemExit: where a signal came, which is passed on to the job: it saves, and the sweep ends.
     """
     ranks = ("LOCAL_RANK", "GLOBAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "PL_")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(ranks)}
-    overrides = [*HydraConfig.get().overrides.task, f"hydra.run.dir='{run_dir}'"]
-    process = subprocess.Popen([sys.executable, os.path.abspath(sys.argv[0]), *overrides], env=env)
+    tasks = ("SLURM_NTASKS", "SLURM_STEP_", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")  # a launcher's one task
+    env = {key: value for key, value in os.environ.items() if not key.startswith((*ranks, *tasks))}
+    overrides = [text for text in HydraConfig.get().overrides.task if not text.lstrip("+").startswith("sweep=")]
+    arguments = [f"resume='{run_dir}'"] if goes_on else [*overrides, f"hydra.run.dir='{run_dir}'"]
+    process = subprocess.Popen([sys.executable, os.environ["DDPM_SCRIPT"], *arguments], env=env)
     stopped: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
@@ -53,8 +64,29 @@ def in_processes_of_its_own(run_dir: Path) -> float | None:
         raise SystemExit(128 + stopped[0]) from Stopped(stopped[0])
     if code:
         raise UserError(f"the job in {run_dir} ended with exit code {code}")
-    best: float | None = json.loads((run_dir / "summary.json").read_text())["best"].get("val/loss")
-    return best
+
+
+def take_gpu() -> None:
+    """Give this process, one of several that train side by side on a machine, a GPU of its own until it ends.
+
+    The GPUs are those that CUDA_VISIBLE_DEVICES names, or all. Where there are more processes than GPUs, they share evenly.
+    """
+    if _gpu:
+        return
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(i) for i in range(torch.cuda.device_count())] if named is None else [g for g in named.split(",") if g]
+    if len(gpus) < 2:
+        return
+    for turn, gpu in itertools.product(itertools.count(), gpus):
+        lock = (Path(tempfile.gettempdir()) / f"ddpm_lightning_{os.getuid()}_gpu_{gpu}_{turn}").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        _gpu.append(lock)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        return
 
 
 def end_children(trainer: Trainer) -> None:

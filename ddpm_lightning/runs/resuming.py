@@ -1,7 +1,8 @@
 """A run that goes on: its newest whole checkpoint, and its config with what was typed changed."""
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +15,7 @@ from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import checkpoints_of
 from ddpm_lightning.runs.checkpoint import check_targets, differing, load_checkpoint
 
-__all__ = ["Start", "fits", "resumed"]
+__all__ = ["Start", "fits", "is_same", "resumed"]
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,22 @@ def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
     return OmegaConf.create({**held, "resume": None, "run_dir": str(folder)}), start
 
 
+def is_same(config: DictConfig, folder: Path) -> None:
+    """Refuse to take the run in a sweep's folder for the job that has this config, where the two differ.
+
+    Raises:
+        UserError: that names a key in which they do.
+    """
+    held, now = _plain(OmegaConf.load(folder / "config.yaml")), _plain(config)
+    held = _moved(held, str(held["run_dir"]), str(folder))
+    for key, old, new in _differing(held, now):
+        if key not in ("resume", "run_dir", "optimized_metric"):
+            raise UserError(
+                f"{os.path.relpath(folder)} holds a run with {key}={old}, not {new}: go on with the sweep as it was by "
+                f"-m resume={os.path.relpath(folder.parent)}, or leave hydra.sweep.dir away to start another"
+            )
+
+
 def fits(module: DDPM, start: Start) -> None:
     """Refuse a checkpoint of another architecture before training.
 
@@ -120,6 +137,15 @@ def _moved(node: Any, old: str, new: str) -> Any:
     if isinstance(node, list):
         return [_moved(child, old, new) for child in node]
     return new + node.removeprefix(old) if isinstance(node, str) and node.startswith(old) else node
+
+
+def _differing(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys that both have, with their values where these are not the same."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old.keys() & new.keys():
+            yield from _differing(old[name], new[name], f"{key}.{name}".lstrip("."))
+    elif old != new:
+        yield key, old, new
 
 
 def _check_paths(node: Mapping[str, Any], folder: Path) -> None:

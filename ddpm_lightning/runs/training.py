@@ -29,7 +29,14 @@ from ddpm_lightning.callbacks import AtomicCheckpointIO, CSVLogger, TrainingMetr
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.module import DDPM
-from ddpm_lightning.run_folder import only_one_run, refuse_used, remove_leftovers, replace_file
+from ddpm_lightning.run_folder import (
+    has_finished,
+    only_one_run,
+    refuse_used,
+    remove_leftovers,
+    replace_file,
+    summary_of,
+)
 from ddpm_lightning.runs.build import (
     build,
     build_callbacks,
@@ -45,29 +52,50 @@ from ddpm_lightning.runs.processes import (
     in_processes_of_its_own,
     keep_freed_memory,
     requeue,
+    take_gpu,
 )
-from ddpm_lightning.runs.resuming import Start, fits, resumed
+from ddpm_lightning.runs.resuming import Start, fits, is_same, resumed
 
 __all__ = ["train"]
 
 
 def train(config: DictConfig) -> float | None:
-    """Train as the config says, or go on with the run that `config.resume` names, and return the best validation loss.
+    """Train as the config says, or go on with the run that `config.resume` names, and return its best `optimized_metric`.
+
+    A sweep's job goes on with the run that is in its folder already.
 
     Raises:
         UserError: for what the user can mend: before training starts, or a loss that is no number and a disk that is full.
         SystemExit: with 128 and the signal's number, where a signal asked the run to stop.
     """
+    if _is_one_of_a_sweep():
+        return _one_of_a_sweep(config)
+    return _train(config)
+
+
+def _one_of_a_sweep(config: DictConfig) -> float | None:
+    """A sweep's job: nothing where it has finished before, and what is left to do where it has begun."""
+    _check(config)
+    run_dir = Path(str(config.run_dir))
+    if goes_on := (run_dir / "config.yaml").exists():
+        is_same(config, run_dir)
+    if not has_finished(run_dir):
+        if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
+            in_processes_of_its_own(run_dir, goes_on=goes_on)
+        else:
+            if HydraConfig.get().launcher._target_.endswith(".JoblibLauncher"):
+                take_gpu()
+            config.resume = str(run_dir) if goes_on else None
+            return _train(config)
+    return _optimized(config, summary_of(run_dir))
+
+
+def _train(config: DictConfig) -> float | None:
     start = None
     if config.resume is not None:
         config, start = resumed(config)
-    check_config(config)
-    if missing := OmegaConf.missing_keys(config):
-        key = min(missing, key=len)
-        raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
+    _check(config)
     run_dir = Path(str(config.run_dir))
-    if _is_one_of_a_sweep() and (config.trainer.devices != 1 or config.trainer.num_nodes != 1):
-        return in_processes_of_its_own(run_dir)
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     _quieten()
     torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
@@ -103,12 +131,25 @@ def train(config: DictConfig) -> float | None:
             _go_back(run_dir, loggers, start, overrides)
         for logger in loggers:
             logger.log_hyperparams({**plain, "parameters": parameters, **_origin(data, overrides)})
-        return _fit(trainer, module, data, start and start.path, run_dir=run_dir)
+        return _optimized(config, _fit(trainer, module, data, start and start.path, run_dir=run_dir))
+
+
+def _check(config: DictConfig) -> None:
+    check_config(config)
+    if missing := OmegaConf.missing_keys(config):
+        key = min(missing, key=len)
+        raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
+
+
+def _optimized(config: DictConfig, summary: Mapping[str, Any]) -> float | None:
+    """What a sweeper such as Optuna is told."""
+    best: float | None = summary["best"].get(config.optimized_metric)
+    return best
 
 
 def _fit(
     trainer: Trainer, module: DDPM, data: LightningDataModule, path: Path | None, *, run_dir: Path
-) -> float | None:
+) -> dict[str, Any]:
     """Train, and say how it ended: to the caller, to W&B, in summary.json and on the screen."""
     started, status, signum = time.monotonic(), "failed", None
     from_file = {} if path is None else {"ckpt_path": str(path), "weights_only": True}
@@ -142,8 +183,7 @@ def _fit(
             _say(_closing_words(run_dir, summary, sync))
         if signum == signal.SIGUSR1 and trainer.is_global_zero:
             requeue()
-    best: float | None = summary["best"].get("val/loss")
-    return best
+    return summary
 
 
 @contextmanager
