@@ -113,9 +113,9 @@ def sentence(error: BaseException) -> str:
     """One sentence that names the key, its value and the way out."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        if extra := _EXTRAS.get(error.missing_cfg_file):
-            return f'{group}={choice} is not installed: pip install "ddpm_lightning[{extra}]"'
-        return f"{group}={choice} does not exist: {_way_out(choice, error.options)}"
+        extra = _EXTRAS.get(error.missing_cfg_file)
+        missing = f'is not installed: pip install "ddpm_lightning[{extra}]"'
+        return f"{group}={choice} {missing if extra else f'does not exist: {_way_out(choice, error.options)}'}"
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: close what is open, and quote what holds blanks, as in 'key=\"a b\"'"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error

@@ -1,9 +1,11 @@
 """What the tests share: tiny configs, a run that was trained once, and the entry points in processes of their own."""
 
 import os
+import signal
 import struct
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -64,17 +66,42 @@ def train_config(folder, *overrides, tiny=TINY):
 
 def script(name, *args, cwd, env=None, timeout=300):
     """Run an entry point as a user does, without any W&B key."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "OMP", "HYDRA"))}
     return subprocess.run(
         [sys.executable, str(ROOT / name), *args],
         cwd=cwd,
-        env={**clean, "OMP_NUM_THREADS": "1", "NETRC": str(Path(cwd) / "no-netrc"), **(env or {})},
+        env=_clean(cwd) | (env or {}),
         timeout=timeout,
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+@contextmanager
+def script_started(name, *args, cwd):
+    """The same in a process group of its own, of which nothing is left afterwards."""
+    with (Path(cwd) / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / name), *args],
+            cwd=cwd,
+            env=_clean(cwd),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _clean(cwd):
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "OMP", "HYDRA", "DDPM"))}
+    return {**ours, "OMP_NUM_THREADS": "1", "NETRC": str(Path(cwd) / "no-netrc")}
 
 
 def write_fashion_mnist(root, images, labels):

@@ -78,10 +78,12 @@ def sweep(tmp_path_factory):
     fabricate(folder, 9, "schedule=laplace", "seed=0", status="interrupted", best={"val/bits_per_dim": 1.0})
     fabricate(folder, 10, "schedule=laplace", "seed=1", status=None)
     failed = {
-        "10": {"overrides": "schedule=laplace seed=1", "why": "exit code -9"},
-        "11": {"overrides": "schedule=<odd> seed=0", "why": "lost | found"},
+        10: {"overrides": "schedule=laplace seed=1", "why": "exit code -9"},
+        11: {"overrides": "schedule=<odd> seed=0", "why": "lost | found"},
     }
-    (folder / "failed_jobs.json").write_text(json.dumps(failed))
+    (folder / "failed_jobs").mkdir()
+    for job, note in failed.items():
+        (folder / "failed_jobs" / f"{job}.json").write_text(json.dumps(note))
     sweep = {"hydra": {"overrides": {"task": ["schedule=linear,cosine,sigmoid,laplace", "seed=0,1,2"]}}}
     OmegaConf.save(OmegaConf.create(sweep), folder / "multirun.yaml")
     return folder

@@ -1,12 +1,22 @@
 """Sweeps whose jobs fail in all the ways that they can, as a user starts them."""
 
 import json
+import os
 import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 
-from tests.conftest import ROOT, TINY, script
+from ddpm_lightning import runs
+from ddpm_lightning.launch import planned
+from ddpm_lightning.module import DDPM
+from ddpm_lightning.schedules import NoiseSchedule
+from tests.conftest import ROOT, TINY, script, script_started, train_config
+from tests.runs.test_resuming import assert_equal, assert_same_run
 from tests.test_scripts import run_folders
 
 PLAIN = [o for o in TINY if not o.startswith(("model.base_channels", "callbacks.checkpoint.save_top_k"))]
@@ -82,3 +92,141 @@ def test_neither_an_unforeseen_error_nor_an_exit_ends_a_sweep(tmp_path):
     *_, head, one, two = result.stderr.splitlines()
     assert head.startswith("error: 2 of the sweep's jobs failed")
     assert (one, two) == ("  job 1 (seed=1): KeyError: 'lost'", "  job 2 (seed=2): exit code 7")
+    assert "Job 4 of 4: seed=3, about " in result.stdout
+
+
+def begun(folder, seed):
+    """The folder of a job of which two checkpoints are written, and no end."""
+    found = [path for path in folder.glob(f"*seed_{seed}*") if len([*path.glob("checkpoints/step_*.ckpt")]) > 1]
+    return found[0] if found and not (found[0] / "summary.json").exists() else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, processes):
+    steps = ["trainer.max_steps=40", "trainer.val_check_interval=10", f"trainer.devices={processes}", "trainer=ddp_cpu"]
+    rare = [f"callbacks.{name}.every_n_steps=null" for name in ("sample_grid", "trajectory")]
+    command = [*PLAIN, *steps, *rare, "seed=0,1,2", "logger=none"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with script_started("train.py", "-m", *command, f"hydra.sweep.dir={killed}", cwd=tmp_path) as process:
+        deadline = time.monotonic() + 200
+        while begun(killed, 1) is None:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert [path.parent.name for path in sorted(killed.glob("*/summary.json"))] == ["0_seed_0"]
+    first = {path: path.stat().st_mtime_ns for path in killed.glob("0_seed_0/**/*") if ".hydra" not in path.parts}
+
+    result = script("train.py", "-m", "resume=killed", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Job 1 of 3: seed=0, which has ended before" in result.stdout
+    assert first == {path: path.stat().st_mtime_ns for path in first if path.name != ".lock"}
+    assert script("train.py", "-m", *command, f"hydra.sweep.dir={whole}", cwd=tmp_path).returncode == 0
+    for seed in range(3):
+        assert_same_run(killed / f"{seed}_seed_{seed}", whole / f"{seed}_seed_{seed}")
+    assert "1 setting, 3 runs" in (killed / "report.md").read_text()
+
+    result = script("train.py", "resume=killed", cwd=tmp_path)  # nothing is left to do
+    assert result.returncode == 0
+    assert result.stdout.count("which has ended before") == 3
+
+
+def test_a_job_does_not_take_another_config_s_run_for_its_own(tmp_path):
+    command = ["train.py", "-m", *PLAIN, "seed=0,1", "logger=none", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    assert script(*command, cwd=tmp_path).returncode == 0
+    before = (tmp_path / "sweep" / "0_seed_0" / "summary.json").read_bytes()
+    result = script(*command, "optimizer.lr=0.5", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "all of the sweep's jobs failed" in result.stderr
+    assert (
+        "sweep/0_seed_0 holds a run with optimizer.lr=0.002, not 0.5: go on with the sweep as it was" in result.stderr
+    )
+    assert (tmp_path / "sweep" / "0_seed_0" / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-m", "resume=auto"], "resume=auto finds no unfinished sweep in multirun/: leave it away to start one"),
+        (["-m", "resume=nowhere"], "resume=nowhere holds no multirun.yaml, and is no sweep's folder"),
+        (["sweep=samplers"], "sweep=samplers trains nothing, and is for evaluate.py"),
+        (["sweep=schedule"], "sweep=schedule does not exist: did you mean schedules?"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(tmp_path, arguments, sentence):
+    result = script("train.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {sentence}")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "keys", "jobs"),
+    [
+        (["sweep=schedules"], ["schedule", "seed"], 9),
+        (["sweep=schedules", "seed=0,1"], ["schedule", "seed"], 6),
+        (["sweep=schedules", "seed=4"], ["schedule"], 3),
+        (["sweep=predictions", "+schedule.more=range(0,4)"], ["prediction", "seed", "schedule.more"], 36),
+        (["seed=3", "optimizer.lr=choice(1,2,3)"], ["optimizer.lr"], 3),
+        (["sweep=optuna"], ["optimizer.lr", "callbacks.ema.decay"], 20),
+        (["sweep=optuna", "hydra.sweeper.n_trials=5", "model.dropout=interval(0,1)"],
+         ["optimizer.lr", "callbacks.ema.decay", "model.dropout"], 5),
+    ],
+)  # fmt: skip
+def test_what_a_sweep_plans(typed, keys, jobs):
+    assert planned(hydra_of(*typed)) == (keys, jobs)
+
+
+def test_the_samplers_are_swept_by_evaluate():
+    assert planned(hydra_of("sweep=samplers", name="evaluate")) == (["sampler", "sampler.num_steps"], 18)
+
+
+def hydra_of(*overrides, name="train"):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        typed = [o for o in overrides if not o.startswith(("sweep=", "hydra."))]
+        config = compose(name, [o for o in overrides if o not in typed], return_hydra_config=True).hydra
+    config.overrides.task = typed
+    return config
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number of training batches")
+def test_jobs_of_one_seed_share_weights_order_and_noise(tmp_path, monkeypatch):
+    """Whatever the schedule: what differs between them is the schedule's doing."""
+    taken = {}
+
+    def watch(schedule, seed):
+        seen = taken.setdefault((schedule, seed), {"weights": [], "noise": [], "t": [], "images": [], "validation": []})
+        step = DDPM.training_step
+
+        def training_step(self, batch, batch_idx):
+            if not seen["weights"]:
+                seen["weights"] = [p.detach().clone() for p in self.parameters()]
+            seen["images"].append(batch[0].clone())
+            outputs = step(self, batch, batch_idx)
+            seen["t"].append(outputs["t"].clone())
+            return outputs
+
+        def q_sample(self, x0, t, noise):
+            if torch.is_grad_enabled():
+                seen["noise"].append(noise.clone())
+            else:  # the bound's t lie where the schedule's terms are large, its noise does not depend on them
+                loss = len(seen["validation"]) % 2 == 0
+                seen["validation"].append((t.clone() if loss else None, noise.clone()))
+            return plain(self, x0, t, noise)
+
+        plain = NoiseSchedule.q_sample
+        with monkeypatch.context() as patch:
+            patch.setattr(DDPM, "training_step", training_step)
+            patch.setattr(NoiseSchedule, "q_sample", q_sample)
+            folder = tmp_path / f"{schedule}{seed}"
+            runs.train(train_config(folder, f"schedule={schedule}", f"seed={seed}"))
+        return seen
+
+    linear, cosine, other = watch("linear", 0), watch("cosine", 0), watch("linear", 1)
+    assert len(linear["noise"]) == len(linear["images"]) == 4
+    assert len(linear["validation"]) > 4
+    assert_equal(linear, cosine)
+    for what in ("weights", "images", "t", "noise", "validation"):
+        with pytest.raises(AssertionError):
+            assert_equal(linear[what], other[what])
