@@ -77,7 +77,7 @@ def take_gpu() -> None:
     gpus = [str(i) for i in range(torch.cuda.device_count())] if named is None else [g for g in named.split(",") if g]
     if len(gpus) < 2:
         return
-    for turn, gpu in itertools.product(itertools.count(), gpus):
+    for turn, gpu in ((turn, gpu) for turn in itertools.count() for gpu in gpus):
         lock = (Path(tempfile.gettempdir()) / f"ddpm_lightning_{os.getuid()}_gpu_{gpu}_{turn}").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
