@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.launch import SCRIPT, check_preset, name_run, run_name, swept
 from ddpm_lightning.resume import complete_arguments
-from ddpm_lightning.sweeps import failed_jobs, job, tell_sweep
+from ddpm_lightning.run_folder import remove_empty
+from ddpm_lightning.sweeps import failed_jobs, job, remove_unbegun, tell_sweep
 
 __all__ = ["run", "user_errors"]
 
@@ -73,6 +74,7 @@ def run(main: Callable[[], Any]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        remove_unbegun()
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         if first:
             tell_sweep(sentence(error))
@@ -102,11 +104,7 @@ def _remove_empty_run(folder: Path) -> None:
     if hydra.is_dir() and {path.name for path in folder.iterdir()} <= {hydra.name, log.name}:
         shutil.rmtree(hydra)
         log.unlink(missing_ok=True)
-        folder.rmdir()
-        if folder.parent.parent.parent == Path.cwd():  # outputs/<day>, in the default layout
-            with suppress(OSError):
-                folder.parent.rmdir()
-                folder.parent.parent.rmdir()
+        remove_empty(folder)
 
 
 def sentence(error: BaseException) -> str:
@@ -131,7 +129,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}: give another path, or mend this one"
     elif cause is not error:
-        text = f"{text}: {cause}"
+        text = f"{text.removeprefix('Error merging override ')}: {cause}"
     elif not isinstance(error, UserError | HydraException | OmegaConfBaseException | ValueError):
         text = f"{type(error).__name__}: {text}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -76,14 +76,37 @@ def planned(hydra: Any) -> tuple[list[str], int]:
 
     Raises:
         HydraException: for overrides that cannot be read.
+        UserError: for a range that has no values, or has all in between where a list is wanted.
     """
     chosen = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
     parsed = OverridesParser.create().parse_overrides([*chosen, *hydra.overrides.task])
     last = {override.get_key_element(): override for override in parsed}
     sweeps = {key.lstrip("+~"): override for key, override in last.items() if override.is_sweep_override()}
-    if "n_trials" in hydra.sweeper:
-        return [*sweeps], int(hydra.sweeper.n_trials)
+    searched = "n_trials" in hydra.sweeper
+    for override in sweeps.values():
+        _check_range(override, searched)
+    if searched:
+        return [*sweeps], hydra.sweeper.n_trials
     return [*sweeps], math.prod(len([*override.sweep_string_iterator()]) for override in sweeps.values())
+
+
+def check_sweep(hydra: Any) -> None:
+    """Refuse numbers that a sweep's launcher and sweeper, as its `hydra` node names them, would come to grief over.
+
+    Raises:
+        UserError: that names the key, its value and the way out.
+    """
+    planned(hydra)
+    for part, key in (("sweeper", "n_trials"), ("sweeper", "n_jobs"), ("launcher", "n_jobs")):
+        value, endless = hydra[part].get(key, 1), part == "launcher"
+        if value < 1 and not (endless and value == -1):
+            more = ", or -1 for as many as there are cores" * endless
+            raise UserError(f"hydra.{part}.{key}={value} will not do: give a whole number, 1 or more{more}")
+    direction = hydra.sweeper.get("direction", "minimize")
+    if getattr(direction, "name", direction) not in ("minimize", "maximize"):
+        raise UserError(
+            f"hydra.sweeper.direction={direction} will not do: choose minimize, since all metrics are less where better"
+        )
 
 
 def announce_jobs(config: Any) -> None:
@@ -117,6 +140,18 @@ def agreed(key: str, value: Callable[[], str]) -> str:
     if os.environ["RANK"] == "0":
         store.set(key, value())
     return store.get(key).decode()
+
+
+def _check_range(override: Any, searched: bool) -> None:
+    if not override.is_interval_sweep():
+        return
+    interval, text = override.value(), override.input_line
+    if not searched:
+        raise UserError(f"{text} is a search, and wants sweep=optuna; or give a list of values, as in 1,2,3")
+    if not interval.start < interval.end or ("log" in interval.tags and interval.start <= 0):
+        raise UserError(
+            f"{text} will not do: give two numbers, the lower one first, and above 0 where it is tagged log"
+        )
 
 
 def _preset(argv: Sequence[str]) -> str:

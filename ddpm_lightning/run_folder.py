@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "is_going_on",
     "only_one_run",
     "refuse_used",
+    "remove_empty",
     "remove_leftovers",
     "replace_file",
     "summary_of",
@@ -123,6 +124,15 @@ def replace_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove an empty folder and, in the default layout, its day's folder and outputs/ or multirun/ where these are empty then."""
+    folder.rmdir()
+    if folder.absolute().parent.parent.parent == Path.cwd():
+        with suppress(OSError):
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:

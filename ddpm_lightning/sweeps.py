@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import Stopped, UserError
-from ddpm_lightning.launch import JOB, JOBS, announce_jobs, swept
-from ddpm_lightning.run_folder import FAILED_JOBS, SWEEP, failed_jobs_in, has_finished, replace_file
+from ddpm_lightning.launch import JOB, JOBS, announce_jobs, check_sweep, swept
+from ddpm_lightning.run_folder import FAILED_JOBS, SWEEP, failed_jobs_in, has_finished, remove_empty, replace_file
 
-__all__ = ["Jobs", "Report", "failed_jobs", "job", "tell_sweep"]
+__all__ = ["Jobs", "Report", "failed_jobs", "job", "remove_unbegun", "tell_sweep"]
 
 _TELL = "DDPM_TELL_SWEEP"  # the file in which a job with processes of its own leaves its error's sentence
 _sweep: list[Path] = []  # this process's sweep, if it started one
@@ -36,6 +36,10 @@ class Jobs(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check_sweep(config.hydra)
+        except UserError as error:  # Hydra makes a warning of it, and goes on
+            sys.exit(f"error: {error}")
         announce_jobs(config)
         folder = Path(config.hydra.sweep.dir)
         _sweep[:] = [folder]
@@ -106,6 +110,14 @@ def failed_jobs() -> str | None:
     )
     others = "" if head.startswith("all") else ", the others have ended well"
     return "\n  ".join([f"{head} failed{others}:", *named])
+
+
+def remove_unbegun() -> None:
+    """Of a sweep that was refused before its first job, nothing is left."""
+    for folder in _sweep:
+        if folder.is_dir() and [path.name for path in folder.iterdir()] == [SWEEP]:
+            (folder / SWEEP).unlink()
+            remove_empty(folder)
 
 
 def tell_sweep(sentence: str) -> None:

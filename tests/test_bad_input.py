@@ -27,6 +27,8 @@ data.num_classes=10 guidance_scale=-1
 data.num_classes=10 guidance_scale=inf
 learned_variance=perhaps
 compile=perhaps
+optimized_metric=val/los
+optimized_metric=val/fid
 
 callbacks=fid callbacks.generation_metrics.num_samples=9
 callbacks=fid callbacks.generation_metrics.every_n_steps=0

@@ -152,6 +152,12 @@ def test_a_job_does_not_take_another_config_s_run_for_its_own(tmp_path):
         (["-m", "resume=nowhere"], "resume=nowhere holds no multirun.yaml, and is no sweep's folder"),
         (["sweep=samplers"], "sweep=samplers trains nothing, and is for evaluate.py"),
         (["sweep=schedule"], "sweep=schedule does not exist: did you mean schedules?"),
+        (["-m", "schedule=linear,cosin"], "schedule=cosin does not exist: did you mean cosine?"),
+        (["-m", "optimizer.lr=interval(0,1)"], "optimizer.lr=interval(0,1) is a search, and wants sweep=optuna"),
+        (["sweep=optuna", "optimizer.lr=interval(2,1)"], "optimizer.lr=interval(2,1) will not do: give two numbers"),
+        (["sweep=optuna", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 will not do: give a whole number"),
+        (["sweep=optuna", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up will not do: choose minimize"),
+        (["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 will not do"),
     ],
 )
 def test_what_is_no_sweep_is_refused(tmp_path, arguments, sentence):
