@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from ddpm_lightning.runs import processes
@@ -99,6 +100,10 @@ def test_a_launcher_that_is_not_installed(tmp_path):
 def test_processes_side_by_side_share_the_gpus_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(sys.modules["tempfile"], "tempdir", str(tmp_path))
+    processes.take_gpu()  # outside a sweep all are its own
+    assert processes._gpu == []
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        HydraConfig.instance().set_config(compose("train", ["hydra/launcher=joblib"], return_hydra_config=True))
     taken = []
     for named in (None, None, None, "5,7", "5,7", "3"):
         monkeypatch.setattr(processes, "_gpu", [])
@@ -110,6 +115,7 @@ def test_processes_side_by_side_share_the_gpus_evenly(tmp_path, monkeypatch):
         taken.append((processes.os.environ["CUDA_VISIBLE_DEVICES"], processes._gpu))
     assert [gpu for gpu, _ in taken] == ["0", "1", "0", "5", "7", "3"]
     assert taken[-1][1] == []  # there was nothing to choose
+    HydraConfig.instance().cfg = None
     for _, locks in taken:
         for lock in locks:
             lock.close()

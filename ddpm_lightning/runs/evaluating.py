@@ -29,6 +29,7 @@ from ddpm_lightning.runs.bits import BITS_SHARD, bits_folder, bits_in_shards, he
 from ddpm_lightning.runs.build import build, check_whole
 from ddpm_lightning.runs.checkpoint import run_dir_of
 from ddpm_lightning.runs.drawing import Drawing, make_out_dir, prepare
+from ddpm_lightning.runs.processes import take_gpu
 from ddpm_lightning.runs.ranks import Ranks, ranks
 from ddpm_lightning.runs.reference import check_sets, data_of, reference_of
 from ddpm_lightning.runs.scores import (
@@ -66,6 +67,7 @@ def evaluate(config: DictConfig) -> Path:
         raise UserError(f"num_samples={config.num_samples} are too few to compare anything by: give {FEWEST} or more")
     if config.reference not in ("train", "validation", "all"):
         raise UserError(f"reference={config.reference} is unknown: choose train, validation or all")
+    take_gpu()
     with ranks() as mine:
         return _evaluate(config, mine)
 

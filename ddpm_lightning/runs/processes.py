@@ -67,11 +67,11 @@ def in_processes_of_its_own(run_dir: Path, *, goes_on: bool) -> None:
 
 
 def take_gpu() -> None:
-    """Give this process, one of several that train side by side on a machine, a GPU of its own until it ends.
+    """Give this process, if joblib runs it and others side by side on this machine, a GPU of its own until it ends.
 
     The GPUs are those that CUDA_VISIBLE_DEVICES names, or all. Where there are more processes than GPUs, they share evenly.
     """
-    if _gpu:
+    if _gpu or not HydraConfig.initialized() or not HydraConfig.get().launcher._target_.endswith(".JoblibLauncher"):
         return
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [str(i) for i in range(torch.cuda.device_count())] if named is None else [g for g in named.split(",") if g]

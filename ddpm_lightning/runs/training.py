@@ -83,8 +83,7 @@ def _one_of_a_sweep(config: DictConfig) -> float | None:
         if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
             in_processes_of_its_own(run_dir, goes_on=goes_on)
         else:
-            if HydraConfig.get().launcher._target_.endswith(".JoblibLauncher"):
-                take_gpu()
+            take_gpu()
             config.resume = str(run_dir) if goes_on else None
             return _train(config)
     return _optimized(config, summary_of(run_dir))
