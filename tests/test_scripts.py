@@ -3,56 +3,17 @@
 import csv
 import json
 import signal
-import struct
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from wandb.proto import wandb_internal_pb2
 
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.fingerprint import fingerprint
 from tests.conftest import ROOT, TINY, script
-
-
-def wandb_records(folder):
-    """What an offline W&B run holds, read from its own file: LevelDB's log format behind a header of seven bytes."""
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    position, parts, records = 7, b"", []
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:  # no header fits: the block is padded
-            position += 32768 - position % 32768
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a full record, or the last part of one
-            records.append(wandb_internal_pb2.Record.FromString(parts))
-            parts = b""
-    return records
-
-
-def wandb_contents(folder):
-    history, config, media, exits = [], {}, [], []
-    for record in wandb_records(folder):
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            row = {}
-            for item in record.history.item:
-                row[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-            history.append(row)
-        elif kind == "run":
-            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        elif kind == "config":
-            config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.config.update}
-        elif kind == "exit":
-            exits.append(record.exit.exit_code)
-    media = sorted(p.name for p in folder.glob("wandb/offline-run-*/files/media/images/samples/*.png"))
-    return history, config, media, exits
+from tests.wandb_files import wandb_contents, wandb_records
 
 
 def run_folders(cwd, root="outputs"):
@@ -229,6 +190,9 @@ def test_a_run_goes_on_in_its_folder_with_what_was_typed_changed(tmp_path):
     assert (config["sampler"]["num_steps"], config["callbacks"]["sample_grid"]["sampler"]["num_steps"]) == (3, 3)
     with (folder / "metrics.csv").open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file) if row["train/loss"]] == ["2", "4", "6"]
+    newest = max(folder.glob("wandb/offline-run-*"))  # W&B's part of what came after, on the same axis
+    logged = [row for row in wandb_contents(folder, newest.name)[0] if "train/loss" in row]
+    assert [row["trainer/global_step"] for row in logged] == [6]
     ids = {path.stem.removeprefix("run-") for path in folder.glob("wandb/offline-run-*/run-*.wandb")}
     assert len(list(folder.glob("wandb/offline-run-*"))) == 2
     assert ids == {(folder / "wandb" / "run_id").read_text()}

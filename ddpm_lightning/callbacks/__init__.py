@@ -13,6 +13,7 @@ from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.callbacks.tensorboard import TensorBoardLogger
 from ddpm_lightning.callbacks.training_metrics import TrainingMetrics
 from ddpm_lightning.callbacks.trajectory import Trajectory
+from ddpm_lightning.callbacks.wandb_logger import WandbLogger
 
 __all__ = [
     "EMA",
@@ -30,4 +31,5 @@ __all__ = [
     "TensorBoardLogger",
     "TrainingMetrics",
     "Trajectory",
+    "WandbLogger",
 ]
