@@ -41,16 +41,30 @@ def test_a_run_from_the_command_line(tmp_path, processes):
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows if row["train/loss"]] == ["2", "4"]
     assert [row["step"] for row in rows if row["val/loss"]] == ["2", "4"]
-    assert len(list((folder / "samples").iterdir())) == 4
+    often = ["grid_{}.png", "raw_grid_{}.png", "trajectory_{}.png", "trajectory_{}.gif"]
+    at_the_end = ["log_snr_{}.png", "neighbours_{}.png"]
+    names = {name.format(f"{step:07d}") for step in (2, 4) for name in often + at_the_end * (step == 4)}
+    assert {path.name for path in (folder / "samples").iterdir()} == {*names, "schedule.png"}
     assert json.loads((folder / "summary.json").read_text())["processes"] == processes
 
     # W&B holds the same: loss history on one axis, the grids with their step, the whole config
     history, config, media, exits = wandb_contents(folder)
     losses = [(row["trainer/global_step"], row["train/loss"]) for row in history if "train/loss" in row]
     assert losses == [(int(row["step"]), pytest.approx(float(row["train/loss"]))) for row in rows if row["train/loss"]]
-    grids = [row["trainer/global_step"] for row in history if any(key.startswith("samples/grid") for key in row)]
+    grids = [
+        row["trainer/global_step"]
+        for row in history
+        if any(key.split("/filenames")[0] == "samples/grid" for key in row)
+    ]
     assert grids == [2, 4]
-    assert len(media) == 4
+    assert len(media) == len(names) - 2 + 1  # the animations lie elsewhere
+    assert len(list(folder.glob("wandb/offline-run-*/files/media/videos/samples/*.gif"))) == 2
+    keys = {key.split("/filenames")[0] for row in history for key in row if key.startswith("samples/")}
+    assert {key.split("/")[1] for key in keys} == {
+        *("grid", "raw_grid", "trajectory", "trajectory_animation", "neighbours", "log_snr", "schedule"),
+    }
+    curve = [row for row in history if "mse_at_log_snr/+00" in row]
+    assert [row["trainer/global_step"] for row in curve] == [4]
     assert config["schedule"]["value" if "value" in config["schedule"] else "num_steps"]
     assert "parameters" in config
     assert config["data_fingerprint"] == fingerprint(*digits())
@@ -234,6 +248,7 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path, number):
         "callbacks.checkpoint.every_n_train_steps=100000",
         "callbacks.sample_grid=null",
         "callbacks.trajectory=null",
+        "callbacks.raw_grid=null",
     ]
     with (tmp_path / "log").open("w") as log:
         command = [sys.executable, str(ROOT / "train.py"), *TINY, *run, *every]
