@@ -259,3 +259,49 @@ def test_a_run_of_an_earlier_version_goes_on(offline_run, tmp_path):
 def test_bad_settings_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         WandbLogger("p", **options)
+
+
+PANELS = {
+    *("train/loss", "train/lr", "train/grad_norm", "train/images_per_second", "train/ema_decay", "train/wall_seconds"),
+    *("train/loss_spikes", "val/loss", "val/bits_per_dim", "mse_at_log_snr/-05", "mse_at_log_snr/+00"),
+    *("samples/grid", "samples/raw_grid", "samples/trajectory", "samples/trajectory_animation"),
+    *("samples/neighbours", "samples/log_snr", "samples/schedule"),
+}
+
+
+@pytest.mark.slow
+def test_a_sweep_of_nine_is_nine_runs_of_one_group(tmp_path):
+    """Three schedules by three seeds, of which one fails at its second step, where a folder lies in its picture's place."""
+    obstacle = tmp_path / "sweep" / "4_schedule_cosine,seed_1" / "samples" / "grid_0000002.png"
+    obstacle.mkdir(parents=True)
+    swept = ["schedule=linear,cosine,sigmoid", "seed=0,1,2", "hydra.sweep.dir=sweep"]
+    done = script("train.py", "-m", *TINY, *swept, cwd=tmp_path, timeout=600)
+    assert done.returncode == 1
+    assert "1 of the sweep's jobs failed" in done.stderr
+    folders = sorted(path.parent for path in (tmp_path / "sweep").glob("*/summary.json"))
+    assert len(folders) == 9
+    ids, names, groups, tags = set(), set(), set(), []
+    for number, folder in enumerate(folders):
+        history, config, _, exits = wandb_contents(folder)
+        failed = number == 4
+        assert folder.name.startswith(f"{number}_schedule_")
+        assert json.loads((folder / "summary.json").read_text())["status"] == ("failed" if failed else "finished")
+        assert exits == [int(failed)]
+        (run,) = {r.run.run_id: r.run for r in wandb_records(folder) if r.HasField("run")}.values()
+        ids.add(run.run_id)
+        names.add(run.display_name)
+        groups.add(run.run_group)
+        tags.append(next(tag for tag in run.tags if tag.startswith("schedule=")).removeprefix("schedule="))
+        steps = [row["trainer/global_step"] for row in history]
+        assert steps == sorted(steps)
+        assert steps[-1] == (2 if failed else 4)
+        keys = {"/".join(key.split("/")[:2]) for row in history for key in row}
+        if failed:
+            assert {"train/loss", "samples/schedule"} <= keys  # what it had by then is there
+        else:
+            assert keys >= PANELS, PANELS - keys
+        assert config["seed"] == number % 3
+        assert f"seed={number % 3}" in config["overrides"]
+        assert {"git_commit", "data_fingerprint", "parameters", "callbacks", "optimizer"} <= config.keys()
+    assert (len(ids), len(names), len(groups)) == (9, 9, 1)
+    assert tags == ["linear"] * 3 + ["cosine"] * 3 + ["sigmoid"] * 3

@@ -232,7 +232,7 @@ class WandbLogger(LightningWandbLogger):
     def _check_room(self) -> None:
         """W&B writes in a process of its own, and says nothing where it cannot."""
         folder = Path(self._save_dir) / "wandb"
-        if folder.is_dir() and os.statvfs(folder).f_bavail == 0:
+        if folder.is_dir() and (disk := os.statvfs(folder)).f_blocks and not disk.f_bavail:
             raise OSError(f"{folder}: no space left on the device")
 
     def _give_up(self, error: BaseException) -> None:
