@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -170,6 +171,25 @@ def test_errors_of_any_type_at_any_time(tmp_path, monkeypatch, caplog, error, wh
     assert type(error).__name__ in warning
     assert "\n" not in warning
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("host", ["api.wandb.ai", "api.forge.coreweave.com", "own.example", None])
+@pytest.mark.parametrize("offline", [None, False, True])
+def test_it_is_online_where_there_is_a_key_and_never_asks_for_one(tmp_path, monkeypatch, host, offline):
+    begun = []
+    monkeypatch.setattr(wandb, "init", lambda **given: begun.append(given) or MagicMock())
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    if host == "own.example":
+        monkeypatch.setenv("WANDB_BASE_URL", f"https://{host}/wandb")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text(f"machine {host} login user password {40 * '0'}\n" if host else "")
+    logger = WandbLogger("p", save_dir=tmp_path, offline=offline, id="x")
+    assert logger.experiment is not None
+    (given,) = begun
+    online = host is not None and not offline
+    assert (given.get("mode"), given.get("resume")) == ((None, "allow") if online else ("offline", None))
+    assert (given["id"], given["dir"], given["project"]) == ("x", str(tmp_path), "p")
 
 
 def test_other_ranks_never_start_it(tmp_path, monkeypatch):

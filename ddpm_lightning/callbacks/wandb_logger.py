@@ -155,13 +155,10 @@ class WandbLogger(LightningWandbLogger):
     def _start(self) -> None:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
-        asked = os.environ.get("WANDB_MODE", "").lower()  # whose "disabled" and "offline" W&B itself looks at
-        offline = self._offline
-        errors = []
-        if offline is None:
-            offline = False
-            if not asked and not _has_key():
-                errors, offline = ["no API key was found"], True
+        mode = os.environ.get("WANDB_MODE", "online").lower()  # "disabled" and "offline" are W&B's own affair
+        errors, offline = [], bool(self._offline)
+        if not offline and mode == "online" and not _has_key():  # where there is a terminal, W&B would ask, and wait
+            errors, offline = ["no API key was found"], True
         for attempt in [True] if offline else [False, True]:
             try:
                 self._experiment = self._begin(offline=attempt)
@@ -169,21 +166,20 @@ class WandbLogger(LightningWandbLogger):
             except Exception as error:  # as in `_try`
                 errors.append(_one_line(error))
                 _end_service()
-        where = self._save_dir
         if self._experiment is None:
             self._given_up = True
             log.warning(
                 "W&B cannot be used (%s): the run goes on without it, and metrics.csv and samples/ hold the same; mend "
                 "what is wrong in %s, or choose logger=none",
                 "; ".join(errors),
-                where,
+                self._save_dir,
             )
         elif errors:
             log.warning(
                 "W&B is used offline (%s): the run goes on, and is kept in %s; upload it later by the command that the "
                 "closing words give, and look at WANDB_API_KEY and the network, or choose logger=none",
                 "; ".join(errors),
-                where,
+                self._save_dir,
             )
 
     def _begin(self, *, offline: bool) -> Any:
@@ -272,8 +268,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _has_key() -> bool:
-    """Whether W&B could log in without asking: a key in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
+    """Whether W&B could log in without asking: by a key in the environment or in the netrc file, or by a token's file."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
     try:
