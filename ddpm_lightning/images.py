@@ -11,7 +11,17 @@ from torchvision.utils import make_grid
 
 from ddpm_lightning.seeds import derive
 
-__all__ = ["SeededNoise", "cells", "from_uint8", "grid", "labels_in_turn", "rows_by_label", "save_png", "to_uint8"]
+__all__ = [
+    "SeededNoise",
+    "cells",
+    "from_uint8",
+    "grid",
+    "labels_in_turn",
+    "rows_by_label",
+    "save_gif",
+    "save_png",
+    "to_uint8",
+]
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -65,6 +75,15 @@ def save_png(image: Tensor, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     array = image.permute(1, 2, 0).cpu().numpy()
     Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(path)
+
+
+def save_gif(frames: Sequence[Tensor], path: Path, *, milliseconds: int = 100, hold: int = 2000) -> None:
+    """Write uint8 pictures (C, H, W) of 1 or 3 channels as an animation without end that holds the last one, for so long each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = [frame.permute(1, 2, 0).cpu().numpy() for frame in frames]
+    first, *others = [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
+    times = [milliseconds] * len(others) + [hold]
+    first.save(path, save_all=True, append_images=others, duration=times, loop=0)
 
 
 class SeededNoise:

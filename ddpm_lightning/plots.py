@@ -27,6 +27,7 @@ __all__ = [
     "draw_bits_by_step",
     "draw_curves",
     "draw_points",
+    "draw_schedule",
     "draw_schedules",
     "draw_study",
     "look",
@@ -73,26 +74,39 @@ def draw_schedules(path: Path, *, num_steps: int = 1000) -> None:
     """
     if num_steps < 2:
         raise UserError(f"num_steps={num_steps} gives no curve: give 2 or more")
-    figure = Figure(figsize=(15, 6.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    for (name, family), (color, dashes) in zip(FAMILIES.items(), _LOOKS, strict=True):
+    drawn = {}
+    for name, family in FAMILIES.items():
         try:
-            schedule = family(num_steps).double()
+            drawn[name] = family(num_steps)
         except ValueError as error:
             raise UserError(f"num_steps={num_steps} is too many for {name} ({error}): give fewer") from error
-        t = torch.arange(num_steps + 1)
+    figure = _schedules(drawn)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=11)
+    _save(figure, path)
+
+
+def draw_schedule(schedule: NoiseSchedule) -> Tensor:
+    """ᾱ_t, log SNR and β_t of one schedule side by side: uint8 (3, H, W)."""
+    return _pixels(_schedules({"": schedule}))
+
+
+def _schedules(drawn: Mapping[str, NoiseSchedule]) -> Figure:
+    figure = Figure(figsize=(15, 6.2 if len(drawn) > 1 else 4.6), layout="constrained", dpi=80)
+    left, middle, right = figure.subplots(1, 3)
+    for (name, schedule), (color, dashes) in zip(drawn.items(), _LOOKS, strict=False):
+        alpha_bar, log_snr = (table.double().cpu() for table in (schedule.alpha_bar, schedule.log_snr))
+        t = torch.arange(len(alpha_bar))
         look = {"color": color, "linestyle": dashes, "linewidth": 1.8}
-        left.plot(t, schedule.alpha_bar, label=name, **look)
-        middle.plot(t[1:], schedule.log_snr[1:], **look)  # ∞ at t = 0
+        left.plot(t, alpha_bar, label=name, **look)
+        middle.plot(t[1:], log_snr[1:], **look)  # ∞ at t = 0
         right.plot(t[1:], schedule.betas, **look)
     left.set_title("ᾱ: the signal's share of the variance")
     middle.set_title("log SNR = log ᾱ/(1 − ᾱ)")
     right.set_title("β: the noise of one step")
     right.set_yscale("log")
     for axes in (left, middle, right):
-        _dress(axes, num_steps)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=11)
-    _save(figure, path)
+        _dress(axes, len(alpha_bar) - 1)
+    return figure
 
 
 def draw_bits_by_step(path: Path, bits: Sequence[float]) -> None:
@@ -211,7 +225,6 @@ class Panel(NamedTuple):
 def draw_points(rows: Sequence[Sequence[Panel]]) -> Tensor:
     """Rows of scatter plots, each as wide as the picture: uint8 (3, H, W). Limits and axes are the same in all plots of a row."""
     figure = Figure(figsize=(10, sum(10 / len(row) for row in rows)), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=[1 / len(row) for row in rows])[:, 0]
     for part, row in zip(parts, rows, strict=True):
         # As far as all but a few points of noise reach.
@@ -221,6 +234,11 @@ def draw_points(rows: Sequence[Sequence[Panel]]) -> Tensor:
             axes.scatter(*panel.x.flatten(1).T.cpu(), s=16 / len(row), c=color, alpha=0.5, linewidths=0)
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
             axes.set_title(panel.title, fontsize=11)
+    return _pixels(figure)
+
+
+def _pixels(figure: Figure) -> Tensor:
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1)
 

@@ -30,6 +30,11 @@ TINY = (
     "sampler.num_steps=4",
     "callbacks.sample_grid.num_samples=4",
     "callbacks.sample_grid.every_n_steps=2",
+    "callbacks.raw_grid.num_samples=4",
+    "callbacks.raw_grid.every_n_steps=2",
+    "callbacks.neighbours.num_samples=2",
+    "callbacks.neighbours.num_neighbours=2",
+    "callbacks.log_snr.num_images=4",
     "callbacks.trajectory.num_samples=2",
     "callbacks.trajectory.num_columns=3",
     "callbacks.trajectory.every_n_steps=2",
@@ -37,6 +42,8 @@ TINY = (
     "callbacks.checkpoint.save_top_k=-1",
     "lr_scheduler.total_iters=2",
 )
+
+IMAGES_ALONE = ("callbacks.sample_grid", "callbacks.raw_grid", "callbacks.neighbours", "callbacks.trajectory")
 
 TINY_POINTS = (
     "data=two_moons",
@@ -47,7 +54,7 @@ TINY_POINTS = (
     "callbacks.scatter.num_samples=20",
     "callbacks.scatter.num_columns=3",
     "callbacks.scatter.every_n_steps=2",
-    *(o for o in TINY if not o.startswith(("model.", "callbacks.sample_grid", "callbacks.trajectory"))),
+    *(o for o in TINY if not o.startswith(("model.", *IMAGES_ALONE))),
 )
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)

@@ -106,7 +106,7 @@ def test_shared_out_weights_train_to_the_same_weights(tmp_path):
         assert result.returncode == 0, result.stderr
         states[name] = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
         assert states[name]["global_step"] == 6
-        assert len(list((tmp_path / name / "samples").glob("*_0000006.png"))) == 2
+        assert len(list((tmp_path / name / "samples").glob("*_0000006.png"))) == 5
     for which in ("state_dict", "ema_state_dict"):
         assert states["ddp"][which].keys() == states["fsdp"][which].keys()
         for key, value in states["ddp"][which].items():

@@ -3,56 +3,17 @@
 import csv
 import json
 import signal
-import struct
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from wandb.proto import wandb_internal_pb2
 
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.fingerprint import fingerprint
 from tests.conftest import ROOT, TINY, script
-
-
-def wandb_records(folder):
-    """What an offline W&B run holds, read from its own file: LevelDB's log format behind a header of seven bytes."""
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    position, parts, records = 7, b"", []
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:  # no header fits: the block is padded
-            position += 32768 - position % 32768
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a full record, or the last part of one
-            records.append(wandb_internal_pb2.Record.FromString(parts))
-            parts = b""
-    return records
-
-
-def wandb_contents(folder):
-    history, config, media, exits = [], {}, [], []
-    for record in wandb_records(folder):
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            row = {}
-            for item in record.history.item:
-                row[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-            history.append(row)
-        elif kind == "run":
-            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        elif kind == "config":
-            config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.config.update}
-        elif kind == "exit":
-            exits.append(record.exit.exit_code)
-    media = sorted(p.name for p in folder.glob("wandb/offline-run-*/files/media/images/samples/*.png"))
-    return history, config, media, exits
+from tests.wandb_files import wandb_contents, wandb_records
 
 
 def run_folders(cwd, root="outputs"):
@@ -80,16 +41,30 @@ def test_a_run_from_the_command_line(tmp_path, processes):
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows if row["train/loss"]] == ["2", "4"]
     assert [row["step"] for row in rows if row["val/loss"]] == ["2", "4"]
-    assert len(list((folder / "samples").iterdir())) == 4
+    often = ["grid_{}.png", "raw_grid_{}.png", "trajectory_{}.png", "trajectory_{}.gif"]
+    at_the_end = ["log_snr_{}.png", "neighbours_{}.png"]
+    names = {name.format(f"{step:07d}") for step in (2, 4) for name in often + at_the_end * (step == 4)}
+    assert {path.name for path in (folder / "samples").iterdir()} == {*names, "schedule.png"}
     assert json.loads((folder / "summary.json").read_text())["processes"] == processes
 
     # W&B holds the same: loss history on one axis, the grids with their step, the whole config
     history, config, media, exits = wandb_contents(folder)
     losses = [(row["trainer/global_step"], row["train/loss"]) for row in history if "train/loss" in row]
     assert losses == [(int(row["step"]), pytest.approx(float(row["train/loss"]))) for row in rows if row["train/loss"]]
-    grids = [row["trainer/global_step"] for row in history if any(key.startswith("samples/grid") for key in row)]
+    grids = [
+        row["trainer/global_step"]
+        for row in history
+        if any(key.split("/filenames")[0] == "samples/grid" for key in row)
+    ]
     assert grids == [2, 4]
-    assert len(media) == 4
+    assert len(media) == len(names) - 2 + 1  # the animations lie elsewhere
+    assert len(list(folder.glob("wandb/offline-run-*/files/media/videos/samples/*.gif"))) == 2
+    keys = {key.split("/filenames")[0] for row in history for key in row if key.startswith("samples/")}
+    assert {key.split("/")[1] for key in keys} == {
+        *("grid", "raw_grid", "trajectory", "trajectory_animation", "neighbours", "log_snr", "schedule"),
+    }
+    curve = [row for row in history if "mse_at_log_snr/+00" in row]
+    assert [row["trainer/global_step"] for row in curve] == [4]
     assert config["schedule"]["value" if "value" in config["schedule"] else "num_steps"]
     assert "parameters" in config
     assert config["data_fingerprint"] == fingerprint(*digits())
@@ -229,6 +204,9 @@ def test_a_run_goes_on_in_its_folder_with_what_was_typed_changed(tmp_path):
     assert (config["sampler"]["num_steps"], config["callbacks"]["sample_grid"]["sampler"]["num_steps"]) == (3, 3)
     with (folder / "metrics.csv").open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file) if row["train/loss"]] == ["2", "4", "6"]
+    newest = max(folder.glob("wandb/offline-run-*"))  # W&B's part of what came after, on the same axis
+    logged = [row for row in wandb_contents(folder, newest.name)[0] if "train/loss" in row]
+    assert [row["trainer/global_step"] for row in logged] == [6]
     ids = {path.stem.removeprefix("run-") for path in folder.glob("wandb/offline-run-*/run-*.wandb")}
     assert len(list(folder.glob("wandb/offline-run-*"))) == 2
     assert ids == {(folder / "wandb" / "run_id").read_text()}
@@ -270,6 +248,7 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path, number):
         "callbacks.checkpoint.every_n_train_steps=100000",
         "callbacks.sample_grid=null",
         "callbacks.trajectory=null",
+        "callbacks.raw_grid=null",
     ]
     with (tmp_path / "log").open("w") as log:
         command = [sys.executable, str(ROOT / "train.py"), *TINY, *run, *every]

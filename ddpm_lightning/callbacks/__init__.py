@@ -4,15 +4,19 @@ from ddpm_lightning.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoi
 from ddpm_lightning.callbacks.csv_logger import CSVLogger
 from ddpm_lightning.callbacks.ema import EMA
 from ddpm_lightning.callbacks.generation_metrics import GenerationMetrics
+from ddpm_lightning.callbacks.log_snr import LogSNRCurve
 from ddpm_lightning.callbacks.loss_guard import LossGuard
+from ddpm_lightning.callbacks.neighbours import Neighbours
 from ddpm_lightning.callbacks.progress import Progress
 from ddpm_lightning.callbacks.randomness import Randomness
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.callbacks.scatter import Scatter
+from ddpm_lightning.callbacks.schedule_curves import ScheduleCurves
 from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.callbacks.tensorboard import TensorBoardLogger
 from ddpm_lightning.callbacks.training_metrics import TrainingMetrics
 from ddpm_lightning.callbacks.trajectory import Trajectory
+from ddpm_lightning.callbacks.wandb_logger import WandbLogger
 
 __all__ = [
     "EMA",
@@ -20,14 +24,18 @@ __all__ = [
     "BestCheckpoint",
     "CSVLogger",
     "GenerationMetrics",
+    "LogSNRCurve",
     "LossGuard",
+    "Neighbours",
     "NewestCheckpoint",
     "Progress",
     "Randomness",
     "SampleGrid",
     "Scatter",
+    "ScheduleCurves",
     "StopSignals",
     "TensorBoardLogger",
     "TrainingMetrics",
     "Trajectory",
+    "WandbLogger",
 ]

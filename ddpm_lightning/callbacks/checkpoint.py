@@ -49,6 +49,8 @@ class BestCheckpoint(Checkpoint):
         ValueError: for another mode.
     """
 
+    alias = "best"
+
     def __init__(self, dirpath: str | Path, *, monitor: str = "val/loss", mode: str = "min"):
         if mode not in ("min", "max"):
             raise ValueError(f"mode={mode} will not do: give min where less is better, max where more is")
@@ -56,6 +58,11 @@ class BestCheckpoint(Checkpoint):
         self._monitor = monitor
         self._sign = 1 if mode == "min" else -1
         self._best = float("inf")
+
+    @property
+    def file(self) -> Path:
+        """The best checkpoint."""
+        return self.folder / "best.ckpt"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -66,7 +73,8 @@ class BestCheckpoint(Checkpoint):
         value = self._sign * float(trainer.callback_metrics[self._monitor])
         if value < self._best:
             self._best = value
-            trainer.save_checkpoint(self.folder / "best.ckpt")
+            trainer.save_checkpoint(self.file)
+            _tell(trainer, self)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best}
@@ -90,6 +98,8 @@ class NewestCheckpoint(Checkpoint):
     Raises:
         ValueError: for numbers that are none of these.
     """
+
+    alias = "latest"
 
     def __init__(
         self,
@@ -118,6 +128,8 @@ class NewestCheckpoint(Checkpoint):
     def last(self) -> Path:
         """The newest checkpoint."""
         return self.folder / "last.ckpt"
+
+    file = last
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
@@ -174,10 +186,17 @@ class NewestCheckpoint(Checkpoint):
             if self._keep != -1:
                 for old in sorted(self.folder.glob("step_*.ckpt"), reverse=True)[self._keep :]:
                     old.unlink()
+        _tell(trainer, self)
 
     @staticmethod
     def _signum(trainer: Trainer) -> signal.Signals | None:
         return next((c.agreed for c in trainer.callbacks if isinstance(c, StopSignals)), None)
+
+
+def _tell(trainer: Trainer, callback: Checkpoint) -> None:
+    """Loggers that keep checkpoints hear of each, as Lightning's own callback has it."""
+    for logger in trainer.loggers:
+        logger.after_save_checkpoint(callback)
 
 
 def _link(path: Path, name: Path) -> None:

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ddpm_lightning.ranges import within
 from ddpm_lightning.sharding import shared_like, whole
 
-__all__ = ["EMA", "averaged_weights"]
+__all__ = ["EMA", "averaged_weights", "raw_weights"]
 
 
 class EMA(Callback):
@@ -99,14 +99,23 @@ def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[N
     Without an EMA callback the weights are the raw ones.
     """
     averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
-    was_training = pl_module.training
     for ema in averages:
         ema._swap(pl_module)
+    try:
+        with raw_weights(pl_module):
+            yield
+    finally:
+        for ema in averages:
+            ema._swap(pl_module)
+
+
+@contextmanager
+def raw_weights(pl_module: LightningModule) -> Iterator[None]:
+    """The module with the weights that it has, in evaluation mode, without gradients; as it was afterwards."""
+    was_training = pl_module.training
     pl_module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         pl_module.train(was_training)
-        for ema in averages:
-            ema._swap(pl_module)

@@ -1,18 +1,33 @@
-"""TensorBoard that takes images as the other loggers do."""
+"""TensorBoard that takes images and animations as the other loggers do."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
 __all__ = ["TensorBoardLogger"]
 
 
 class TensorBoardLogger(LightningTensorBoardLogger):
-    """Lightning's logger, with `log_image` for arrays (H, W, C) of uint8."""
+    """Lightning's logger, with `log_image` for arrays (H, W, C) of uint8, and `log_video` for paths of GIF files."""
 
     @rank_zero_only
     def log_image(self, key: str, images: list[np.ndarray], step: int | None = None, **kwargs: Any) -> None:
         for i, image in enumerate(images):
             self.experiment.add_image(key if i == 0 else f"{key}_{i}", image, step, dataformats="HWC")
+
+    @rank_zero_only
+    def log_video(self, key: str, videos: list[str], step: int | None = None, **kwargs: Any) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for i, path in enumerate(videos):
+            with Image.open(path) as picture:
+                width, height = picture.size
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=Path(path).read_bytes()
+            )
+            summary = Summary(value=[Summary.Value(tag=key if i == 0 else f"{key}_{i}", image=image)])
+            self.experiment._get_file_writer().add_summary(summary, step)  # as a GIF, which the browser plays

@@ -5,10 +5,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from netrc import NetrcParseError, netrc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -45,6 +44,10 @@ __all__ = [
     "times_of",
 ]
 
+WANDB = (
+    "ddpm_lightning.callbacks.WandbLogger",
+    "lightning.pytorch.loggers.WandbLogger",
+)  # the latter in old checkpoints
 TAGGED = ("experiment", "data", "model", "schedule", "loss")  # groups that runs are told apart by in W&B
 
 log = logging.getLogger(__name__)
@@ -127,17 +130,15 @@ def build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
     loggers: list[Logger] = [CSVLogger(run_dir)]
     for name, node in config.logger.items():
         extra: dict[str, Any] = {}
-        if name == "wandb":
-            extra["offline"] = not _has_wandb_key() if node.offline is None else node.offline
-            extra["id"] = _wandb_id(run_dir) or None
-            if not extra["offline"]:
-                extra["resume"] = "allow"  # a run that goes on is one run; offline, the id joins its parts
-            extra["name"] = node.name or "_".join(run_dir.parts[-2:])
+        if node._target_ in WANDB:
             in_a_sweep = (run_dir.parent / SWEEP).exists()
-            extra["group"] = node.group or ("_".join(run_dir.parts[-3:-1]) if in_a_sweep else None)
-            extra["tags"] = [*node.tags, *_choices()]
-            if extra["offline"]:
-                os.environ.setdefault("WANDB_SILENT", "true")  # the closing words say how to upload
+            extra = {
+                "_target_": WANDB[0],
+                "id": _wandb_id(run_dir),
+                "name": node.name or "_".join(run_dir.parts[-2:]),
+                "group": node.group or ("_".join(run_dir.parts[-3:-1]) if in_a_sweep else None),
+                "tags": [*node.tags, *_choices()],
+            }
         loggers.append(build(f"logger.{name}", node, **extra))
     return loggers
 
@@ -243,14 +244,16 @@ def _warn_of_signal(schedule: NoiseSchedule) -> None:
         )
 
 
-def _wandb_id(run_dir: Path) -> str:
-    """The W&B run's id, made once for a run folder."""
+def _wandb_id(run_dir: Path) -> str | None:
+    """The W&B run's id, made once for a run folder; None on other ranks than the first, and where it cannot be kept."""
     file = run_dir / "wandb" / "run_id"
-    if not file.exists() and rank_zero_only.rank == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(file) as new:
-            new.write(secrets.token_hex(4))
-    return file.read_text() if file.exists() else ""
+    with suppress(OSError):
+        if not file.exists() and rank_zero_only.rank == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(file) as new:
+                new.write(secrets.token_hex(4))
+        return file.read_text()
+    return None
 
 
 def _choices() -> list[str]:
@@ -259,14 +262,3 @@ def _choices() -> list[str]:
         return []
     chosen = HydraConfig.get().runtime.choices
     return [f"{group}={chosen[group]}"[:64] for group in TAGGED if chosen.get(group) is not None]
-
-
-def _has_wandb_key() -> bool:
-    """Whether W&B could log in without asking: a key in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        return False

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.interop import from_diffusers, images_of, is_diffusers_folder
-from ddpm_lightning.runs.build import build, one_line
+from ddpm_lightning.runs.build import WANDB, build, one_line
 
 __all__ = [
     "check_targets",
@@ -50,10 +50,10 @@ _TRUSTED_IN_A_RUN = (
     "ddpm_lightning.samplers",
     "ddpm_lightning.sharding",
 )
-_WANDB = "lightning.pytorch.loggers.WandbLogger"
 _WANDB_KEYS = {
     "_target_",
     "project",
+    "entity",
     "name",
     "save_dir",
     "offline",
@@ -63,7 +63,7 @@ _WANDB_KEYS = {
 }  # others reach wandb.init
 _TRUSTED_NAMES = (
     "lightning.pytorch.Trainer",
-    _WANDB,
+    *WANDB,
     "lightning.pytorch.plugins.environments.SLURMEnvironment",
     "torch.optim.Adam",
     "torch.optim.AdamW",
@@ -179,7 +179,7 @@ def check_targets(node: Any, *, whole_run: bool = False) -> None:
             raise UserError(f"the checkpoint asks for {node['_target_']}, no part of ddpm_lightning's models: refused")
         if "_args_" in node:
             raise UserError("the checkpoint's config has arguments without a name: refused")
-        if node.get("_target_") == _WANDB and (odd := sorted({*node} - _WANDB_KEYS)):
+        if node.get("_target_") in WANDB and (odd := sorted({*node} - _WANDB_KEYS)):
             raise UserError(f"the checkpoint's config sets {', '.join(odd)} of W&B's logger: refused")
         for child in node.values():
             check_targets(child, whole_run=whole_run)

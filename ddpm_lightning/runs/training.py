@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.callbacks import AtomicCheckpointIO, CSVLogger, TrainingMetrics
+from ddpm_lightning.callbacks import AtomicCheckpointIO, CSVLogger, TrainingMetrics, WandbLogger
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.module import DDPM
@@ -165,7 +164,7 @@ def _fit(
     finally:
         if status != "finished":
             end_children(trainer)
-        sync = _finish_wandb(0 if status == "finished" else 1)
+        wandb = [c.finish(0 if status == "finished" else 1) for c in trainer.loggers if isinstance(c, WandbLogger)]
         summary = {
             "status": status,
             "steps": trainer.global_step,
@@ -179,7 +178,7 @@ def _fit(
             with suppress(OSError), replace_file(run_dir / "summary.json") as file:  # the disk may be what failed
                 file.write(json.dumps(summary, indent=2) + "\n")
         if status != "failed":
-            _say(_closing_words(run_dir, summary, sync))
+            _say(_closing_words(run_dir, summary, wandb))
         if signum == signal.SIGUSR1 and trainer.is_global_zero:
             requeue()
     return summary
@@ -248,7 +247,7 @@ def _metrics(trainer: Trainer, module: DDPM) -> dict[str, Any]:
     return {"images_per_second": final.get("train/images_per_second"), "final": final, "best": best}
 
 
-def _closing_words(run_dir: Path, summary: Mapping[str, Any], sync: str | None) -> str:
+def _closing_words(run_dir: Path, summary: Mapping[str, Any], wandb: list[str | None]) -> str:
     folder, final = Path(os.path.relpath(run_dir)), summary["final"]
     losses = [f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss") if key in final]
     how = f"{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
@@ -262,8 +261,7 @@ def _closing_words(run_dir: Path, summary: Mapping[str, Any], sync: str | None) 
     ):
         if path.exists():
             lines.append(f"  {name:<11} {path}")
-    if sync:
-        lines.append(f"  W&B         kept offline; to upload it: wandb sync {shlex.quote(sync)}")
+    lines += [f"  {'W&B':<11} {where}" for where in wandb if where]
     if checkpoint.exists():
         plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
         argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
@@ -289,17 +287,6 @@ def _overrides() -> list[str]:
 
 def _is_one_of_a_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def _finish_wandb(exit_code: int) -> str | None:
-    """End this process's W&B run, if there is one, and return the folder of an offline one."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
-        return None
-    run, folder = wandb.run, Path(wandb.run.dir).parent
-    offline = run.offline
-    run.finish(exit_code=exit_code)
-    return os.path.relpath(folder) if offline else None
 
 
 @rank_zero_only

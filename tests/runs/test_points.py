@@ -34,13 +34,15 @@ def run(tmp_path_factory):
 
 
 def test_pictures_are_drawn_and_bits_are_not_measured(run):
-    assert sorted(path.name for path in (run / "samples").iterdir()) == ["scatter_0000002.png", "scatter_0000004.png"]
+    names = sorted(path.name for path in (run / "samples").iterdir())
+    assert names == ["log_snr_0000004.png", "scatter_0000002.png", "scatter_0000004.png", "schedule.png"]
     with Image.open(run / "samples" / "scatter_0000004.png") as picture:
         assert len(picture.getcolors(1 << 24)) > 20  # dots of two colours, not an empty page
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows if row["val/loss"]] == ["2", "4"]
     assert "val/bits_per_dim" not in rows[0]
+    assert 0 < float(rows[-1]["mse_at_log_snr/+00"]) < 2
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(run, tmp_path):

@@ -208,6 +208,11 @@ def test_a_config_that_writes_elsewhere_is_refused(whole, tmp_path, node, key, p
             "sets settings of W&B's logger: refused",
         ),
         (
+            "logger",
+            {"wandb": {"_target_": "ddpm_lightning.callbacks.WandbLogger", "id": "of-another-run"}},
+            "sets id of W&B's logger: refused",
+        ),
+        (
             "callbacks",
             {"a": [{"_target_": "ddpm_lightning.callbacks.EMA", "dir": "/elsewhere"}]},
             "asks to write to dir=",

@@ -1,0 +1,135 @@
+"""The error of the predicted noise by log SNR, which all schedules, predictions and losses have in common."""
+
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+from torch import Tensor
+
+from ddpm_lightning.callbacks.ema import averaged_weights
+from ddpm_lightning.callbacks.moments import Moments, show
+from ddpm_lightning.callbacks.ranks import drawn_together
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.images import SeededNoise, from_uint8
+from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.schedules import NoiseSchedule
+from ddpm_lightning.seeds import derive
+
+__all__ = ["LogSNRCurve", "noise_errors", "times_at"]
+
+_LEVELS = range(-10, 11)
+
+
+class LogSNRCurve(Moments):
+    """Logs `mse_at_log_snr/<level>`, E‖ε̂ − ε‖²/d at log SNR = −10, −9, …, +10, of held-out images and the averaged weights.
+
+    A prediction of x_0, of ε or of v is first turned into ε̂ = (x_t − √ᾱ_t x̂_0)/√(1−ᾱ_t), so that a level's value compares models of any
+    schedule, prediction and loss: 1 is what guessing no noise at all gives. The curve goes to
+    `<folder>/log_snr_<step>.png` and as `samples/log_snr` to every logger that takes images. Levels
+    that the schedule does not reach are left out, and so is all where no image is held out.
+
+    Args:
+        folder: where the files go.
+        num_images: held-out images that are looked at, the first so many.
+        batch_size: images at a time.
+        every_n_steps: optimiser steps between two curves; None for one at the end only.
+        seed: image i's noise at a level depends on (seed, level, i) only.
+
+    Raises:
+        ValueError: for numbers that are none of these.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        num_images: int = 128,
+        batch_size: int = 256,
+        every_n_steps: int | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(folder, every_n_steps=every_n_steps)
+        if not is_whole(num_images, "[1, 100000]"):
+            raise ValueError(f"num_images={num_images} will not do: give 1 to 100000")
+        if not is_whole(batch_size, "[1, 65536]"):
+            raise ValueError(f"batch_size={batch_size} will not do: give 1 to 65536")
+        if not is_whole(seed, "[0, inf)"):
+            raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
+        self._num_images = num_images
+        self._batch_size = batch_size
+        self._seed = seed
+
+    def look(self, trainer: Trainer, pl_module: Any) -> None:
+        times = times_at(pl_module.denoiser.schedule, _LEVELS)
+        first = next(iter(trainer.datamodule.batches("validation", self._num_images)), None)
+        if first is None or not len(first.x0) or not times:
+            return
+        images = first.x0[: self._num_images]
+        x0 = images if images.is_floating_point() else from_uint8(images)
+        labels = None if pl_module.denoiser.num_classes is None else first.y
+
+        def errors_of(indices: Sequence[int]) -> Tensor:
+            parts = []
+            for start in range(0, len(indices), self._batch_size):
+                some = list(indices[start : start + self._batch_size])
+                y = None if labels is None else labels[some].to(pl_module.device)
+                batch = (x0[some].to(pl_module.device), y, first.ids[some].tolist())
+                parts.append(noise_errors(pl_module.denoiser, *batch, times=times, seed=self._seed))
+            return torch.cat(parts)
+
+        with averaged_weights(trainer, pl_module), torch.autocast(pl_module.device.type, enabled=False):
+            errors = drawn_together(pl_module, len(x0), errors_of).double().mean(0).tolist()
+        metrics = {f"mse_at_log_snr/{level:+03d}": error for level, error in zip(times, errors, strict=True)}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        if trainer.is_global_zero:
+            path = self.folder / f"log_snr_{trainer.global_step:07d}.png"
+            show(trainer, _picture(list(times), errors, trainer.global_step), path, "log_snr")
+
+
+def times_at(schedule: NoiseSchedule, levels: Iterable[int]) -> dict[int, int]:
+    """For each level of log SNR within the schedule's range the t in 1..T that is nearest to it, where one is within 1/2."""
+    log_snr = schedule.log_snr[1:].double().cpu()
+    times = {}
+    for level in levels:
+        distance = (log_snr - level).abs()
+        if log_snr[-1] <= level <= log_snr[0] and distance.min() <= 0.5:
+            times[level] = int(distance.argmin()) + 1
+    return times
+
+
+def noise_errors(
+    denoiser: Denoiser, x0: Tensor, y: Tensor | None, ids: Sequence[int], *, times: dict[int, int], seed: int
+) -> Tensor:
+    """(B, levels) ‖ε̂ − ε‖²/d of each image at each level, with ε̂ = (x_t − √ᾱ_t x̂_0)/√(1−ᾱ_t).
+
+    Args:
+        denoiser: gives x̂_0, which is not clipped.
+        x0: (B, C, H, W) images.
+        y: (B,) labels, or None.
+        ids: the images' numbers in their set.
+        times: t by level of log SNR.
+        seed: image i's noise depends on (seed, level, i) only.
+    """
+    schedule, columns = denoiser.schedule, []
+    for level, time in times.items():
+        t = torch.full((len(x0), 1, 1, 1), time, device=x0.device)
+        noise = SeededNoise(derive(seed, f"log SNR {level}"), ids)(x0)
+        x_t = schedule.q_sample(x0, t, noise)
+        eps = (x_t - schedule.sqrt_alpha_bar[t] * denoiser(x_t, t, y)) / schedule.sqrt_one_minus_alpha_bar[t]
+        columns.append((eps - noise).square().flatten(1).mean(1))
+    return torch.stack(columns, dim=1)
+
+
+def _picture(levels: list[int], errors: list[float], step: int) -> Tensor:
+    from ddpm_lightning.plots import Curve, draw_curves
+
+    curve = Curve("", 0, levels, errors)
+    png = draw_curves([curve], title=f"error of the predicted noise, step {step:,}", x_label="log SNR")
+    with Image.open(BytesIO(png)) as picture:
+        return torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)

@@ -1,0 +1,66 @@
+"""When a callback looks at the model: every so many steps, and at the end."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ddpm_lightning.images import save_png
+from ddpm_lightning.ranges import is_whole
+
+__all__ = ["Moments", "show"]
+
+
+class Moments(Callback):
+    """Calls `look` on all ranks after every so many optimiser steps, and at the end, once for a step.
+
+    Args:
+        folder: where pictures go.
+        every_n_steps: optimiser steps between two moments; None for the end only.
+
+    Raises:
+        ValueError: for a number of steps that is none.
+    """
+
+    def __init__(self, folder: str | Path, *, every_n_steps: int | None = None):
+        if every_n_steps is not None and not is_whole(every_n_steps):
+            raise ValueError(f"every_n_steps={every_n_steps} must be 1 or more, or null for the end only")
+        self.folder = Path(folder)
+        self.every_n_steps = every_n_steps
+        self._last_step = -1
+
+    @abstractmethod
+    def look(self, trainer: Trainer, pl_module: Any) -> None:
+        """What is done at such a moment."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+            self._look_once(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look_once(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last_step = state_dict["last_step"]
+
+    def _look_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self._last_step:
+            return  # looked already: at an earlier micro-batch of this step, or just before the end
+        self._last_step = trainer.global_step
+        self.look(trainer, pl_module)
+
+
+def show(trainer: Trainer, picture: Tensor, path: Path, name: str) -> None:
+    """Save a picture, uint8 (C, H, W), and give it to every logger that takes images, as `samples/<name>`; on rank zero."""
+    if trainer.is_global_zero:
+        save_png(picture, path)
+        for logger in trainer.loggers:
+            if log_image := getattr(logger, "log_image", None):
+                log_image(f"samples/{name}", [picture.permute(1, 2, 0).numpy()], step=trainer.global_step)

@@ -1,0 +1,27 @@
+"""The schedule that a run trains with, as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from ddpm_lightning.callbacks.moments import show
+
+__all__ = ["ScheduleCurves"]
+
+
+class ScheduleCurves(Callback):
+    """Draws ᾱ_t, log SNR and β_t once, when training begins, to `<folder>/schedule.png` and as `samples/schedule`.
+
+    Args:
+        folder: where the file goes.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.global_step == 0 and trainer.is_global_zero:  # a run that goes on has it already
+            from ddpm_lightning.plots import draw_schedule
+
+            show(trainer, draw_schedule(pl_module.denoiser.schedule), self.folder / "schedule.png", "schedule")
