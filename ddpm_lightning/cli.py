@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import SCRIPT, check_preset, name_run, run_name, swept
+from ddpm_lightning.launch import SCRIPT, TELL, check_preset, name_run, run_name, swept
 from ddpm_lightning.resume import complete_arguments
 from ddpm_lightning.run_folder import remove_empty
 from ddpm_lightning.sweeps import failed_jobs, job, remove_unbegun, tell_sweep
@@ -79,6 +79,8 @@ def run(main: Callable[[], Any]) -> None:
         if first:
             tell_sweep(sentence(error))
         ours = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
+        if not ours and (failed := failed_jobs()):
+            sys.exit(f"error: {failed}")  # it is what a sweeper makes of them
         if "DDPM_TRACEBACK" in os.environ or not (ours or "Config group override" in str(error)):
             raise
         sys.stdout.flush()
@@ -90,6 +92,8 @@ def run(main: Callable[[], Any]) -> None:
 def _end_with_parent() -> None:
     """On Linux, a process that Lightning started ends with the one that started it, whatever that one ends of."""
     started_by_lightning = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+    if sys.platform == "linux" and TELL in os.environ and not started_by_lightning:  # a sweep's job: it saves, and ends
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if not started_by_lightning:
         os.environ["DDPM_MAIN_PROCESS"] = str(os.getpid())
     elif sys.platform == "linux" and "DDPM_MAIN_PROCESS" in os.environ:

@@ -16,11 +16,15 @@ __all__ = [
     "JOB",
     "JOBS",
     "SCRIPT",
+    "TELL",
     "agreed",
     "announce_jobs",
+    "check_preset",
+    "check_sweep",
     "is_sweep",
     "name_run",
     "planned",
+    "quoted",
     "run_name",
     "srun_tasks",
     "swept",
@@ -29,6 +33,7 @@ __all__ = [
 JOB = "DDPM_JOB"  # which of a sweep's jobs this process is, for people
 JOBS = "DDPM_JOBS"  # how many there are
 SCRIPT = "DDPM_SCRIPT"  # the entry point that the user started
+TELL = "DDPM_TELL_SWEEP"  # the file in which a job with processes of its own leaves its error's sentence
 _SWEPT = "DDPM_SWEPT"  # the keys in which they differ
 
 _NAME = "DDPM_RUN_NAME"
@@ -58,17 +63,27 @@ def name_run() -> None:
 
 def is_sweep(argv: Sequence[str]) -> bool:
     """Whether a command line starts a sweep: by its flag, or by one of the sweeps in conf/sweep."""
+    if "hydra.mode=RUN" in argv:  # one of a sweep's jobs, in processes of its own
+        return False
     return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*argv}) or _preset(argv) not in ("null", "")
 
 
 def check_preset(argv: Sequence[str]) -> None:
-    """Refuse the sweep of samplers for a script that would train a model for each.
+    """Refuse the sweep of samplers where a model would be trained for each, and the others where nothing is trained.
 
     Raises:
         UserError: that names the script which it is for.
     """
-    if _preset(argv) == "samplers" and Path(argv[0]).stem == "train":
+    preset, script = _preset(argv), Path(argv[0]).stem
+    if preset == "samplers" and script == "train":
         raise UserError("sweep=samplers trains nothing, and is for evaluate.py: python evaluate.py sweep=samplers")
+    if preset in ("schedules", "predictions", "optuna") and script == "evaluate":
+        raise UserError(f"sweep={preset} trains models, and is for train.py: python train.py sweep={preset}")
+
+
+def quoted(value: Any) -> str:
+    """A text as Hydra reads it back, whatever is in it."""
+    return "'" + str(value).replace("'", r"\'") + "'"
 
 
 def planned(hydra: Any) -> tuple[list[str], int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import agreed, is_sweep, planned, srun_tasks
+from ddpm_lightning.launch import agreed, is_sweep, planned, quoted, srun_tasks
 from ddpm_lightning.run_folder import SWEEP, has_finished, is_going_on, refuse_used, unfinished_runs
 
 __all__ = ["complete_arguments"]
@@ -40,9 +40,14 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     flags = [argument for argument in typed if argument.startswith("-")]
     overrides = [argument for argument in typed if not argument.startswith("-")]
     os.environ[_DONE] = str(folder)
-    before = [override for override in before if not override.lstrip("+~").startswith(("resume=", "hydra", "sweep="))]
+    before = [override for override in before if not override.lstrip("+~").startswith(("resume=", "hydra"))]
     # Hydra's record of the overrides is left as it is: training adds to it when it has found nothing wrong.
-    resume = [f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
+    resume = [
+        f"resume={quoted(folder)}",
+        f"hydra.run.dir={quoted(folder)}",
+        "hydra.output_subdir=null",
+        "hydra.mode=RUN",
+    ]
     return [*flags, *before, *overrides, *resume]
 
 
@@ -59,7 +64,7 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
     typed = [
         argument for argument in argv if not argument.startswith("resume=") and argument not in ("-m", "--multirun")
     ]
-    return ["-m", *before, *typed, f"hydra.sweep.dir='{folder}'"]
+    return ["-m", *before, *typed, f"hydra.sweep.dir={quoted(folder)}"]
 
 
 def _newest_sweep() -> Path:
@@ -67,7 +72,7 @@ def _newest_sweep() -> Path:
     for record in sorted(Path("multirun").glob(f"**/{SWEEP}"), key=lambda path: path.stat().st_mtime, reverse=True):
         hydra = OmegaConf.load(record).hydra
         runs = [config.parent for config in record.parent.glob("*/config.yaml")]
-        if any(is_going_on(run) for run in runs) or hydra.job.config_name != "train":
+        if any(map(is_going_on, [record.parent, *runs])) or hydra.job.config_name != "train":
             continue
         if sum(has_finished(run) for run in runs) < planned(hydra)[1]:
             return record.parent
@@ -107,4 +112,4 @@ def _is_first() -> bool:
 
 def _value_of(key: str, argv: Sequence[str]) -> str | None:
     values = [argument.removeprefix(f"{key}=") for argument in argv if argument.startswith(f"{key}=")]
-    return values[-1].strip("'\"") if values else None
+    return values[-1].strip("'\"").replace(r"\'", "'") if values else None

@@ -68,8 +68,11 @@ def has_finished(folder: Path) -> bool:
 
 def failed_jobs_in(folder: Path) -> dict[float, dict[str, str]]:
     """What a sweep's failed jobs left in its folder, by their numbers: "overrides" and "why"."""
-    notes = sorted((int(path.stem), path) for path in (folder / FAILED_JOBS).glob("[0-9]*.json"))
-    return {number: json.loads(path.read_text()) for number, path in notes}
+    found: dict[float, dict[str, str]] = {}
+    for path in (folder / FAILED_JOBS).glob("[0-9]*.json"):
+        with suppress(OSError, ValueError):
+            found[int(path.stem)] = json.loads(path.read_text())
+    return dict(sorted(found.items()))
 
 
 def configs_below(folder: Path) -> list[Path]:

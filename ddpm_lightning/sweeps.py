@@ -1,50 +1,69 @@
 """A sweep's jobs: each says which it is, one that fails leaves the others alone, and at the end all that failed are named."""
 
+import atexit
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import Stopped, UserError
-from ddpm_lightning.launch import JOB, JOBS, announce_jobs, check_sweep, swept
-from ddpm_lightning.run_folder import FAILED_JOBS, SWEEP, failed_jobs_in, has_finished, remove_empty, replace_file
+from ddpm_lightning.launch import JOB, JOBS, TELL, announce_jobs, check_sweep, swept
+from ddpm_lightning.run_folder import (
+    FAILED_JOBS,
+    SWEEP,
+    failed_jobs_in,
+    has_finished,
+    only_one_run,
+    remove_empty,
+    replace_file,
+)
 
 __all__ = ["Jobs", "Report", "failed_jobs", "job", "remove_unbegun", "tell_sweep"]
 
-_TELL = "DDPM_TELL_SWEEP"  # the file in which a job with processes of its own leaves its error's sentence
 _sweep: list[Path] = []  # this process's sweep, if it started one
 _seconds: list[float] = []  # that this process's jobs took, one after the other
 
 
 class Jobs(Callback):
-    """Prepares a sweep: its jobs learn how many they are, and what an earlier start noted of them is forgotten.
+    """Prepares a sweep: its folder is held, its jobs learn how many they are, and what an earlier start noted of them is forgotten.
 
     Hydra's own sweeper records the sweep in its folder, others do not.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            check_sweep(config.hydra)
-        except UserError as error:  # Hydra makes a warning of it, and goes on
+            self._prepare(config)
+        except (UserError, HydraException) as error:  # Hydra makes a warning of all but an exit, and goes on
             sys.exit(f"error: {error}")
-        announce_jobs(config)
+        except OSError as error:
+            sys.exit(f"error: {error.filename}: {error.strerror}: give another path, or mend this one")
+
+    @staticmethod
+    def _prepare(config: DictConfig) -> None:
+        check_sweep(config.hydra)
         folder = Path(config.hydra.sweep.dir)
+        _refuse_another(config, folder)
+        announce_jobs(config)
+        holding = ExitStack()
+        holding.enter_context(only_one_run(folder))
+        atexit.register(holding.close)
         _sweep[:] = [folder]
         shutil.rmtree(folder / FAILED_JOBS, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
         with replace_file(folder / SWEEP) as file:
             OmegaConf.save(config, file)
 
@@ -74,18 +93,22 @@ def job(sentence: Callable[[BaseException], str]) -> Iterator[None]:
     if hydra.mode != RunMode.MULTIRUN:
         yield
         return
+    (Path(hydra.sweep.dir) / FAILED_JOBS / f"{hydra.job.num}.json").unlink(missing_ok=True)  # of an earlier try
     begun, ended_before = time.monotonic(), has_finished(Path(hydra.runtime.output_dir))
     _announce(hydra, ended_before)
     with NamedTemporaryFile("r") as told:
-        os.environ[_TELL] = told.name
+        os.environ[TELL] = told.name
         try:
             yield
             if not ended_before:
                 _seconds.append(time.monotonic() - begun)
         except (Exception, SystemExit) as error:
             if isinstance(error.__cause__, Stopped):
-                print(f"Go on with: python train.py -m resume={os.path.relpath(hydra.sweep.dir)}", flush=True)
+                again = shlex.quote(f"resume={os.path.relpath(hydra.sweep.dir)}")
+                print(f"Go on with: python train.py -m {again}", flush=True)
                 raise
+            if isinstance(error, SystemExit) and "submitit" in hydra.launcher._target_:
+                raise  # the job's time is over, and it has been submitted once more
             if isinstance(error, SystemExit) and not error.code:
                 return
             if not isinstance(error, UserError | OmegaConfBaseException) or "DDPM_TRACEBACK" in os.environ:
@@ -96,7 +119,7 @@ def job(sentence: Callable[[BaseException], str]) -> Iterator[None]:
                 print(f"error: {why}", file=sys.stderr, flush=True)
             _note(hydra, why)
         finally:
-            del os.environ[_TELL], os.environ[JOB]
+            del os.environ[TELL], os.environ[JOB]
 
 
 def failed_jobs() -> str | None:
@@ -115,15 +138,28 @@ def failed_jobs() -> str | None:
 def remove_unbegun() -> None:
     """Of a sweep that was refused before its first job, nothing is left."""
     for folder in _sweep:
-        if folder.is_dir() and [path.name for path in folder.iterdir()] == [SWEEP]:
-            (folder / SWEEP).unlink()
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {SWEEP, ".lock"}:
+            for path in folder.iterdir():
+                path.unlink()
             remove_empty(folder)
 
 
 def tell_sweep(sentence: str) -> None:
     """Hand this process's error to the sweep that started it, if one did."""
-    if path := os.environ.get(_TELL):
+    if path := os.environ.get(TELL):
         Path(path).write_text(sentence)
+
+
+def _refuse_another(config: DictConfig, folder: Path) -> None:
+    """A folder that holds runs goes on with the sweep that began them, whose jobs would have other numbers in another."""
+    if not (folder / SWEEP).exists() or not any(folder.glob("*/config.yaml")):
+        return
+    now, before = config.hydra, OmegaConf.load(folder / SWEEP).hydra
+    if (now.overrides.task, now.sweeper.get("params")) != (before.overrides.task, before.sweeper.get("params")):
+        raise UserError(
+            f"hydra.sweep.dir={folder} holds another sweep, begun by {' '.join(before.overrides.task)}: go on with it by "
+            f"-m resume={folder} and nothing else, or choose another folder"
+        )
 
 
 def _note(hydra: Any, why: str) -> None:

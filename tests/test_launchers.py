@@ -73,6 +73,18 @@ def test_optuna_improves_on_its_first_trial_and_goes_on_with_those_that_it_has(t
     assert OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml") == best
 
 
+@pytest.mark.slow
+def test_a_search_whose_trials_all_fail_names_them(tmp_path):
+    search = [*PLAIN, "hydra.sweeper.n_trials=2", "model.base_channels=7"]
+    result = script("train.py", "sweep=optuna", *search, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr.rpartition("error: all of")[2]
+    *_, head, one, two = result.stderr.splitlines()
+    assert head == "error: all of the sweep's jobs failed:"
+    assert one.startswith("  job 0 (optimizer.lr=")
+    assert two.endswith("change norm_groups, base_channels or channel_multipliers")
+
+
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", "submitit_slurm"])
 @pytest.mark.parametrize("sweep", sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml")))
 def test_presets_and_launchers_compose(launcher, sweep):

@@ -3,17 +3,24 @@
 import json
 import os
 import random
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
 
-from ddpm_lightning import runs
+from ddpm_lightning import runs, sweeps
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.launch import planned
 from ddpm_lightning.module import DDPM
+from ddpm_lightning.run_folder import only_one_run
+from ddpm_lightning.runs.resuming import refuse_another
 from ddpm_lightning.schedules import NoiseSchedule
 from tests.conftest import ROOT, TINY, script, script_started, train_config
 from tests.runs.test_resuming import assert_equal, assert_same_run
@@ -102,9 +109,9 @@ def begun(folder, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, processes):
-    steps = ["trainer.max_steps=40", "trainer.val_check_interval=10", f"trainer.devices={processes}", "trainer=ddp_cpu"]
+def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
+    """Of jobs with two processes; the one below has jobs with one."""
+    steps = ["trainer.max_steps=40", "trainer.val_check_interval=10", "trainer=ddp_cpu"]
     rare = [f"callbacks.{name}.every_n_steps=null" for name in ("sample_grid", "trajectory")]
     command = [*PLAIN, *steps, *rare, "seed=0,1,2", "logger=none"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -132,17 +139,75 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, 
     assert result.stdout.count("which has ended before") == 3
 
 
-def test_a_job_does_not_take_another_config_s_run_for_its_own(tmp_path):
-    command = ["train.py", "-m", *PLAIN, "seed=0,1", "logger=none", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    assert script(*command, cwd=tmp_path).returncode == 0
-    before = (tmp_path / "sweep" / "0_seed_0" / "summary.json").read_bytes()
-    result = script(*command, "optimizer.lr=0.5", cwd=tmp_path)
+@pytest.mark.slow
+def test_a_sweep_s_folder_is_its_own_and_what_had_not_begun_to_be_saved_begins_anew(tmp_path):
+    """In a folder whose name Hydra would read, and killed before the first checkpoint, with rates that were typed."""
+    here = tmp_path / "it's = a"
+    here.mkdir()
+    command = ["train.py", "-m", *PLAIN, "seed=0,1", "logger=none", "optimizer.lr=1e-3", "hydra.sweep.dir=sweep"]
+    assert script(*command, "trainer=ddp_cpu", cwd=here).returncode == 0
+    sweep = here / "sweep"
+    begun, whole = sweep / "1_seed_1", tmp_path / "whole"
+    shutil.copytree(begun, whole)
+    before = {path: path.read_bytes() for path in sweep.glob("**/*") if path.is_file()}
+
+    with only_one_run(sweep):
+        result = script("train.py", "-m", "resume=sweep", cwd=here)
+        assert (result.returncode, result.stderr) == (
+            1,
+            "error: sweep: another run is going on in this folder; wait for its end, or choose another folder\n",
+        )
+    for typed in ("optimizer.lr=0.5", "seed=1,2"):
+        result = script("train.py", "-m", "resume=sweep", typed, cwd=here)
+        assert result.returncode == 1
+        assert result.stderr.startswith(
+            "error: hydra.sweep.dir=sweep holds another sweep, begun by model.norm_groups=4"
+        )
+        assert "go on with it by -m resume=sweep and nothing else" in result.stderr
+    assert before == {path: path.read_bytes() for path in sweep.glob("**/*") if path.is_file()}
+
+    shutil.rmtree(begun / "checkpoints")
+    (begun / "summary.json").unlink()
+    result = script("train.py", "-m", f"resume={sweep}".replace("'", r"\'"), cwd=here)
+    assert result.returncode == 0, result.stderr
+    assert "nothing had been saved yet, the run begins anew" in result.stdout
+    assert_same_run(begun, whole)
+    for path, data in before.items():
+        if "0_seed_0" in path.parts and ".hydra" not in path.parts:
+            assert path.read_bytes() == data
+
+
+def test_a_config_that_has_changed_is_not_taken_for_the_old_one(tmp_path):
+    OmegaConf.save(train_config(tmp_path, "trainer.max_steps=8"), tmp_path / "config.yaml", resolve=True)
+    refuse_another(train_config(tmp_path, "trainer.max_steps=8", "optimized_metric=val/bits_per_dim"), tmp_path)
+    with pytest.raises(UserError, match=r"holds a run with trainer.max_steps=8, not 4: go on with the sweep as it was"):
+        refuse_another(train_config(tmp_path), tmp_path)
+
+
+def test_samples_that_cannot_be_drawn_end_a_sweep_of_them_with_an_error(tmp_path):
+    result = script("sample.py", "-m", "ckpt_path=nowhere.ckpt", "seed=0,1", cwd=tmp_path)
     assert result.returncode == 1
-    assert "all of the sweep's jobs failed" in result.stderr
-    assert (
-        "sweep/0_seed_0 holds a run with optimizer.lr=0.002, not 0.5: go on with the sweep as it was" in result.stderr
-    )
-    assert (tmp_path / "sweep" / "0_seed_0" / "summary.json").read_bytes() == before
+    assert "error: all of the sweep's jobs failed:\n  job 0 (seed=0): " in result.stderr
+
+
+def test_a_launcher_s_end_of_time_passes_through(tmp_path):
+    """submitit asks for the job once more, and ends this one by an exit."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["hydra/launcher=submitit_local", f"hydra.sweep.dir={tmp_path}", "sweep=schedules"]
+        config = compose("train", overrides, return_hydra_config=True)
+    with open_dict(config):
+        config.hydra.job.num = 3
+        config.hydra.runtime.output_dir = str(tmp_path / "3_job")
+    notes = tmp_path / "failed_jobs"
+    notes.mkdir()
+    (notes / "3.json").write_text("{}")
+    HydraConfig.instance().set_config(config)
+    try:
+        with pytest.raises(SystemExit, match="144"), sweeps.job(str):
+            sys.exit(144)
+    finally:
+        HydraConfig.instance().cfg = None
+    assert [*notes.iterdir()] == []  # nor what an earlier try left
 
 
 @pytest.mark.parametrize(
@@ -184,7 +249,11 @@ def test_what_a_sweep_plans(typed, keys, jobs):
     assert planned(hydra_of(*typed)) == (keys, jobs)
 
 
-def test_the_samplers_are_swept_by_evaluate():
+def test_the_samplers_are_swept_by_evaluate(tmp_path):
+    result = script("evaluate.py", "sweep=schedules", cwd=tmp_path)
+    assert (
+        result.stderr == "error: sweep=schedules trains models, and is for train.py: python train.py sweep=schedules\n"
+    )
     assert planned(hydra_of("sweep=samplers", name="evaluate")) == (["sampler", "sampler.num_steps"], 18)
 
 
@@ -226,7 +295,7 @@ def test_jobs_of_one_seed_share_weights_order_and_noise(tmp_path, monkeypatch):
             patch.setattr(DDPM, "training_step", training_step)
             patch.setattr(NoiseSchedule, "q_sample", q_sample)
             folder = tmp_path / f"{schedule}{seed}"
-            runs.train(train_config(folder, f"schedule={schedule}", f"seed={seed}"))
+            runs.train(train_config(folder, f"schedule={schedule}", f"seed={seed}", "callbacks.log_snr=null"))
         return seen
 
     linear, cosine, other = watch("linear", 0), watch("cosine", 0), watch("linear", 1)

@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 
 from ddpm_lightning.errors import Stopped, UserError
+from ddpm_lightning.launch import SCRIPT, quoted
 
 __all__ = ["end_children", "in_processes_of_its_own", "keep_freed_memory", "requeue", "take_gpu"]
 
@@ -28,7 +29,7 @@ _gpu: list[IO[str]] = []  # the lock of this process's GPU
 
 
 def in_processes_of_its_own(run_dir: Path, *, goes_on: bool) -> None:
-    """A sweep's job with several processes, as a fresh `python train.py` that knows nothing of the sweep.
+    """A sweep's job with several processes, as a fresh `python train.py` that is no sweep.
 
     In this process Lightning would start its children with the sweep's own command line, and leave its ranks in the
     environment for the next job.
@@ -44,9 +45,9 @@ def in_processes_of_its_own(run_dir: Path, *, goes_on: bool) -> None:
     ranks = ("LOCAL_RANK", "GLOBAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "PL_")
     tasks = ("SLURM_NTASKS", "SLURM_STEP_", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")  # a launcher's one task
     env = {key: value for key, value in os.environ.items() if not key.startswith((*ranks, *tasks))}
-    overrides = [text for text in HydraConfig.get().overrides.task if not text.lstrip("+").startswith("sweep=")]
-    arguments = [f"resume='{run_dir}'"] if goes_on else [*overrides, f"hydra.run.dir='{run_dir}'"]
-    process = subprocess.Popen([sys.executable, os.environ["DDPM_SCRIPT"], *arguments], env=env)
+    anew = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted(run_dir)}", "hydra.mode=RUN"]
+    arguments = [f"resume={quoted(run_dir)}"] if goes_on else anew
+    process = subprocess.Popen([sys.executable, os.environ[SCRIPT], *arguments], env=env)
     stopped: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
@@ -57,6 +58,10 @@ def in_processes_of_its_own(run_dir: Path, *, goes_on: bool) -> None:
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
         code = process.wait()
+    except BaseException:  # of a launcher whose time is over
+        process.terminate()
+        process.wait()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

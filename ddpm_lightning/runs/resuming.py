@@ -15,7 +15,7 @@ from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import checkpoints_of
 from ddpm_lightning.runs.checkpoint import check_targets, differing, load_checkpoint
 
-__all__ = ["Start", "fits", "is_same", "resumed"]
+__all__ = ["Start", "fits", "refuse_another", "resumed"]
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +59,12 @@ def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
     start = _newest(folder)
     if start.checkpoint is None:
         log.warning("resume=%s: nothing had been saved yet, the run begins anew", config.resume)
-        held = _plain(OmegaConf.load(folder / "config.yaml"))
+        held = _plain(config if HydraConfig.initialized() else OmegaConf.load(folder / "config.yaml"))
     else:
         held = start.checkpoint["config"]
     held = _moved(held, str(held["run_dir"]), str(folder))
-    if HydraConfig.initialized():
-        earlier = [] if start.checkpoint is None else list(start.checkpoint["overrides"])
-        before, now = _plain(compose("train", earlier)), _plain(config)
+    if HydraConfig.initialized() and start.checkpoint is not None:
+        before, now = _plain(compose("train", list(start.checkpoint["overrides"]))), _plain(config)
         for key in ("optimizer", "lr_scheduler"):
             if before[key] != now[key]:
                 raise UserError(
@@ -80,7 +79,7 @@ def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
     return OmegaConf.create({**held, "resume": None, "run_dir": str(folder)}), start
 
 
-def is_same(config: DictConfig, folder: Path) -> None:
+def refuse_another(config: DictConfig, folder: Path) -> None:
     """Refuse to take the run in a sweep's folder for the job that has this config, where the two differ.
 
     Raises:
@@ -142,7 +141,7 @@ def _moved(node: Any, old: str, new: str) -> Any:
 def _differing(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """The keys that both have, with their values where these are not the same."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in old.keys() & new.keys():
+        for name in sorted(old.keys() & new.keys()):
             yield from _differing(old[name], new[name], f"{key}.{name}".lstrip("."))
     elif old != new:
         yield key, old, new

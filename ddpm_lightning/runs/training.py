@@ -53,7 +53,7 @@ from ddpm_lightning.runs.processes import (
     requeue,
     take_gpu,
 )
-from ddpm_lightning.runs.resuming import Start, fits, is_same, resumed
+from ddpm_lightning.runs.resuming import Start, fits, refuse_another, resumed
 
 __all__ = ["train"]
 
@@ -77,7 +77,7 @@ def _one_of_a_sweep(config: DictConfig) -> float | None:
     _check(config)
     run_dir = Path(str(config.run_dir))
     if goes_on := (run_dir / "config.yaml").exists():
-        is_same(config, run_dir)
+        refuse_another(config, run_dir)
     if not has_finished(run_dir):
         if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
             in_processes_of_its_own(run_dir, goes_on=goes_on)
@@ -158,9 +158,11 @@ def _fit(
     except Stopped as stopped:
         status, signum = "interrupted", stopped.signum
         raise SystemExit(128 + signum if trainer.is_global_zero else 0) from stopped
-    except SystemExit:  # Lightning's answer to a second Ctrl-C
+    except SystemExit as error:
         status = "interrupted"
-        raise SystemExit(128 + signal.SIGINT) from Stopped(signal.SIGINT)
+        if error.code != 1:
+            raise  # a launcher's time is over
+        raise SystemExit(128 + signal.SIGINT) from Stopped(signal.SIGINT)  # Lightning's answer to a second Ctrl-C
     finally:
         if status != "finished":
             end_children(trainer)
