@@ -34,9 +34,9 @@ class Report(Callback):
             if _failed:
                 with replace_file(folder / FAILED_JOBS) as file:
                     file.write(json.dumps(_failed, indent=2) + "\n")
-            from ddpm_lightning.report import write_report  # torch and matplotlib are imported only when there is work
+            from ddpm_lightning.report import report_sweep  # torch and matplotlib are imported only when there is work
 
-            print("", *write_report(folder), sep="\n", flush=True)
+            print("", *report_sweep(folder), sep="\n", flush=True)
         except Exception as error:  # whatever it is, the runs are whole
             print(f"no report: {error}", file=sys.stderr, flush=True)
 

@@ -31,12 +31,22 @@ BITS = {
 }
 
 
-def fabricate(folder, number, *overrides, status="finished", best=None, steps=(50, 100), images=None, errors=None):
+def fabricate(
+    folder,
+    number,
+    *overrides,
+    status="finished",
+    best=None,
+    steps=(50, 100),
+    images=None,
+    errors=None,
+    logger=("logger=none",),
+):
     """A job's folder as train.py leaves it, without having trained."""
     seed = next((o for o in overrides if o.startswith("seed=")), "seed=0")
     run = folder / f"{number}_{','.join(overrides).replace('=', '_')}"
     run.mkdir(parents=True)
-    config = config_of(*overrides, "logger=none", f"run_dir='{run}'")
+    config = config_of(*overrides, *logger, f"run_dir='{run}'")
     OmegaConf.save(config, run / "config.yaml", resolve=True)
     best = {"val/loss": 0.1, **(best or {})}
     with (run / "metrics.csv").open("w", newline="") as file:

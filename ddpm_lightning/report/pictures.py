@@ -44,7 +44,7 @@ def errors_by_log_snr(settings: Sequence[Setting]) -> Iterator[Picture]:
     """The last squared errors of each run by the level of noise: the mean over a setting's runs, and from least to most."""
     found = [curve for i, setting in enumerate(settings) if (curve := _errors(setting, i)) is not None]
     if found:
-        title = "squared error by log SNR"
+        title = "squared error of the predicted noise"
         yield title, draw_curves(found, title=title, x_label="log SNR: noise on the left, the image on the right")
 
 

@@ -155,9 +155,9 @@ def _curves(settings: Sequence[Setting]) -> Iterator[Block]:
     if differ := incomparable("val/loss", settings):
         means += f" The settings' losses do not compare, since they differ in {' and '.join(map(_code, differ))}."
     errors = (
-        "The error at fixed levels of noise (`mse_at_log_snr/...` in metrics.csv), from the last time that each run measured "
-        "it. These compare, whatever schedules, predictions and losses the settings differ in. The band reaches from the least "
-        "run to the greatest."
+        "The squared error of the predicted noise at fixed levels of it (`mse_at_log_snr/...` in metrics.csv), from the last "
+        "time that each run measured it; 1 is what guessing no noise gives. These compare, whatever schedules, predictions and "
+        "losses the settings differ in. The band reaches from the least run to the greatest."
     )
     for title, pictures, note in (
         ("Curves", [*curves(settings)], means),
