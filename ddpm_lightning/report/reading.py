@@ -118,10 +118,10 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     keys = [k for k in typed if _differs([_typed(run, k) for run in firsts]) and _may_differ(configs, k)]
     names = [tuple(_typed(run, key) for key in keys) for run in firsts]
     if len({*names}) < len(names):  # what was typed does not tell them apart
-        leaves = dict.fromkeys(leaf for config in configs for leaf in leaves(config))
+        below = dict.fromkeys(leaf for config in configs for leaf in leaves(config))
         told = ("denoiser.", *(f"{key}." for key in keys))
         keys += [
-            k for k in leaves if k not in keys and not k.startswith(told) and _differs([part(c, k) for c in configs])
+            k for k in below if k not in keys and not k.startswith(told) and _differs([part(c, k) for c in configs])
         ]
     return [
         Setting({key: _typed(group[0], key) for key in keys}, sorted(group, key=lambda run: run.seed))
