@@ -61,9 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", default="diffusers", metavar="diffusers|safetensors", help="%(default)s")
     export.set_defaults(run=_export)
 
-    about = "compare the runs of a sweep, or of any folder: report.html and report.md are written into it"
+    about = (
+        "compare the runs of a sweep, or of any folder: report.html and report.md are written into it; W&B dashboards"
+    )
     report = commands.add_parser("report", help=about, description=about, allow_abbrev=False)
-    report.add_argument("folder", type=Path)
+    report.add_argument("folder", type=Path, nargs="?")
+    wandb = "lay out the dashboard of the runs' W&B project, too; without a folder, only this"
+    report.add_argument("--wandb", action="store_true", help=wandb)
+    report.add_argument("--project", metavar="NAME", help="of --wandb; the runs' own, or ddpm_lightning")
+    report.add_argument("--entity", metavar="NAME", help="of --wandb; the runs' own, or the account's")
     report.set_defaults(run=_report)
     return parser
 
@@ -98,10 +104,17 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from ddpm_lightning.report import write_report
+    if arguments.folder is None and not arguments.wandb:
+        raise UserError("report has nothing to do: give a folder of runs, or --wandb for a W&B project's dashboard")
+    if (arguments.project or arguments.entity) and not arguments.wandb:
+        raise UserError("--project and --entity say where --wandb lays out its dashboard: give it, too")
+    from ddpm_lightning.report import report_with_dashboard, write_report
 
-    for path in write_report(arguments.folder):
-        print(path)
+    if not arguments.wandb:
+        print(*write_report(arguments.folder), sep="\n")
+        return
+    for line in report_with_dashboard(arguments.folder, project=arguments.project, entity=arguments.entity):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -34,14 +34,14 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def grid(images: Tensor, *, columns: int | None = None, cell: int = 32) -> Tensor:
+def grid(images: Tensor, *, columns: int | None = None, cell: int = 32, gap: int = 2, grey: int = 0) -> Tensor:
     """A contact sheet (C, H, W) of uint8 images (N, C, H, W), each enlarged by a whole factor to at least `cell` pixels.
 
-    It is as nearly square as can be where `columns` is not given.
+    It is as nearly square as can be where `columns` is not given; around the images are lines of `gap` pixels and this grey.
     """
     factor = _factor(images.shape[-2:], cell)
     enlarged = images.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(enlarged, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=0)
+    return make_grid(enlarged, nrow=columns or math.ceil(math.sqrt(len(images))), padding=gap, pad_value=grey)
 
 
 def cells(sheet: Tensor, image_size: Sequence[int], *, cell: int = 32) -> Tensor:

@@ -32,7 +32,7 @@ class BitsPerDim:
     Args:
         prior: (B,) L_T = KL(q(x_T | x_0) ‖ N(0, I)), which no network changes.
         by_t: (B, T) what the reverse step at t costs: L_{t−1} = KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) in column
-            t−1 for t ≥ 2, and the decoder's L_0 = −log p(x_0 | x_1) in column 0.
+            t−1 for t ≥ 2, and the decoder's L_0 = −log p(x_0 | x_1) in column 0; (B, 2) of an estimate.
     """
 
     prior: Tensor
@@ -109,8 +109,8 @@ def estimate_bits_per_dim(
     variance: str | None = None,
     clip: float | None = 1.0,
     randn: Callable[[Tensor], Tensor] = torch.randn_like,
-) -> Tensor:
-    """(B,) prior + L_0 + L_{t−1}/p(t), whose mean over t ~ p and ε is the bound: two evaluations of the network.
+) -> BitsPerDim:
+    """The bound with L_{t−1}/p(t) in place of the diffusion terms, its mean over t ~ p and ε: two evaluations of the network.
 
     Args:
         denoiser: see `bits_per_dim`, as for x0, y, variance and clip.
@@ -123,12 +123,12 @@ def estimate_bits_per_dim(
         x_t = schedule.q_sample(x0, t, randn(x0))
         return vlb_term(denoiser, denoiser.predict(x_t, t, y), x0, x_t, t, variance=variance, clip=clip)
 
-    bits = prior_term(schedule, x0) + term(torch.ones((), dtype=torch.long, device=x0.device))
+    prior, decoder = prior_term(schedule, x0), term(torch.ones((), dtype=torch.long, device=x0.device))
     if schedule.num_steps == 1:
-        return bits
-    p = estimate_law(schedule).to(x0.device, bits.dtype)
-    index = torch.searchsorted(p.cumsum(0), uniform.to(x0.device, bits.dtype)).clamp(max=len(p) - 1)
-    return bits + term(2 + index[:, None, None, None]) / p[index]
+        return BitsPerDim(prior, decoder[:, None])
+    p = estimate_law(schedule).to(x0.device, prior.dtype)
+    index = torch.searchsorted(p.cumsum(0), uniform.to(x0.device, prior.dtype)).clamp(max=len(p) - 1)
+    return BitsPerDim(prior, torch.stack([decoder, term(2 + index[:, None, None, None]) / p[index]], dim=1))
 
 
 def vlb_term(

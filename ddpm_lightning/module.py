@@ -83,7 +83,8 @@ class DDPM(LightningModule):
         metrics = {"val/loss": losses.mean()}
         if self.bits_per_dim:
             bits = estimate_bits_per_dim(self.denoiser, x0, batch.y, uniform=draw.uniform(), randn=draw)
-            metrics["val/bits_per_dim"] = bits.mean()
+            metrics["val/bits_per_dim"] = bits.total.mean()
+            metrics |= {f"val/bits_{term}": getattr(bits, term).mean() for term in ("prior", "diffusion", "decoder")}
         self.log_dict(metrics, batch_size=len(losses), sync_dist=True, prog_bar=True, logger=False)
 
     def _draw_times(self, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -163,7 +163,8 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     _save(figure, path)
 
 
-_INSIDE = 4  # so many curves' names find room in their plot
+_INSIDE = 4  # so many curves' names find room in their plot, where none is longer than
+_SHORT = 24
 
 Array = NDArray[np.floating[Any]]
 
@@ -185,7 +186,7 @@ def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log
     Args:
         may_be_log: a logarithmic axis where the values span more than a factor of 4.
     """
-    below = len(curves) > _INSIDE
+    below = len(curves) > _INSIDE or (len(curves) > 1 and max(len(curve.name) for curve in curves) > _SHORT)
     figure = Figure(figsize=(5.6, 3.4 + 0.19 * len(curves) * below), layout="constrained")
     axes = figure.subplots()
     for curve in curves:

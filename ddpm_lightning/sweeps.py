@@ -73,9 +73,9 @@ class Report(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            from ddpm_lightning.report import write_report  # torch and matplotlib are imported only when there is work
+            from ddpm_lightning.report import report_sweep  # torch and matplotlib are imported only when there is work
 
-            print("", *write_report(Path(config.hydra.sweep.dir)), sep="\n", flush=True)
+            print("", *report_sweep(Path(config.hydra.sweep.dir)), sep="\n", flush=True)
         except Exception as error:  # whatever it is, the runs are whole
             print(f"no report: {error}", file=sys.stderr, flush=True)
 

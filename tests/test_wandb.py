@@ -283,7 +283,14 @@ def test_bad_settings_are_refused(options):
 
 PANELS = {
     *("train/loss", "train/lr", "train/grad_norm", "train/images_per_second", "train/ema_decay", "train/wall_seconds"),
-    *("train/loss_spikes", "val/loss", "val/bits_per_dim", "mse_at_log_snr/-05", "mse_at_log_snr/+00"),
+    *(
+        "train/loss_spikes",
+        "val/loss",
+        "val/bits_per_dim",
+        "val/bits_decoder",
+        "mse_at_log_snr/-05",
+        "mse_at_log_snr/+00",
+    ),
     *("samples/grid", "samples/raw_grid", "samples/trajectory", "samples/trajectory_animation"),
     *("samples/neighbours", "samples/log_snr", "samples/schedule"),
 }

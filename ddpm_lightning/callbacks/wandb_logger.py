@@ -57,6 +57,7 @@ class WandbLogger(LightningWandbLogger):
         offline: whether nothing is sent; None for where no key is found.
         log_model: whether checkpoints become artifacts: True for the best and the last at the end, "all" for each when it is saved.
         group: the runs' group.
+        job_type: what the run does, where that is not training.
         tags: the run's tags.
         entity: the team; None for the account's own.
         id: the run's id, by which its parts are joined.
@@ -74,6 +75,7 @@ class WandbLogger(LightningWandbLogger):
         offline: bool | None = None,
         log_model: bool | str = False,
         group: str | None = None,
+        job_type: str | None = None,
         tags: Sequence[str] = (),
         entity: str | None = None,
         id: str | None = None,
@@ -83,7 +85,14 @@ class WandbLogger(LightningWandbLogger):
         if offline not in (True, False, None):
             raise ValueError(f"offline={offline} is unknown: choose true, false, or null for where no key is found")
         super().__init__(
-            name=name, save_dir=save_dir, project=project, id=id, group=group, tags=list(tags), entity=entity
+            name=name,
+            save_dir=save_dir,
+            project=project,
+            id=id,
+            group=group,
+            job_type=job_type,
+            tags=list(tags),
+            entity=entity,
         )
         self._offline, self._log_model = offline, log_model
         self._experiment: Any = None

@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-__all__ = ["Block", "Gallery", "Heading", "Row", "Strip", "Table", "Text", "to_html", "to_markdown"]
+__all__ = [
+    "Block",
+    "Details",
+    "Gallery",
+    "Heading",
+    "Row",
+    "Sheet",
+    "SheetRow",
+    "Table",
+    "Text",
+    "to_html",
+    "to_markdown",
+]
 
 
 class Heading(NamedTuple):
@@ -16,10 +28,17 @@ class Heading(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A paragraph, in which **this** is bold and `this` is code; a note is set in small print."""
+    """A paragraph, in which **this** is bold and `this` is code; an "answer" is set off, a "note" in small print."""
 
     text: str
-    note: bool = False
+    role: str = ""
+
+
+class Details(NamedTuple):
+    """A note that is folded below its summary."""
+
+    summary: str
+    text: str
 
 
 class Row(NamedTuple):
@@ -43,13 +62,22 @@ class Gallery(NamedTuple):
     pictures: Sequence[tuple[str, bytes]]
 
 
-class Strip(NamedTuple):
-    """Pictures below each other: a caption, its look, and the PNG file."""
+class SheetRow(NamedTuple):
+    """Of a contact sheet: its name, its look, and the PNG file of each column, None where there is none."""
 
-    pictures: Sequence[tuple[str, tuple[str, str], bytes]]
+    name: str
+    look: tuple[str, str]
+    files: Sequence[bytes | None]
 
 
-Block = Heading | Text | Table | Gallery | Strip
+class Sheet(NamedTuple):
+    """A contact sheet: pictures in rows and columns; on a narrow screen a row's stand below each other."""
+
+    columns: Sequence[str]
+    rows: Sequence[SheetRow]
+
+
+Block = Heading | Text | Details | Table | Gallery | Sheet
 
 _STYLE = """
 :root { color: #1b1b1b; background: #fff; font: 16px/1.5 system-ui, sans-serif; }
@@ -57,9 +85,13 @@ body { max-width: 1120px; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-bottom: .25rem; border-bottom: 1px solid #ddd; }
 p { margin: .5rem 0; max-width: 52rem; }
-.note { color: #555; font-size: .875rem; }
+.answer { font-size: 1.05rem; padding: .5rem .9rem; border-left: 4px solid #0072b2; background: #f3f7fa; }
+.note, details { color: #555; font-size: .875rem; }
+summary { cursor: pointer; }
 code { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
-.box { overflow-x: auto; }
+.box { overflow-x: auto; background: linear-gradient(90deg, #fff 40%, #fff0) 0 / 2.5rem 100% no-repeat local,
+ linear-gradient(-90deg, #fff 40%, #fff0) 100% / 2.5rem 100% no-repeat local,
+ linear-gradient(90deg, #0003, #0000) 0 / .7rem 100% no-repeat, linear-gradient(-90deg, #0003, #0000) 100% / .7rem 100% no-repeat; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem .35rem 0; text-align: left; vertical-align: top; white-space: nowrap; border-bottom: 1px solid #eee; }
 td code { overflow-wrap: normal; }
@@ -70,9 +102,16 @@ th { border-bottom: 1px solid #999; font-weight: 600; }
 .gallery { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 figure { margin: 0; }
 .gallery img { width: 100%; max-width: 560px; display: block; }
-.strip figure { margin: .8rem 0; }
-.strip img { max-width: min(100%, 800px); display: block; }
-figcaption { font-size: .92rem; margin-bottom: .2rem; overflow-wrap: anywhere; }
+.sheet { display: grid; gap: .4rem 1rem; align-items: center; font-size: .92rem; }
+.sheet > div { overflow-wrap: anywhere; }
+.sheet img { width: 100%; display: block; }
+.sheet figcaption { display: none; }
+@media (max-width: 640px) {
+ .sheet { display: block; }
+ .sheet > .column { display: none; }
+ .sheet > .name { margin-top: 1rem; }
+ .sheet figcaption { display: block; color: #555; margin-top: .3rem; }
+}
 """.strip()
 
 
@@ -83,7 +122,7 @@ def to_markdown(title: str, blocks: Sequence[Block]) -> str:
         match block:
             case Heading(text):
                 parts.append(f"## {text}")
-            case Text(text, _):
+            case Text(text, _) | Details(_, text):
                 parts.append(text)
             case Table(head, rows, names):
                 ruler = ["---"] * names + ["--:"] * (len(head) - names)
@@ -120,18 +159,30 @@ def _html(block: Block) -> str:
     match block:
         case Heading(text):
             return f"<h2>{_inline(text)}</h2>"
-        case Text(text, note):
-            return f"<p class='note'>{_inline(text)}</p>" if note else f"<p>{_inline(text)}</p>"
+        case Text(text, role):
+            return f"<p class='{role}'>{_inline(text)}</p>" if role else f"<p>{_inline(text)}</p>"
+        case Details(summary, text):
+            return f"<details><summary>{_inline(summary)}</summary><p>{_inline(text)}</p></details>"
         case Table(head, rows, names):
             lines = [_cells("th", head, names), *(_cells("td", r.cells, names, key=_key(r.look)) for r in rows)]
             return _all("<div class='box'><table>", lines, "</table></div>")
         case Gallery(plots):
             return _all("<div class='gallery'>", [f"<figure>{_image(file, what)}</figure>" for what, file in plots])
-        case Strip(pictures):
-            captions = [f"<figcaption>{_key(look)}{_inline(what)}</figcaption>" for what, look, _ in pictures]
-            images = [_image(file, what) for what, _, file in pictures]
-            pairs = zip(captions, images, strict=True)
-            return _all("<div class='strip'>", [f"<figure>{caption}{image}</figure>" for caption, image in pairs])
+        case Sheet(columns, rows):
+            width = f"grid-template-columns: fit-content(14rem) repeat({len(columns)}, minmax(0, 1fr))"
+            head = "".join(f"<div class='column'>{_inline(text)}</div>" for text in ("", *columns))
+            lines = [_sheet_row(row, columns) for row in rows]
+            return _all(f"<div class='sheet' style='{width}'>{head}", lines)
+
+
+def _sheet_row(row: SheetRow, columns: Sequence[str]) -> str:
+    shown = [
+        "<div></div>"
+        if file is None
+        else f"<figure><figcaption>{_inline(column)}</figcaption>{_image(file, f'{row.name}, {column}')}</figure>"
+        for column, file in zip(columns, row.files, strict=True)
+    ]
+    return f"<div class='name'>{_key(row.look)}{_inline(row.name)}</div>{''.join(shown)}"
 
 
 def _all(start: str, lines: Sequence[str], end: str = "</div>") -> str:

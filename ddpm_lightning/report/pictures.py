@@ -3,24 +3,20 @@
 import json
 from collections.abc import Iterator, Sequence
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import cells, grid
 from ddpm_lightning.plots import Curve, draw_curves
 from ddpm_lightning.report.reading import Run, Setting, part
-from ddpm_lightning.runs.build import build
-from ddpm_lightning.runs.checkpoint import check_targets
-from ddpm_lightning.schedules import NoiseSchedule
+from ddpm_lightning.report.rebuilding import schedule_of
 
-__all__ = ["COLUMNS", "curves", "last_samples", "quartiles", "schedule_curves"]
+__all__ = ["COLUMNS", "curves", "errors_by_log_snr", "last_samples", "quartiles", "schedule_curves"]
 
 COLUMNS = ("train/loss", "val/loss", "val/bits_per_dim", "val/fid")
+_LEVELS = "mse_at_log_snr/"  # and behind it a level: the columns of the error there
 
 Picture = tuple[str, bytes]  # what it shows, and the PNG file
 
@@ -44,6 +40,14 @@ def quartiles(settings: Sequence[Setting]) -> Iterator[Picture]:
             yield title, draw_curves(found, title=title, x_label="step")
 
 
+def errors_by_log_snr(settings: Sequence[Setting]) -> Iterator[Picture]:
+    """The last squared errors of each run by the level of noise: the mean over a setting's runs, and from least to most."""
+    found = [curve for i, setting in enumerate(settings) if (curve := _errors(setting, i)) is not None]
+    if found:
+        title = "squared error of the predicted noise"
+        yield title, draw_curves(found, title=title, x_label="log SNR: noise on the left, the image on the right")
+
+
 def schedule_curves(settings: Sequence[Setting]) -> Iterator[Picture]:
     """ᾱ_t and log SNR of the settings' schedules, where they differ."""
     first = {
@@ -55,7 +59,7 @@ def schedule_curves(settings: Sequence[Setting]) -> Iterator[Picture]:
     for i in sorted(first.values()):
         named = {k: v for k, v in settings[i].values.items() if k.partition(".")[0] == "schedule"}
         name = Setting(named or settings[i].values, ()).name
-        schedule = _schedule(settings[i].runs[0].config)
+        schedule = schedule_of(settings[i].runs[0].config)
         if schedule is None:
             continue
         share = np.arange(schedule.num_steps + 1) / schedule.num_steps
@@ -86,7 +90,7 @@ def last_samples(run: Run, *, count: int = 12) -> bytes | None:
         images = images.unflatten(0, (classes, -1)).transpose(0, 1).flatten(0, 1)
     drawn = part(run.config, "callbacks.sample_grid.num_samples") or len(images)
     shown = images[: min(count, drawn)]
-    row = grid(shown, columns=len(shown), cell=64)
+    row = grid(shown, columns=len(shown), cell=64, gap=4, grey=208)  # seen beside black images and beside white ones
     file = BytesIO()
     Image.fromarray(row.permute(1, 2, 0).numpy()).save(file, format="png")
     return file.getvalue()
@@ -106,10 +110,18 @@ def _curve(setting: Setting, number: int, column: str, clock: str) -> Curve | No
     return Curve(setting.name, number, x, values.mean(0), values.min(0), values.max(0))
 
 
-def _schedule(config: Any) -> NoiseSchedule | None:
-    """Built as from a stranger's checkpoint: of this package's parts, or not at all."""
-    try:
-        check_targets(part(config, "schedule"))
-        return build("schedule", OmegaConf.create(part(config, "schedule")))
-    except (UserError, ImportError, LookupError):
+def _errors(setting: Setting, number: int) -> Curve | None:
+    """Over the levels at which all the runs that have measured any have a value."""
+    by_level = [last for run in setting.finished or setting.runs if (last := _last_errors(run))]
+    levels = sorted(set.intersection(*({*last} for last in by_level))) if by_level else []
+    if not levels:
         return None
+    values = np.array([[last[level] for level in levels] for last in by_level])
+    return Curve(setting.name, number, levels, values.mean(0), values.min(0), values.max(0))
+
+
+def _last_errors(run: Run) -> dict[float, float]:
+    """By level, at the last step at which they were measured."""
+    series = {column: found for column, found in run.metrics.items() if column.startswith(_LEVELS)}
+    last = max((step for found in series.values() for step in found), default=None)
+    return {float(column.removeprefix(_LEVELS)): found[last][1] for column, found in series.items() if last in found}

@@ -17,7 +17,7 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.report.comparison import Mean
 from ddpm_lightning.run_folder import configs_below, is_going_on, summary_of
 
-__all__ = ["Run", "Setting", "job_number", "part", "read_runs", "settings_of"]
+__all__ = ["Run", "Setting", "job_number", "leaves", "part", "read_runs", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     keys = [k for k in typed if _differs([_typed(run, k) for run in firsts]) and _may_differ(configs, k)]
     names = [tuple(_typed(run, key) for key in keys) for run in firsts]
     if len({*names}) < len(names):  # what was typed does not tell them apart
-        leaves = dict.fromkeys(leaf for config in configs for leaf in _leaves(config))
+        below = dict.fromkeys(leaf for config in configs for leaf in leaves(config))
         told = ("denoiser.", *(f"{key}." for key in keys))
         keys += [
-            k for k in leaves if k not in keys and not k.startswith(told) and _differs([part(c, k) for c in configs])
+            k for k in below if k not in keys and not k.startswith(told) and _differs([part(c, k) for c in configs])
         ]
     return [
         Setting({key: _typed(group[0], key) for key in keys}, sorted(group, key=lambda run: run.seed))
@@ -186,10 +186,11 @@ def _differs(values: Sequence[Any]) -> bool:
     return any(value != values[0] for value in values)
 
 
-def _leaves(config: Any, key: str = "") -> list[str]:
+def leaves(config: Any, key: str = "") -> list[str]:
+    """The dotted keys of a config's values."""
     if not isinstance(config, dict):
         return [key]
-    return [leaf for name, child in config.items() for leaf in _leaves(child, f"{key}.{name}".lstrip("."))]
+    return [leaf for name, child in config.items() for leaf in leaves(child, f"{key}.{name}".lstrip("."))]
 
 
 def _at(node: Any, keys: Sequence[str]) -> Any:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -10,12 +11,25 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_lightning.plots import look
 from ddpm_lightning.report.answer import METRICS, answer, incomparable, ranking
 from ddpm_lightning.report.comparison import LEVEL, Distance, Mean
-from ddpm_lightning.report.page import Block, Gallery, Heading, Row, Strip, Table, Text, to_html, to_markdown
-from ddpm_lightning.report.pictures import curves, last_samples, quartiles, schedule_curves
+from ddpm_lightning.report.page import (
+    Block,
+    Details,
+    Gallery,
+    Heading,
+    Row,
+    Sheet,
+    SheetRow,
+    Table,
+    Text,
+    to_html,
+    to_markdown,
+)
+from ddpm_lightning.report.pictures import curves, errors_by_log_snr, last_samples, quartiles, schedule_curves
 from ddpm_lightning.report.reading import Run, Setting, job_number, part, read_runs, settings_of
+from ddpm_lightning.report.rebuilding import evaluations_of
 from ddpm_lightning.run_folder import SWEEP, failed_jobs_in, replace_file
 
-__all__ = ["write_report"]
+__all__ = ["Report", "compare", "write", "write_report"]
 
 _RULE = (
     f"A distance is **clear** where a t-test gives p < {LEVEL:g}, and else **within** the spread: it may be chance. Where two "
@@ -25,11 +39,32 @@ _RULE = (
 )
 
 
+_IMAGES = 12  # of a setting in the contact sheet, whatever the number of its seeds
+
+
+class Report(NamedTuple):
+    """What is known of a folder of runs, and the page that says it."""
+
+    folder: Path
+    title: str
+    settings: Sequence[Setting]
+    blocks: Sequence[Block]
+
+
 def write_report(folder: Path) -> list[Path]:
     """Compare the runs at and below a folder, and return the paths of `report.html` and `report.md`, which are put in it.
 
     Raises:
         UserError: where the folder holds no run of train.py.
+    """
+    return write(compare(folder))
+
+
+def compare(folder: Path) -> Report:
+    """The runs at and below a folder, compared.
+
+    Raises:
+        UserError: where it holds no run of train.py.
     """
     runs = read_runs(folder)
     settings = settings_of(runs)
@@ -39,21 +74,28 @@ def write_report(folder: Path) -> list[Path]:
         *_answers(settings),
         *_results(settings),
         *_unfinished(folder, runs),
-        *_curves(settings),
         *_samples(settings),
+        *_curves(settings),
         *_cost(settings),
         *_origin(folder, settings),
     ]
-    written = {"report.html": to_html(title, blocks), "report.md": to_markdown(title, blocks)}
+    return Report(folder, title, settings, blocks)
+
+
+def write(report: Report) -> list[Path]:
+    """Put the page into its folder as `report.html` and `report.md`, and return their paths."""
+    page = (report.title, report.blocks)
+    written = {"report.html": to_html(*page), "report.md": to_markdown(*page)}
     for name, text in written.items():
-        with replace_file(folder / name) as file:
+        with replace_file(report.folder / name) as file:
             file.write(text)
-    return [folder / name for name in written]
+    return [report.folder / name for name in written]
 
 
 def _answers(settings: Sequence[Setting]) -> Iterator[Block]:
     said = [text for metric in METRICS if (text := answer(metric, settings))]
-    yield from map(Text, said or ["No run has finished with a validation, so that there is nothing to compare yet."])
+    none = "No run has finished with a validation, so that there is nothing to compare yet."
+    yield from (Text(text, "answer") for text in said or [none])
 
 
 def _results(settings: Sequence[Setting]) -> Iterator[Block]:
@@ -82,7 +124,9 @@ def _results(settings: Sequence[Setting]) -> Iterator[Block]:
         "Of each finished run the best of its validations (`best` in its summary.json; less is better), then mean ± standard "
         "deviation over the seeds (with n − 1)."
     )
-    yield Text(f"{values} {_RULE}" if several and ranked else values, note=True)
+    yield Text(values, "note")
+    if several and ranked:
+        yield Details("What is clear, and what is within the spread?", _RULE)
 
 
 def _distance(mean: Mean | None, best: Mean | None, is_best: bool) -> str:
@@ -103,39 +147,46 @@ def _unfinished(folder: Path, runs: Sequence[Run]) -> Iterator[Block]:
     if rows:
         yield Heading("Not finished")
         yield Table(["job", "status", "why"], rows, 3)
-        yield Text("These count in no mean above.", note=True)
+        yield Text("These count in no mean above.", "note")
 
 
 def _curves(settings: Sequence[Setting]) -> Iterator[Block]:
     means = "Mean over the seeds; the band reaches from the least run to the greatest."
     if differ := incomparable("val/loss", settings):
         means += f" The settings' losses do not compare, since they differ in {' and '.join(map(_code, differ))}."
+    errors = (
+        "The squared error of the predicted noise at fixed levels of it (`mse_at_log_snr/...` in metrics.csv), from the last "
+        "time that each run measured it; 1 is what guessing no noise gives. These compare, whatever schedules, predictions and "
+        "losses the settings differ in. The band reaches from the least run to the greatest."
+    )
     for title, pictures, note in (
         ("Curves", [*curves(settings)], means),
+        ("Error by log SNR", [*errors_by_log_snr(settings)], errors),
         ("Loss by quarter of t", [*quartiles(settings)], ""),
         ("Schedules", [*schedule_curves(settings)], ""),
     ):
         if pictures:
             yield Heading(title)
-            yield from [Text(note, note=True)] if note else []
+            yield from [Text(note, "note")] if note else []
             yield Gallery(pictures)
 
 
 def _samples(settings: Sequence[Setting]) -> Iterator[Block]:
-    seeds = sorted({run.seed for setting in settings for run in setting.runs})
-    strips = []
-    for seed in seeds:
-        of_seed = [(i, s, run) for i, s in enumerate(settings) for run in s.runs if run.seed == seed]
-        pictures = [(f"`{s.name}`, seed {seed}", look(i), p) for i, s, run in of_seed if (p := last_samples(run))]
-        strips += [Strip(pictures)] if pictures else []
-    if strips:
+    seeds = sorted({run.seed for setting in settings for run in setting.runs})[: _IMAGES // 3]
+    count = _IMAGES // len(seeds)
+    rows = []
+    for i, setting in enumerate(settings):
+        of_seed = {run.seed: run for run in setting.runs}
+        files = [last_samples(of_seed[seed], count=count) if seed in of_seed else None for seed in seeds]
+        rows += [SheetRow(_code(setting.name), look(i), files)] if any(files) else []
+    if rows:
         keys = ("callbacks.sample_grid.seed", "data.image_size", "data.channels")
         noises = [[part(setting.runs[0].config, key) for key in keys] for setting in settings]
         shared = noises[0][0] is not None and all(noise == noises[0] for noise in noises)
+        same = " Images below each other are drawn from the same noise." if shared else ""
         yield Heading("Samples")
-        same = " The images of a column are drawn from the same noise." if shared else ""
-        yield Text(f"From each run's last picture.{same}", note=True)
-        yield from strips
+        yield Text(f"From each run's last picture.{same}", "note")
+        yield Sheet([f"seed {seed}" for seed in seeds], rows)
 
 
 def _cost(settings: Sequence[Setting]) -> Iterator[Block]:
@@ -143,11 +194,17 @@ def _cost(settings: Sequence[Setting]) -> Iterator[Block]:
     rows = []
     for i, setting in enumerate(settings):
         means = [setting.mean(entry) for entry in entries]
-        rows.append(Row([_code(setting.name), *("–" if m is None else f"{m.mean:,.0f}" for m in means)], look(i)))
+        evaluations = evaluations_of(setting.runs[0].config)
+        cells = ["–" if m is None else f"{m.mean:,.0f}" for m in means]
+        cells.append("–" if evaluations is None else f"{evaluations:,}")
+        rows.append(Row([_code(setting.name), *cells], look(i)))
     yield Heading("Cost")
-    yield Table(["setting", "wall seconds", "images/s", "parameters", "steps", "processes"], rows)
+    head = ["setting", "wall seconds", "images/s", "parameters", "steps", "processes", "evaluations/sample"]
+    yield Table(head, rows)
     yield Text(
-        "Means over the seeds; the seconds include validations and pictures, the images per second do not.", note=True
+        "Means over the seeds; the seconds include validations and pictures, the images per second do not. The evaluations are "
+        "those of the network for one sample by the run's own `sampler`.",
+        "note",
     )
 
 
@@ -164,7 +221,7 @@ def _origin(folder: Path, settings: Sequence[Setting]) -> Iterator[Block]:
         for run in setting.runs
     ]
     yield Table(["folder", "setting", "seed", "status"], rows, 4)
-    yield Text(f"This page again: `python -m ddpm_lightning report {os.path.relpath(folder)}`", note=True)
+    yield Text(f"This page again: `python -m ddpm_lightning report {os.path.relpath(folder)}`", "note")
 
 
 def _relative(path: Path, folder: Path) -> str:

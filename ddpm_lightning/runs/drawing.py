@@ -20,7 +20,7 @@ from ddpm_lightning.runs.ranks import Ranks
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["Drawing", "make_out_dir", "prepare"]
+__all__ = ["Drawing", "count_evaluations", "make_out_dir", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,8 @@ class Drawing:
     @property
     def evaluations(self) -> int:
         """Network evaluations per image; one with guidance and one without count as two."""
-        for step in self.sampler.trajectory(
-            _Nothing(self.denoiser.schedule), torch.zeros(1, 1, 1, 1, device=self.device)
-        ):
-            count = step.evaluations
-        return count * (1 if self.labels is None or self.guided.scale in (0, 1) else 2)
+        scale = None if self.labels is None else self.guided.scale
+        return count_evaluations(self.sampler, self.denoiser.schedule, scale, device=self.device)
 
     def seconds_per_evaluation(self, batch_size: int) -> float:
         """What one network evaluation of one image of such a batch takes, measured."""
@@ -123,6 +120,22 @@ def make_out_dir(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
+
+
+def count_evaluations(
+    sampler: Sampler, schedule: NoiseSchedule, scale: float | None = None, *, device: torch.device | None = None
+) -> int:
+    """Network evaluations per image, see `Drawing.evaluations`.
+
+    Args:
+        sampler: noise to image.
+        schedule: on the device.
+        scale: of guidance; None without labels.
+        device: where it is counted; None for the CPU.
+    """
+    for step in sampler.trajectory(_Nothing(schedule), torch.zeros(1, 1, 1, 1, device=device)):
+        count = step.evaluations
+    return count * (1 if scale in (None, 0, 1) else 2)
 
 
 class _Nothing:

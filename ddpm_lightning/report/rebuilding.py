@@ -1,0 +1,52 @@
+"""Parts of a run built again from its config: of this package's parts, as from a stranger's checkpoint, or not at all."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.report.reading import part
+from ddpm_lightning.runs.build import build
+from ddpm_lightning.runs.checkpoint import check_targets
+from ddpm_lightning.runs.drawing import count_evaluations
+from ddpm_lightning.schedules import NoiseSchedule
+
+__all__ = ["evaluations_of", "schedule_of"]
+
+T = TypeVar("T")
+
+
+def schedule_of(config: Any) -> NoiseSchedule | None:
+    """The run's schedule."""
+    return _tried(lambda: _built(config, "schedule"))
+
+
+def evaluations_of(config: Any) -> int | None:
+    """How often the run's sampler asks the network for one sample, guidance included."""
+
+    def count() -> int:
+        scale = None if part(config, "data.num_classes") is None else part(config, "guidance_scale")
+        return count_evaluations(_built(config, "sampler"), _built(config, "schedule"), scale)
+
+    return _tried(count)
+
+
+def _built(config: Any, key: str) -> Any:
+    node = part(config, key)
+    check_targets(node, whole_run=key == "sampler")
+    return build(key, OmegaConf.create(node))
+
+
+def _tried(make: Callable[[], T]) -> T | None:
+    try:
+        return make()
+    except (
+        UserError,
+        ImportError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ):  # a strange config has any of them
+        return None

@@ -1,0 +1,170 @@
+"""The dashboard of a W&B project as code, so that nobody builds it by hand; wandb_workspaces is imported here only."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from io import StringIO
+from typing import Any, NamedTuple
+
+import wandb
+import wandb_workspaces.reports.v2.interface as wr
+import wandb_workspaces.workspaces as ws
+
+from ddpm_lightning.errors import UserError
+
+__all__ = ["Sweep", "save", "workspace"]
+
+_STEP = "trainer/global_step"
+_SECONDS = 10  # that W&B has for an answer
+_LEVELS = ("-08", "-04", "+00", "+04", "+08")  # of log SNR, in panels of their own
+
+
+class Sweep(NamedTuple):
+    """A sweep's group, and the keys of the config that its settings differ in."""
+
+    group: str
+    keys: Sequence[str]
+
+
+def workspace(entity: str, project: str, sweep: Sweep | None = None) -> ws.Workspace:
+    """The dashboard: of a whole project run by run, or of one sweep, where the runs of a setting are one curve with a band.
+
+    A project's runs are sorted by group and not drawn together: its single runs have no group and nothing in common.
+    """
+    runs = ws.RunsetSettings(
+        filters="" if sweep is None else ws.And(ws.Metric("Group") == sweep.group),
+        groupby=[] if sweep is None else [ws.Config(key) for key in sweep.keys],
+        order=[
+            ws.Ordering(ws.Metric("Group"), ascending=False),
+            ws.Ordering(ws.Metric("CreatedTimestamp"), ascending=False),
+        ],
+        pinned_columns=_columns(sweep.keys if sweep else ("model._target_", "schedule._target_", "prediction")),
+    )
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name="ddpm_lightning" if sweep is None else f"ddpm_lightning: {sweep.group}",
+        sections=_sections(),
+        settings=ws.WorkspaceSettings(x_axis=_STEP, max_runs=30),
+        runset_settings=runs,
+    )
+
+
+def save(project: str, entity: str | None = None, sweep: Sweep | None = None) -> str:
+    """Lay the dashboard out in a W&B project, in place of an earlier one, and return its URL.
+
+    Raises:
+        UserError: where there is no key or no network, or W&B refuses the project.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")  # the URL is said once
+    with _asks_nothing():
+        try:
+            api = wandb.Api(timeout=_SECONDS)
+            entity = entity or api.settings.get("entity") or api.default_entity
+        except Exception as error:  # W&B's package raises errors of many types
+            raise UserError(_no_access(error)) from error
+        if not entity:
+            raise UserError("this W&B key belongs to no account that has projects: give --entity NAME")
+        made = workspace(entity, project, sweep)
+        # One dashboard of each kind in a project: what its name is computed from tells it from others.
+        id_ = sha256(made.name.encode()).hexdigest()[:11]
+        try:
+            made._internal_name = f"nw-{id_}-v"
+            made._internal_id = _id_of_earlier(entity, project, id_)
+            made.save()
+        except Exception as error:
+            raise UserError(
+                f"--project {project} of --entity {entity} was refused by W&B ({_one_line(error)}): give a project that has "
+                "a run and that this key may write to"
+            ) from error
+        return made.url
+
+
+def _id_of_earlier(entity: str, project: str, name: str) -> str:
+    try:
+        return ws.Workspace.from_url(f"https://wandb.ai/{entity}/{project}?nw={name}")._internal_id
+    except ValueError as error:
+        if "Workspace" in str(error):  # the project is there, and has none
+            return ""
+        raise
+
+
+def _sections() -> list[ws.Section]:
+    quarters = [
+        _curve(f"train/loss_q{i}", title=f"train/loss, {(i - 1) / 4:g} < t/T ≤ {i / 4:g}", log_y=True)
+        for i in range(1, 5)
+    ]
+    levels = [_curve(f"mse_at_log_snr/{level}", title=f"error at log SNR {int(level):+d}") for level in _LEVELS]
+    return [
+        _section("Loss", [_curve("train/loss", log_y=True), _curve("val/loss", log_y=True)], columns=2),
+        _section("Loss by quarter of t", quarters, columns=2, rows=2),
+        _section("Quality", [_curve(f"val/{name}") for name in ("bits_per_dim", "fid", "kid")]),
+        _section("Terms of the bound", [_curve(f"val/bits_{name}") for name in ("prior", "diffusion", "decoder")]),
+        _section("Samples", [_media("grid"), _media("raw_grid"), _media("scatter")]),
+        _section("From noise to image", [_media("trajectory"), _media("trajectory_animation")], columns=2),
+        _section("Nearest training images", [_media("neighbours")], columns=1),
+        _section("Error by log SNR", [_media("log_snr"), *levels], rows=2),
+        _section("Schedule", [_media("schedule")], columns=1),
+        _section("Optimiser", [_curve(f"train/{name}") for name in ("grad_norm", "lr", "ema_decay", "loss_spikes")]),
+        _section("Speed", [_curve("train/images_per_second"), _curve("train/wall_seconds")], columns=2),
+        _section(
+            "Report of a sweep",
+            [
+                wr.WeavePanelSummaryTable(table_name="report/results"),
+                *(wr.MediaBrowser(media_keys=[f"report/{name}"]) for name in ("samples", "curves", "error_by_log_snr")),
+            ],
+            columns=2,
+            rows=2,
+        ),
+    ]
+
+
+def _section(name: str, panels: list[Any], *, columns: int = 3, rows: int = 1) -> ws.Section:
+    return ws.Section(
+        name=name,
+        panels=panels,
+        is_open=True,
+        layout_settings=ws.SectionLayoutSettings(columns=columns, rows=rows),
+        panel_settings=ws.SectionPanelSettings(x_axis=_STEP),
+    )
+
+
+def _curve(key: str, *, title: str | None = None, log_y: bool = False) -> Any:
+    return wr.LinePlot(title=title or key, x=_STEP, y=[key], log_y=log_y or None)
+
+
+def _media(name: str) -> Any:
+    return wr.MediaBrowser(title=f"samples/{name}", media_keys=[f"samples/{name}"])
+
+
+def _columns(keys: Sequence[str]) -> list[str]:
+    """Of the table of runs: where a run belongs, what tells it apart, and how good it is."""
+    config = [re.sub(r"^[^.]+", r"\g<0>.value", key) for key in (*keys, "seed")]  # as W&B keeps a config
+    return [
+        *("run:group", "run:state", "tags:__ALL__"),
+        *(f"config:{key}" for key in config),
+        *(f"summary:val/{name}" for name in ("bits_per_dim", "fid", "kid", "loss")),
+    ]
+
+
+@contextmanager
+def _asks_nothing() -> Iterator[None]:
+    """Without a key W&B's package would ask the terminal for one."""
+    stdin, sys.stdin = sys.stdin, StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = stdin
+
+
+def _no_access(error: Exception) -> str:
+    if "No API key" in str(error) or "No authentication" in str(error):
+        return "W&B has no API key: `wandb login`, or set WANDB_API_KEY"
+    return f"W&B gave no access ({_one_line(error)}): look at the network and at WANDB_API_KEY"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:240].rstrip(".") or type(error).__name__
