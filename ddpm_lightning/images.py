@@ -63,7 +63,12 @@ def labels_in_turn(indices: Iterable[int], labels: Sequence[int] | None) -> Tens
 
 
 def rows_by_label(images: Tensor, num_labels: int) -> Tensor:
-    """A contact sheet of images (N, C, H, W) whose labels come in turn: a row for each label, black where it has no image."""
+    """A contact sheet of images (N, C, H, W) whose labels come in turn: a row for each label, black where it has no image.
+
+    Where there are fewer images than labels, a square of them.
+    """
+    if len(images) < num_labels:
+        return grid(images)
     missing = -len(images) % num_labels
     whole = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
     rows = whole.unflatten(0, (-1, num_labels)).transpose(0, 1)

@@ -86,9 +86,10 @@ def last_samples(run: Run, *, count: int = 12) -> bytes | None:
         images = cells(sheet, part(run.config, "data.image_size"))
     except (OSError, ValueError, TypeError, RuntimeError):
         return None
-    if classes := part(run.config, "data.num_classes"):  # a row for each label: back into turns
+    classes, drawn = (part(run.config, key) for key in ("data.num_classes", "callbacks.sample_grid.num_samples"))
+    drawn = drawn or len(images)
+    if classes and classes <= drawn:  # a row for each label: back into turns
         images = images.unflatten(0, (classes, -1)).transpose(0, 1).flatten(0, 1)
-    drawn = part(run.config, "callbacks.sample_grid.num_samples") or len(images)
     shown = images[: min(count, drawn)]
     row = grid(shown, columns=len(shown), cell=64, gap=4, grey=208)  # seen beside black images and beside white ones
     file = BytesIO()
