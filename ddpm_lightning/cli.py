@@ -16,9 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from ddpm_lightning import menu
+from ddpm_lightning.completion import answer_shell, asks_for_completion
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.help import show_help, wants_help
 from ddpm_lightning.launch import SCRIPT, check_preset, name_run, run_name, swept
 from ddpm_lightning.resume import complete_arguments
 from ddpm_lightning.run_folder import remove_empty
@@ -60,10 +63,18 @@ def run(main: Callable[[], Any]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
     os.environ[SCRIPT] = os.path.abspath(sys.argv[0])
+    script = _script()
+    if wants_help(sys.argv[1:]) and (_conf() / f"{script.stem}.yaml").exists():
+        show_help(script, (sys.modules[main.__module__].__doc__ or script.stem).partition(":")[0])
+        return
     try:
+        if asks_for_completion(sys.argv[1:]):
+            print(answer_shell(script, sys.argv[1:]))
+            return
         _end_with_parent()
         name_run()
         check_preset(sys.argv)
+        _check_groups(sys.argv[1:])
         sys.argv[1:] = complete_arguments(sys.argv[1:])
         main()
         if _failed:
@@ -120,12 +131,18 @@ def sentence(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
         key = cause.full_key or str(cause.key)
         if "not in struct" in str(cause):
-            return f"there is no key {key}: {_way_out(str(cause.key), map(str, cause.parent_node))}"
+            return f"there is no key {key}: {_way_out(str(cause.key), _names_beside(cause), elsewhere=_root(cause))}"
     text = str(error)
     if "Config group override must be" in text:
         return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
-    if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"there is no config group {unknown[1]}: see the groups in `python train.py --help`"
+    if unknown := re.match(r"Could not (?:override|delete) '([^'=]+)[^']*'\.?\s*No match in the defaults list", text):
+        return f"there is no config group {unknown[1]}: {_way_out(unknown[1], menu.all_groups(_conf()))}"
+    if unknown := re.match(r"Could not delete from config\. '([^']+)' does not exist", text):
+        names = [*menu.all_groups(_conf()), *(setting.key for setting in menu.settings(_conf(), _script().stem))]
+        return f"~{unknown[1]} takes nothing away: {_way_out(unknown[1], names)}"
+    if isinstance(cause, ConfigKeyError) and (unknown := re.match(r"Could not override '([^']+)'", text)):
+        key = str(cause.key)
+        return f"there is no key {unknown[1]}: {_way_out(key, getattr(cause.object_type, '__annotations__', ()))}"
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}: give another path, or mend this one"
     elif cause is not error:
@@ -138,10 +155,54 @@ def sentence(error: BaseException) -> str:
     )
 
 
-def _way_out(wrong: str, valid: Iterable[str]) -> str:
+def _way_out(wrong: str, valid: Iterable[str], elsewhere: object = None) -> str:
+    """The nearest of the valid names; else a key of that name elsewhere in the config; and all that there are."""
     names = sorted(set(valid))
-    near = get_close_matches(wrong, names, n=1)
+    near = get_close_matches(wrong, names, n=1) or [path for path in _paths(elsewhere) if path.endswith(f".{wrong}")]
     return (f"did you mean {near[0]}? " if near else "") + f"(choose from {', '.join(names)})"
+
+
+def _names_beside(error: OmegaConfBaseException) -> set[str]:
+    """The keys beside one that is unknown and, at the top, the groups that have none, as they are written: loss/times."""
+    beside = {str(name) for name in error.parent_node}  # type: ignore[union-attr]
+    if error.parent_node._get_parent() is not None:  # type: ignore[union-attr]
+        return beside
+    return (beside | {group.name for group in menu.groups(_conf(), _script().stem)}) - {"hydra"}
+
+
+def _root(error: OmegaConfBaseException) -> object:
+    parent = error.parent_node
+    return OmegaConf.to_container(parent._get_root(), resolve=False) if parent is not None else None  # type: ignore[arg-type]
+
+
+def _paths(node: object, above: str = "") -> Iterator[str]:
+    """All keys of a plain config, the outer ones first, Hydra's own left out."""
+    below = [(f"{above}{key}", child) for key, child in node.items()] if isinstance(node, dict) else []
+    yield from (path for path, _ in below)
+    for path, child in below:
+        if path != "hydra":
+            yield from _paths(child, f"{path}.")
+
+
+def _check_groups(argv: Sequence[str]) -> None:
+    """Refuse `loss.times=uniform`, which would put a word where a part of the config stands.
+
+    Raises:
+        UserError: that says how the group is written.
+    """
+    for argument in argv:
+        key, _, value = argument.partition("=")
+        group = key.lstrip("+").replace(".", "/")
+        if "." in key and value in menu.choices(_conf(), group):
+            raise UserError(f"{argument} sets a key, and {group} is a config group: did you mean {group}={value}?")
+
+
+def _script() -> Path:
+    return Path(os.environ.get(SCRIPT) or sys.argv[0]).resolve()
+
+
+def _conf() -> Path:
+    return _script().parent / "conf"
 
 
 def _job_name(overrides: Sequence[str]) -> str:
