@@ -119,8 +119,8 @@ def _keys(conf: Path, script: str, words: Sequence[str], begun: str, mark: str) 
         return
     parent, dot, last = begun.rpartition(".")
     node = _select(_compose(conf, script, words), parent)
-    for name in node if isinstance(node, DictConfig) else ():
-        if str(name).startswith(last) and (parent or begun.startswith("hydra") or name != "hydra"):
+    for name in map(str, node) if isinstance(node, DictConfig) else ():
+        if name.startswith(last) and (parent or begun.startswith("hydra") or name != "hydra"):
             yield f"{parent}{dot}{name}" + ("." if _is_section(node, name) else end)
 
 
