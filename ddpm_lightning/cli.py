@@ -6,20 +6,22 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_lightning.completion import answer_shell, asks_for_completion
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.help import show_help, wants_help
 from ddpm_lightning.launch import SCRIPT, TELL, check_preset, name_run, run_name, swept
+from ddpm_lightning.mistakes import check_groups, mistake
 from ddpm_lightning.resume import complete_arguments
 from ddpm_lightning.run_folder import remove_empty
 from ddpm_lightning.sweeps import failed_jobs, job, remove_unbegun, tell_sweep
@@ -28,13 +30,6 @@ __all__ = ["run", "user_errors"]
 
 
 _failed: list[Exception] = []
-
-_EXTRAS = {  # Hydra's plugins, and what installs them
-    "hydra/sweeper/optuna": "optuna",
-    "hydra/launcher/joblib": "joblib",
-    "hydra/launcher/submitit_local": "submitit",
-    "hydra/launcher/submitit_slurm": "submitit",
-}
 
 
 @contextmanager
@@ -60,10 +55,18 @@ def run(main: Callable[[], Any]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
     os.environ[SCRIPT] = os.path.abspath(sys.argv[0])
+    script = Path(sys.argv[0]).resolve()
+    if wants_help(sys.argv[1:]) and (script.parent / "conf" / f"{script.stem}.yaml").exists():
+        show_help(script, (sys.modules[main.__module__].__doc__ or script.stem).partition(":")[0])
+        return
     try:
+        if asks_for_completion(sys.argv[1:]):
+            print(answer_shell(script, sys.argv[1:]))
+            return
         _end_with_parent()
         name_run()
         check_preset(sys.argv)
+        check_groups(sys.argv[1:])
         sys.argv[1:] = complete_arguments(sys.argv[1:])
         main()
         if _failed:
@@ -113,23 +116,10 @@ def _remove_empty_run(folder: Path) -> None:
 
 def sentence(error: BaseException) -> str:
     """One sentence that names the key, its value and the way out."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        extra = _EXTRAS.get(error.missing_cfg_file)
-        missing = f'is not installed: pip install "ddpm_lightning[{extra}]"'
-        return f"{group}={choice} {missing if extra else f'does not exist: {_way_out(choice, error.options)}'}"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read: close what is open, and quote what holds blanks, as in 'key=\"a b\"'"
+    if said := mistake(error):
+        return said
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
-        key = cause.full_key or str(cause.key)
-        if "not in struct" in str(cause):
-            return f"there is no key {key}: {_way_out(str(cause.key), map(str, cause.parent_node))}"
     text = str(error)
-    if "Config group override must be" in text:
-        return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
-    if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"there is no config group {unknown[1]}: see the groups in `python train.py --help`"
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}: give another path, or mend this one"
     elif cause is not error:
@@ -140,12 +130,6 @@ def sentence(error: BaseException) -> str:
     return " ".join(
         line for line in lines if not line.startswith(("full_key:", "object_type=", "To append", "Error merging"))
     )
-
-
-def _way_out(wrong: str, valid: Iterable[str]) -> str:
-    names = sorted(set(valid))
-    near = get_close_matches(wrong, names, n=1)
-    return (f"did you mean {near[0]}? " if near else "") + f"(choose from {', '.join(names)})"
 
 
 def _job_name(overrides: Sequence[str]) -> str:

@@ -1,0 +1,199 @@
+"""The Tab key: `eval "$(python train.py -sc install=bash)"`, and what the shell then asks for at each press of it."""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lightning import menu
+from ddpm_lightning.errors import UserError
+
+__all__ = ["answer_shell", "asks_for_completion", "completions"]
+
+_FLAGS = ("-sc", "--shell-completion", "--shell_completion")
+_COMMANDS = "python python3 torchrun"
+
+_BASH = """_ddpm_lightning_complete() {{
+    COMPREPLY=()
+    case "$COMP_LINE" in {patterns}) ;; *) return ;; esac
+    local IFS=$'\\n'
+    COMPREPLY=($(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" COMP_WORDBREAKS="$COMP_WORDBREAKS" \\
+        {python} {script} -sc query=bash 2>/dev/null))
+}}
+complete -o nospace -o default -F _ddpm_lightning_complete {commands}"""
+
+_ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n" + _BASH
+
+_FISH = """function _ddpm_lightning_complete
+    set -lx COMP_LINE (commandline -cp)
+    {python} {script} -sc query=fish 2>/dev/null
+end
+function _ddpm_lightning_asked
+    string match -qr '({names})\\.py\\s' -- (commandline -cp)
+end
+for name in {commands}
+    complete -c $name -n _ddpm_lightning_asked -x -a '(_ddpm_lightning_complete)'
+end"""
+
+_INSTALL = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+_UNINSTALL = {
+    "bash": "complete -r {commands}; unset -f _ddpm_lightning_complete",
+    "zsh": "compdef -d {commands}; unset -f _ddpm_lightning_complete",
+    "fish": "for name in {commands}; complete -e -c $name; end; functions -e _ddpm_lightning_complete _ddpm_lightning_asked",
+}
+
+
+def asks_for_completion(argv: Sequence[str]) -> bool:
+    """Whether a command line comes from a shell, or prepares one."""
+    return any(argument in _FLAGS for argument in argv)
+
+
+def answer_shell(script: Path, argv: Sequence[str]) -> str:
+    """What to print: the lines to evaluate for `install=` and `uninstall=`, one completion a line for `query=`.
+
+    Raises:
+        UserError: for another shell or wish.
+    """
+    wishes = [argument.partition("=") for argument in argv if argument not in _FLAGS]
+    action, _, shell = wishes[0] if wishes else ("", "", "")
+    if action not in ("install", "uninstall", "query") or shell not in _INSTALL:
+        wish = f"{action}={shell}" if action else "it"
+        raise UserError(
+            f"-sc: {wish} will not do: give install= or uninstall= with bash, zsh or fish, as in install=bash"
+        )
+    conf = script.parent / "conf"
+    if action == "query":
+        return "\n".join(_answer(conf, os.environ))
+    names = menu.scripts(conf)
+    text = (_INSTALL if action == "install" else _UNINSTALL)[shell]
+    return text.format(
+        python=shlex.quote(sys.executable),
+        script=shlex.quote(str(script)),
+        patterns="|".join(f"*{name}.py\\ *" for name in names),
+        names="|".join(names),
+        commands=_COMMANDS,
+    )
+
+
+def _answer(conf: Path, environment: Mapping[str, str]) -> list[str]:
+    """The completions of the line that a shell holds; of each, bash wants what follows the last of its word breaks."""
+    line = environment.get("COMP_LINE", "")
+    line = line[: int(environment.get("COMP_POINT") or len(line))]
+    match = re.search(rf"(?:^|[\s/])({'|'.join(menu.scripts(conf))})\.py\s+(.*)", line, re.DOTALL)
+    if not match:
+        return []
+    words = match[2].split()
+    word = words.pop() if words and not line[-1].isspace() else ""
+    breaks = {*environment.get("COMP_WORDBREAKS", "")} & {"=", ":"}
+    start = max((word.rfind(mark) + 1 for mark in breaks), default=0)
+    return [found[start:] for found in completions(conf, match[1], words, word)]
+
+
+def completions(conf: Path, script: str, words: Sequence[str], word: str) -> list[str]:
+    """The words that a begun word of a script's command line can become.
+
+    Args:
+        words: those before it, which say what is chosen already.
+    """
+    mark = word[:1] if word[:1] in ("+", "~") else ""
+    key, equals, value = word.removeprefix(mark).partition("=")
+    found = _values(conf, script, words, key, value) if equals else _keys(conf, script, words, key, mark)
+    return sorted({mark + each for each in found})
+
+
+def _keys(conf: Path, script: str, words: Sequence[str], begun: str, mark: str) -> Iterator[str]:
+    end = "" if mark == "~" else "="
+    groups = [group.name for group in menu.groups(conf, script)] if mark != "+" else menu.all_groups(conf)
+    yield from (name + end for name in groups if name.startswith(begun))
+    if begun.startswith("hydra/"):
+        yield from (f"hydra/{name}=" for name in _hydra_options(conf, "hydra") if name.startswith(begun[6:]))
+    if "/" in begun or mark == "+":
+        return
+    parent, dot, last = begun.rpartition(".")
+    node = _select(_compose(conf, script, words), parent)
+    for name in map(str, node) if isinstance(node, DictConfig) else ():
+        if name.startswith(last) and (parent or begun.startswith("hydra") or name != "hydra"):
+            yield f"{parent}{dot}{name}" + ("." if _is_section(node, name) else end)
+
+
+def _values(conf: Path, script: str, words: Sequence[str], key: str, begun: str) -> Iterator[str]:
+    before, comma, last = begun.rpartition(",")
+    if key.startswith("hydra/"):
+        listed = _hydra_options(conf, key)
+    elif (conf / key).is_dir():
+        listed = menu.choices(conf, key)
+    else:
+        listed = next((setting.values for setting in menu.settings(conf, script) if setting.key == key), [])
+    if listed:
+        yield from (f"{key}={before}{comma}{each}" for each in listed if each.startswith(last))
+        return
+    if not begun:
+        node, _, name = key.rpartition(".")
+        value = _plain(_select(_compose(conf, script, words), node), name)
+        if isinstance(value, bool):
+            yield from (f"{key}=false", f"{key}=true")
+            return
+        if isinstance(value, int | float | str) and not any(mark in str(value) for mark in "${ ?"):
+            yield f"{key}={value}"
+            return
+    if begun or re.search(r"(path|dir|root|from|resume)$", key):
+        yield from (f"{key}={path}" for path in _paths(begun))
+
+
+def _compose(conf: Path, script: str, words: Sequence[str]) -> Any:
+    """The config of what is typed so far: of a list of values the first, and without what cannot be read."""
+    typed = [
+        re.sub(r"^([^=]+=[\w./-]+),.*", r"\1", word)
+        for word in words
+        if re.fullmatch(r"[+~]*[\w./@]+(=[^\"']*)?", word)
+    ]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        for overrides in (typed, [word for word in typed if (conf / word.partition("=")[0]).is_dir()], []):
+            try:
+                return compose(script, overrides, return_hydra_config=True)
+            except Exception:  # what is wrong is said when the line is run
+                continue
+    return None
+
+
+def _hydra_options(conf: Path, group: str) -> list[str]:
+    """Hydra's own groups, or the choices of one of them, those of installed plugins among them."""
+    kind = ObjectType.GROUP if group == "hydra" else ObjectType.CONFIG
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        return loader.get_group_options(group, results_filter=kind)
+
+
+def _select(config: Any, path: str) -> Any:
+    for name in path.split(".") if path else ():
+        config = _plain(config, name)
+    return config
+
+
+def _plain(node: Any, name: str) -> Any:
+    """A node's entry as it is written, interpolations and all."""
+    entry = node._get_node(name) if isinstance(node, DictConfig) and name in node.keys() else None  # noqa: SIM118  `in` resolves
+    return entry if entry is None or OmegaConf.is_config(entry) else entry._value()
+
+
+def _is_section(node: Any, name: Any) -> bool:
+    return isinstance(_plain(node, name), DictConfig) and not node._get_node(name)._is_none()
+
+
+def _paths(begun: str) -> Iterator[str]:
+    folder, slash, last = begun.rpartition("/")
+    try:
+        entries = sorted(Path(folder + slash or ".").expanduser().iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(last) and (last or not entry.name.startswith(".")) and " " not in entry.name:
+            yield f"{folder}{slash}{entry.name}" + "/" * entry.is_dir()

@@ -1,0 +1,105 @@
+"""What conf/ offers, read from its files without Hydra: groups, their choices, top-level settings, and a line about each."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Group", "Setting", "about", "all_groups", "choices", "defaults", "groups", "scripts", "settings"]
+
+_DEFAULT = re.compile(r"  - ([\w/]+): ([\w/]+)(?:\s+# (.*))?")
+_SETTING = re.compile(r"(\w+):\s+(.+?)(?:\s+# (.*))?")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of conf/: `name=choice` on the command line, and what it is by default, or None where nothing is."""
+
+    name: str
+    default: str | None
+    about: str
+    listed: bool = True  # else it is added with a plus
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A top-level setting of a script: `key=value` on the command line, and the comment beside it."""
+
+    key: str
+    value: str
+    about: str
+
+    @property
+    def values(self) -> list[str]:
+        """The values that its comment lists, as in `grid | png | npz`."""
+        if self.value in ("true", "false"):
+            return ["false", "true"]
+        listed = re.match(r"\w+( \| \w+)+", self.about)
+        return listed[0].split(" | ") if listed else []
+
+
+def scripts(conf: Path) -> list[str]:
+    """The names of the entry points that have a config beside the groups: evaluate, sample and train."""
+    return sorted(path.stem for path in conf.glob("*.yaml"))
+
+
+def groups(conf: Path, script: str) -> list[Group]:
+    """The groups of a script in the order of its defaults list, each with those inside it; new ones that no script lists come last."""
+    listed = defaults(conf / f"{script}.yaml")
+    found = []
+    for top in listed:
+        found += [top, *_inside(conf, top)]
+    known = {group.name for name in scripts(conf) for group in defaults(conf / f"{name}.yaml")}
+    others = [name for name in all_groups(conf) if "/" not in name and name not in known]
+    return found + [Group(name, None, "", listed=False) for name in others]
+
+
+def all_groups(conf: Path) -> list[str]:
+    """The names of all groups but Hydra's own."""
+    folders = {path.parent.relative_to(conf).as_posix() for path in conf.rglob("*.yaml")}
+    return sorted(name for name in folders if name != "." and name.partition("/")[0] != "hydra")
+
+
+def choices(conf: Path, group: str) -> list[str]:
+    """The names of a group's files."""
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
+def about(path: Path) -> str:
+    """The first comment line of a YAML file, or the comment at the end of its first line; empty where it has neither."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("# @")]
+    head, mark, comment = (lines or [""])[0].partition("# ")
+    if not mark or (head and not head.endswith(": ")):
+        return ""
+    return comment if comment.endswith("..") else comment.removesuffix(".")
+
+
+def defaults(path: Path) -> list[Group]:
+    """The groups in a file's defaults list; what overrides others is left out."""
+    found = [match for line in _defaults_list(path) if (match := _DEFAULT.fullmatch(line))]
+    return [Group(match[1].lstrip("/"), None if match[2] == "null" else match[2], match[3] or "") for match in found]
+
+
+def settings(conf: Path, script: str) -> list[Setting]:
+    """The top-level settings of a script that are one value each."""
+    lines = (conf / f"{script}.yaml").read_text(encoding="utf-8").splitlines()
+    return [Setting(match[1], match[2], match[3] or "") for line in lines if (match := _SETTING.fullmatch(line))]
+
+
+def _inside(conf: Path, top: Group) -> Iterator[Group]:
+    chosen = {group.name: group for group in defaults(conf / top.name / f"{top.default}.yaml")} if top.default else {}
+    for name in all_groups(conf):
+        if name.startswith(f"{top.name}/"):
+            inner = chosen.get(name.removeprefix(f"{top.name}/"))
+            yield Group(name, inner.default if inner else None, inner.about if inner else "")
+
+
+def _defaults_list(path: Path) -> Iterator[str]:
+    inside = False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line == "defaults:":
+            inside = True
+        elif inside and not line.startswith("  - "):
+            return
+        elif inside:
+            yield line
