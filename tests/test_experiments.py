@@ -1,162 +1,251 @@
-"""The long experiments: their settings are the published ones, and they run on data in the same format."""
-
-import io
-import tarfile
-from types import SimpleNamespace
+"""The presets of the lecture's notebook and of the papers, setting by setting, and two steps of each."""
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lightning import runs
+from ddpm_lightning.callbacks import EMA
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.images import grid, rows_by_label
-from tests.conftest import TINY, config_of, train_config
+from ddpm_lightning.models import DiT, UNet
+from ddpm_lightning.runs.build import build_callbacks, build_module, times_of
+from tests.conftest import ROOT, TINY, config_of, train_config
 
-# Where each value is from is said in docs/experiments.md.
-HO = {
-    "prediction": "epsilon", "learned_variance": False, "schedule.num_steps": 1000, "schedule.beta_start": 1e-4,
-    "schedule.beta_end": 0.02, "optimizer.lr": 2e-4, "optimizer._target_": "torch.optim.Adam", "data.batch_size": 128,
-    "lr_scheduler.total_iters": 5000, "model.base_channels": 128, "model.num_res_blocks": 2, "model.dropout": 0.1,
-    "data.flip": True,
-}  # fmt: skip
-LONG = {"callbacks.ema.decay": 0.9999, "trainer.gradient_clip_val": 1.0}
-SETTINGS = {
-    "lecture": HO | {"callbacks.ema": None, "trainer.gradient_clip_val": None, "trainer.max_steps": 500 * 391},
-    "cifar10_ddpm": HO | LONG | {"trainer.max_steps": 800_000, "data.image_size": [32, 32]},
+LONG = {"lecture", "cifar10_ddpm", "cifar10_improved", "celeba64", "imagenet64_dit"}
+
+LINEAR = {
+    "schedule._target_": "ddpm_lightning.schedules.linear",
+    "schedule.num_steps": 1000,
+    "schedule.beta_start": 1e-4,
+    "schedule.beta_end": 0.02,
+    "schedule.rescale": False,
+}
+ADAM_AFTER_A_WARM_UP = {
+    "optimizer._target_": "torch.optim.Adam",
+    "optimizer.lr": 2e-4,
+    "optimizer.betas": [0.9, 0.999],
+    "lr_scheduler._target_": "torch.optim.lr_scheduler.LinearLR",
+    "lr_scheduler.total_iters": 5000,
+    "lr_scheduler.end_factor": 1.0,
+}
+ADAMW_AT_ONE_RATE = {
+    "optimizer._target_": "torch.optim.AdamW",
+    "optimizer.lr": 1e-4,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.betas": [0.9, 0.999],
+    "lr_scheduler._target_": "torch.optim.lr_scheduler.ConstantLR",
+    "lr_scheduler.factor": 1.0,
+}
+SIMPLE = {"loss._target_": "ddpm_lightning.losses.Loss", "loss.weighting": None, "learned_variance": False}
+HYBRID = {"loss._target_": "ddpm_lightning.losses.Hybrid", "loss.vlb_weight": 0.001, "learned_variance": True}
+CIFAR10 = {
+    "data.dataset.source._target_": "torchvision.datasets.CIFAR10",
+    "data.channels": 3,
+    "data.image_size": [32, 32],
+    "data.num_classes": None,
+    "data.batch_size": 128,
+    "data.val_fraction": 0.01,
+}
+
+PUBLISHED = {
+    # tsmatz, diffusion-tutorials, 02-ddpm.ipynb
+    "lecture": {
+        **LINEAR,
+        **ADAM_AFTER_A_WARM_UP,
+        **SIMPLE,
+        **CIFAR10,
+        "data.flip": True,
+        "model.dropout": 0.1,
+        "trainer.max_steps": 500 * 391,
+        "trainer.gradient_clip_val": None,
+        "callbacks.ema": None,
+        "sampler.variance": "small",
+    },
+    # Ho et al. 2020, appendix B, and scripts/run_cifar.py
+    "cifar10_ddpm": {
+        **LINEAR,
+        **ADAM_AFTER_A_WARM_UP,
+        **SIMPLE,
+        **CIFAR10,
+        "data.flip": True,
+        "model.dropout": 0.1,
+        "trainer.max_steps": 800_000,
+        "trainer.gradient_clip_val": 1.0,
+        "callbacks.ema.decay": 0.9999,
+        "sampler._target_": "ddpm_lightning.samplers.Ancestral",
+        "sampler.variance": "large",
+        "sampler.num_steps": None,
+    },
+    # Nichol & Dhariwal 2021; improved-diffusion's README, script_util.py, image_train.py and image_datasets.py
     "cifar10_improved": {
-        "prediction": "epsilon", "learned_variance": True, "schedule._target_": "ddpm_lightning.schedules.cosine",
-        "schedule.num_steps": 4000, "loss._target_": "ddpm_lightning.losses.Hybrid", "loss.vlb_weight": 0.001,
-        "model.base_channels": 128, "model.channel_multipliers": [1, 2, 2, 2], "model.num_res_blocks": 3,
-        "model.attention_levels": [1, 2], "model.num_heads": 4, "model.dropout": 0.3, "model.scale_shift_norm": True,
-        "optimizer.lr": 1e-4, "optimizer._target_": "torch.optim.AdamW", "optimizer.weight_decay": 0.0,
-        "lr_scheduler.factor": 1.0, "callbacks.ema.decay": 0.9999, "trainer.gradient_clip_val": None,
-        "data.batch_size": 128, "data.flip": False, "trainer.max_steps": 500_000,
-    },
-    "celeba64": HO | LONG | {
-        "model.channel_multipliers": [1, 2, 2, 2, 4], "model.attention_levels": [2], "data.image_size": [64, 64],
+        "schedule._target_": "ddpm_lightning.schedules.cosine",
+        "schedule.num_steps": 4000,
+        "schedule.s": 0.008,
+        **ADAMW_AT_ONE_RATE,
+        **HYBRID,
+        **CIFAR10,
+        "data.flip": False,
+        "model.base_channels": 128,
+        "model.channel_multipliers": [1, 2, 2, 2],
+        "model.num_res_blocks": 3,
+        "model.attention_levels": [1, 2],
+        "model.num_heads": 4,
+        "model.dropout": 0.3,
+        "model.scale_shift_norm": True,
+        "model.resblock_updown": False,
         "trainer.max_steps": 500_000,
+        "trainer.gradient_clip_val": None,
+        "callbacks.ema.decay": 0.9999,
+        "sampler.variance": "learned",
     },
-    "imagenet64_dit": LONG | {
-        "model._target_": "ddpm_lightning.models.DiT", "model.patch_size": 4, "model.hidden_size": 768, "model.depth": 12,
-        "model.num_heads": 12, "data.num_classes": 1000, "data.image_size": [64, 64], "data.batch_size": 256,
-        "label_dropout": 0.1, "optimizer.lr": 1e-4, "optimizer.weight_decay": 0.0, "lr_scheduler.factor": 1.0,
-        "trainer.max_steps": 400_000,
+    # Song et al. 2021, appendix D.1, and configs/celeba.yml
+    "celeba64": {
+        **LINEAR,
+        **ADAM_AFTER_A_WARM_UP,
+        **SIMPLE,
+        "data.dataset.source._target_": "torchvision.datasets.CelebA",
+        "data.image_size": [64, 64],
+        "data.batch_size": 128,
+        "data.flip": True,
+        "model.base_channels": 128,
+        "model.channel_multipliers": [1, 2, 2, 2, 4],
+        "model.num_res_blocks": 2,
+        "model.attention_levels": [2],
+        "model.dropout": 0.1,
+        "trainer.max_steps": 500_000,
+        "trainer.gradient_clip_val": 1.0,
+        "callbacks.ema.decay": 0.9999,
     },
-}  # fmt: skip
-
+    # Peebles & Xie 2023; DiT's train.py and models.py
+    "imagenet64_dit": {
+        **LINEAR,
+        **ADAMW_AT_ONE_RATE,
+        **HYBRID,
+        "data.image_size": [64, 64],
+        "data.num_classes": 1000,
+        "data.batch_size": 256,
+        "data.flip": True,
+        "label_dropout": 0.1,
+        "model.patch_size": 4,
+        "model.hidden_size": 768,
+        "model.depth": 12,
+        "model.num_heads": 12,
+        "trainer.gradient_clip_val": None,
+        "callbacks.ema.decay": 0.9999,
+        "sampler.variance": "learned",
+    },
+}
 PARAMETERS = {
     "lecture": 35_580_675,
     "cifar10_ddpm": 35_746_307,
     "cifar10_improved": 52_546_438,
     "celeba64": 78_700_803,
-    "imagenet64_dit": 130_352_688,
+    "imagenet64_dit": 130_389_600,
 }
 
 
-def of(choice, *overrides):
-    return config_of(f"experiment={choice}", "data.root=unused", "run_dir=unused", *overrides)
+def preset(name, *overrides):
+    return config_of(f"experiment={name}", "run_dir=unused", "logger=none", *overrides)
 
 
-@pytest.mark.parametrize("choice", SETTINGS)
-def test_settings_are_the_published_ones(choice):
-    config = of(choice)
-    for key, value in SETTINGS[choice].items():
-        node = config
-        for part in key.split("."):
-            node = node[part]
-        assert node == value, key
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in PUBLISHED.items() for key in keys])
+def test_a_preset_has_the_published_setting(name, key):
+    value = OmegaConf.select(preset(name), key)
+    assert (OmegaConf.to_container(value) if OmegaConf.is_list(value) else value) == PUBLISHED[name][key]
 
 
-@pytest.mark.parametrize("choice", SETTINGS)
-def test_networks_have_as_many_parameters_as_they_should(choice):
+@pytest.mark.parametrize("name", sorted(LONG))
+def test_a_preset_has_the_published_network(name):
+    config = preset(name)
     with torch.device("meta"):
-        model = instantiate(of(choice).model)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[choice]
+        model = instantiate(config.model)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert isinstance(model, DiT if name == "imagenet64_dit" else UNet)
+    assert config.prediction == "epsilon"
 
 
-@pytest.mark.parametrize("choice", SETTINGS)
-def test_pictures_and_checkpoints_come_at_steps_that_there_are(choice):
-    config = of(choice)
-    spacings = [c.every_n_steps for c in config.callbacks.values() if c and c.get("every_n_steps")]
-    spacings += [config.trainer.val_check_interval, config.callbacks.checkpoint.every_n_train_steps]
-    assert min(spacings) >= 2500  # minutes, and not seconds, on a GPU
-    assert max(spacings) <= config.trainer.max_steps / 8
-
-
-SMALL = ["model.base_channels=8", "model.norm_groups=4", "schedule.num_steps=20", "callbacks.log_snr=null"]
-SMALL_DIT = [
-    "model.hidden_size=24",
-    "model.depth=1",
-    "model.num_heads=2",
-    "schedule.num_steps=20",
-    "data.num_classes=10",
-]
-
-
-def pictures(size, count=24):
-    random = np.random.default_rng(0)
-    return [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(count)]
-
-
-@pytest.fixture
-def sets(tmp_path, monkeypatch):
-    """Few images of noise, as torchvision's sets give them, and as shards."""
-
-    faces = tmp_path / "celeba" / "img_align_celeba"
-    faces.mkdir(parents=True)
-    for i, image in enumerate(pictures((80, 70))):
-        image.save(faces / f"{i}.png")
-    found = {"base_folder": "celeba", "root": str(tmp_path), "filename": sorted(path.name for path in faces.iterdir())}
-    monkeypatch.setattr(torchvision.datasets, "CelebA", lambda **kwargs: SimpleNamespace(**found))
-    pixels, targets = np.stack([*map(np.asarray, pictures((32, 32)))]), [i % 10 for i in range(24)]
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda **kwargs: SimpleNamespace(data=pixels, targets=targets))
-    (tmp_path / "shards").mkdir()
-    for shard in range(3):
-        with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as tar:
-            for i, image in enumerate(pictures((64, 64), 40)):
-                file = io.BytesIO()
-                image.save(file, "png")
-                for name, data in ((f"{i:03}.png", file.getvalue()), (f"{i:03}.cls", str(i % 10).encode())):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-    return tmp_path / "shards"
-
-
-@pytest.mark.parametrize("choice", SETTINGS)
-def test_they_are_trained_for_two_steps(choice, sets, tmp_path):
-    small, tiny = SMALL, [o for o in TINY if not o.startswith(("model.", "lr_scheduler", "callbacks."))]
-    if choice == "imagenet64_dit":
-        small = [*SMALL_DIT, "data.dataset.workers=0", "callbacks.log_snr=null"]
-    data = [f"data.root={sets}", "data.batch_size=4", "sampler.num_steps=2", "trainer.max_steps=2"]
-    few = [f"callbacks.{name}.num_samples=2" for name in ("sample_grid", "trajectory")]
-    alone = [f"data.val_fraction={0.2}"] if choice != "imagenet64_dit" else []
-    overrides = [
-        *tiny,
-        f"experiment={choice}",
-        *small,
-        *data,
-        *few,
-        *alone,
-        "logger=none",
-        f"run_dir={tmp_path / 'run'}",
+@pytest.mark.parametrize("name", sorted(LONG))
+def test_a_long_run_is_looked_at_and_saved_at_validations(name):
+    """A checkpoint waits for the validation behind it, and pictures are drawn at validations: their spacings fit."""
+    config = preset(name)
+    step = config.trainer.val_check_interval
+    looks = [
+        config.callbacks[key].every_n_steps
+        for key in ("sample_grid", "raw_grid", "trajectory")
+        if config.callbacks[key]
     ]
-    runs.train(config_of(*overrides))
-    assert (tmp_path / "run" / "summary.json").exists()
-    weights = "raw" if choice == "lecture" else "ema"  # the notebook averages none
-    runs.load_denoiser(tmp_path / "run" / "checkpoints" / "last.ckpt", weights=weights)
+    assert all(n % step == 0 for n in (*looks, config.callbacks.checkpoint.every_n_train_steps))
+    assert 30 <= config.trainer.max_steps / step <= 200
+    assert config.callbacks.checkpoint.save_top_k == 2  # of half a gigabyte and more
 
 
-def test_a_set_without_a_place_is_asked_for(tmp_path):
-    with pytest.raises(UserError, match=r"data\.root has no default: give it on the command line"):
-        runs.train(train_config(tmp_path, "experiment=imagenet64_dit", tiny=()))
+def test_the_average_of_a_long_run_ends_at_the_published_decay():
+    (ema,) = [c for c in build_callbacks(preset("cifar10_ddpm"), {}) if isinstance(c, EMA)]
+    assert ema.current_decay == pytest.approx(0.1)
+    ema._steps = 89_990  # (1 + n) / (10 + n) meets 0.9999 here, as the preset says
+    assert ema.current_decay == pytest.approx(0.9999, abs=1e-9)
+    ema._steps = 800_000
+    assert ema.current_decay == 0.9999
 
 
-def test_a_picture_of_fewer_images_than_labels_is_a_square():
-    images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(rows_by_label(images, 1000), grid(images))
-    assert not torch.equal(rows_by_label(images, 9), grid(images))
+def test_eight_processes_make_the_published_batch():
+    config = preset("cifar10_ddpm", "trainer=ddp", "trainer.devices=8", "data.batch_size=16")
+    assert config.trainer.devices * config.data.batch_size * config.trainer.accumulate_grad_batches == 128
+    assert (config.trainer.strategy, config.trainer.max_steps) == ("ddp", 800_000)
+
+
+def test_the_improved_sampler_spreads_its_steps_over_four_thousand():
+    config = preset("cifar10_improved")
+    times = times_of(instantiate(config.sampler), instantiate(config.schedule))
+    assert (times[0], times[-1], len(times)) == (4000, 0, 251)
+
+
+def test_imagenet_asks_for_its_folder_in_one_sentence():
+    with pytest.raises(UserError, match=r"^data\.root has no default: give it on the command line, as in data\.root="):
+        runs.train(preset("imagenet64_dit"))
+
+
+def pictures(folder):
+    """Eight pictures in two folders, in the set's place: its files are checked by their hashes, and cannot be made here."""
+    for i in range(8):
+        path = folder / str(i % 2) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    return ["data=image_folder", f"data.root={folder}", "data.image_size=[16,16]", "data.val_fraction=0.25"]
+
+
+def tiny(name):
+    small = [o for o in TINY if not o.startswith("data.batch_size")]
+    if name == "lecture":
+        small = [o for o in small if not o.startswith("callbacks.raw_grid")]
+    if name == "imagenet64_dit":
+        small = [o for o in small if not o.startswith("model.")]
+        small += ["model.hidden_size=32", "model.depth=1", "model.num_heads=2"]
+    return [*small, "data.batch_size=4", "trainer.max_steps=2"]
+
+
+@pytest.mark.parametrize("name", sorted(LONG))
+def test_a_preset_is_trained_for_two_steps(name, tmp_path):
+    folder = tmp_path / "run"
+    config = train_config(folder, f"experiment={name}", *pictures(tmp_path / "set"), tiny=tiny(name))
+    assert config.trainer.gradient_clip_val == PUBLISHED[name]["trainer.gradient_clip_val"]
+    build_module(config)
+    runs.train(config)
+    assert (folder / "summary.json").exists()
+    held = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert ("ema_state_dict" in held) == (name != "lecture")
+
+
+def test_the_lectures_closing_words_ask_for_its_raw_weights(tmp_path, capsys):
+    runs.train(train_config(tmp_path / "run", "experiment=lecture", *pictures(tmp_path / "set"), tiny=tiny("lecture")))
+    assert capsys.readouterr().out.rstrip().endswith("last.ckpt weights=raw")
+
+
+def test_every_experiment_is_explained():
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    assert all(f"`{name}`" in page for name in LONG)
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{path.stem}`" in readme for path in (ROOT / "conf" / "experiment").glob("*.yaml"))

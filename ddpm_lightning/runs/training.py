@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.callbacks import AtomicCheckpointIO, CSVLogger, TrainingMetrics, WandbLogger
+from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, CSVLogger, TrainingMetrics, WandbLogger
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.module import DDPM
@@ -180,7 +180,8 @@ def _fit(
             with suppress(OSError), replace_file(run_dir / "summary.json") as file:  # the disk may be what failed
                 file.write(json.dumps(summary, indent=2) + "\n")
         if status != "failed":
-            _say(_closing_words(run_dir, summary, wandb))
+            averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)
+            _say(_closing_words(run_dir, summary, wandb, averaged=averaged))
         if signum == signal.SIGUSR1 and trainer.is_global_zero:
             requeue()
     return summary
@@ -249,7 +250,7 @@ def _metrics(trainer: Trainer, module: DDPM) -> dict[str, Any]:
     return {"images_per_second": final.get("train/images_per_second"), "final": final, "best": best}
 
 
-def _closing_words(run_dir: Path, summary: Mapping[str, Any], wandb: list[str | None]) -> str:
+def _closing_words(run_dir: Path, summary: Mapping[str, Any], wandb: list[str | None], *, averaged: bool) -> str:
     folder, final = Path(os.path.relpath(run_dir)), summary["final"]
     losses = [f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss") if key in final]
     how = f"{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
@@ -267,7 +268,7 @@ def _closing_words(run_dir: Path, summary: Mapping[str, Any], wandb: list[str | 
     if checkpoint.exists():
         plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
         argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
-        lines.append(f"Go on with: python sample.py {argument}")
+        lines.append(f"Go on with: python sample.py {argument}" + " weights=raw" * (not averaged))
     return "\n".join(lines)
 
 
