@@ -67,7 +67,7 @@ def choices(conf: Path, group: str) -> list[str]:
 
 def about(path: Path) -> str:
     """The first comment line of a YAML file, or the comment at the end of its first line; empty where it has neither."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("# @")]
+    lines = [line for line in _lines(path) if line and not line.startswith("# @")]
     head, mark, comment = (lines or [""])[0].partition("# ")
     if not mark or (head and not head.endswith(": ")):
         return ""
@@ -82,7 +82,7 @@ def defaults(path: Path) -> list[Group]:
 
 def settings(conf: Path, script: str) -> list[Setting]:
     """The top-level settings of a script that are one value each."""
-    lines = (conf / f"{script}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = _lines(conf / f"{script}.yaml")
     return [Setting(match[1], match[2], match[3] or "") for line in lines if (match := _SETTING.fullmatch(line))]
 
 
@@ -96,10 +96,15 @@ def _inside(conf: Path, top: Group) -> Iterator[Group]:
 
 def _defaults_list(path: Path) -> Iterator[str]:
     inside = False
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _lines(path):
         if line == "defaults:":
             inside = True
         elif inside and not line.startswith("  - "):
             return
         elif inside:
             yield line
+
+
+def _lines(path: Path) -> list[str]:
+    """A file's lines; none where there is no such file, as for a script that has no conf/ beside it."""
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

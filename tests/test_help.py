@@ -131,6 +131,10 @@ def test_a_new_file_and_a_new_group_show_by_themselves(tmp_path):
     assert completions(conf, "train", [], "schedule=m") == ["schedule=mine"]
 
 
+def test_where_there_is_no_conf_nothing_is_offered(tmp_path):
+    assert menu.groups(tmp_path / "conf", "train") == menu.settings(tmp_path / "conf", "train") == []
+
+
 def test_environment_variables_are_those_that_the_code_reads():
     told = set(re.findall(r"^  (DDPM_\w+)=", help_text(CONF, "train", does="", width=100), re.MULTILINE))
     code = "".join(path.read_text() for path in (ROOT / "ddpm_lightning").rglob("*.py") if path.name != "help.py")
