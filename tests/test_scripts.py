@@ -216,7 +216,7 @@ def test_a_run_goes_on_in_its_folder_with_what_was_typed_changed(tmp_path):
         (["resume=elsewhere"], "elsewhere is no run folder"),
         ([f"resume={folder}", "optimizer.lr=1"], "optimizer cannot be changed when a run is resumed"),
         ([f"resume={folder}", "model.base_channels=16"], "is of another network"),
-        (["-m", "resume=auto", "seed=1,2"], "resume=auto goes on with one run, and cannot be swept"),
+        (["-m", "resume=auto", "seed=1,2"], "resume=auto finds no unfinished sweep in multirun/"),
         ([f"hydra.run.dir={folder}"], "holds a run already"),
     ):
         before = sorted(folder.rglob("*"))
