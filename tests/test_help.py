@@ -140,7 +140,7 @@ def test_environment_variables_are_those_that_the_code_reads():
     code = "".join(path.read_text() for path in (ROOT / "ddpm_lightning").rglob("*.py") if path.name != "help.py")
     read = set(re.findall(r'(?:environ\.get\(|environ\[)"(DDPM_\w+)"|"(DDPM_\w+)" in os.environ', code))
     assert told == {"DDPM_TRACEBACK", "DDPM_CACHE", "DDPM_ALLOW_PIPE"}
-    between_processes = {"DDPM_MAIN_PROCESS", "DDPM_JOB", "DDPM_SCRIPT"}
+    between_processes = {"DDPM_MAIN_PROCESS", "DDPM_JOB"}
     assert {a or b for a, b in read} == told | between_processes
 
 
