@@ -141,7 +141,7 @@ def _values(conf: Path, script: str, words: Sequence[str], key: str, begun: str)
         if isinstance(value, bool):
             yield from (f"{key}=false", f"{key}=true")
             return
-        if isinstance(value, int | float | str) and not any(mark in str(value) for mark in "${ ?"):
+        if isinstance(value, int | float | str) and re.fullmatch(r"[\w./,:+-]*", str(value)):
             yield f"{key}={value}"
             return
     if begun or re.search(r"(path|dir|root|from|resume)$", key):

@@ -94,7 +94,7 @@ def _schedules(drawn: Mapping[str, NoiseSchedule]) -> Figure:
     figure = Figure(figsize=(15, 6.2 if len(drawn) > 1 else 4.6), layout="constrained", dpi=80)
     left, middle, right = figure.subplots(1, 3)
     for (name, schedule), (color, dashes) in zip(drawn.items(), _LOOKS, strict=False):
-        alpha_bar, log_snr = (table.double().cpu() for table in (schedule.alpha_bar, schedule.log_snr))
+        alpha_bar, log_snr = (table.cpu().double() for table in (schedule.alpha_bar, schedule.log_snr))
         t = torch.arange(len(alpha_bar))
         look = {"color": color, "linestyle": dashes, "linewidth": 1.8}
         left.plot(t, alpha_bar, label=name, **look)

@@ -64,6 +64,10 @@ class BestCheckpoint(Checkpoint):
         """The best checkpoint."""
         return self.folder / "best.ckpt"
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step and self.file.exists():  # of the run before it was resumed
+            _tell(trainer, self)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return

@@ -14,6 +14,7 @@ from torch import Tensor
 from ddpm_lightning.callbacks.ema import averaged_weights
 from ddpm_lightning.callbacks.moments import Moments, show
 from ddpm_lightning.callbacks.ranks import drawn_together
+from ddpm_lightning.data.source import Batch
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.images import SeededNoise, from_uint8
 from ddpm_lightning.ranges import is_whole
@@ -23,6 +24,7 @@ from ddpm_lightning.seeds import derive
 __all__ = ["LogSNRCurve", "noise_errors", "times_at"]
 
 _LEVELS = range(-10, 11)
+_WITHIN = 0.25  # of a level there must be a t, or schedules would be compared where they are not alike
 
 
 class LogSNRCurve(Moments):
@@ -31,7 +33,7 @@ class LogSNRCurve(Moments):
     A prediction of x_0, of ε or of v is first turned into ε̂ = (x_t − √ᾱ_t x̂_0)/√(1−ᾱ_t), so that a level's value compares models of any
     schedule, prediction and loss: 1 is what guessing no noise at all gives. The curve goes to
     `<folder>/log_snr_<step>.png` and as `samples/log_snr` to every logger that takes images. Levels
-    that the schedule does not reach are left out, and so is all where no image is held out.
+    that the schedule has no t within 1/4 of are left out, and so is all where no image is held out.
 
     Args:
         folder: where the files go.
@@ -49,7 +51,7 @@ class LogSNRCurve(Moments):
         folder: str | Path,
         *,
         num_images: int = 128,
-        batch_size: int = 256,
+        batch_size: int = 32,
         every_n_steps: int | None = None,
         seed: int = 0,
     ):
@@ -66,24 +68,30 @@ class LogSNRCurve(Moments):
 
     def look(self, trainer: Trainer, pl_module: Any) -> None:
         times = times_at(pl_module.denoiser.schedule, _LEVELS)
-        first = next(iter(trainer.datamodule.batches("validation", self._num_images)), None)
-        if first is None or not len(first.x0) or not times:
+        batches, held_out = iter(trainer.datamodule.batches("validation", self._num_images)), 0
+        parts: list[Batch] = []
+        while held_out < self._num_images and (part := next(batches, None)) is not None:
+            parts.append(part)
+            held_out += len(part.x0)
+        if not held_out or not times:
             return
-        images = first.x0[: self._num_images]
+        images = torch.cat([part.x0 for part in parts])[: self._num_images]
+        ids = torch.cat([part.ids for part in parts])
         x0 = images if images.is_floating_point() else from_uint8(images)
-        labels = None if pl_module.denoiser.num_classes is None else first.y
+        given = [part.y for part in parts if part.y is not None]
+        labels = None if pl_module.denoiser.num_classes is None else torch.cat(given)
 
         def errors_of(indices: Sequence[int]) -> Tensor:
-            parts = []
+            errors = []
             for start in range(0, len(indices), self._batch_size):
                 some = list(indices[start : start + self._batch_size])
                 y = None if labels is None else labels[some].to(pl_module.device)
-                batch = (x0[some].to(pl_module.device), y, first.ids[some].tolist())
-                parts.append(noise_errors(pl_module.denoiser, *batch, times=times, seed=self._seed))
-            return torch.cat(parts)
+                batch = (x0[some].to(pl_module.device), y, ids[some].tolist())
+                errors.append(noise_errors(pl_module.denoiser, *batch, times=times, seed=self._seed))
+            return torch.cat(errors)
 
         with averaged_weights(trainer, pl_module), torch.autocast(pl_module.device.type, enabled=False):
-            errors = drawn_together(pl_module, len(x0), errors_of).double().mean(0).tolist()
+            errors = drawn_together(pl_module, len(x0), errors_of).cpu().double().mean(0).tolist()
         metrics = {f"mse_at_log_snr/{level:+03d}": error for level, error in zip(times, errors, strict=True)}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
@@ -93,12 +101,12 @@ class LogSNRCurve(Moments):
 
 
 def times_at(schedule: NoiseSchedule, levels: Iterable[int]) -> dict[int, int]:
-    """For each level of log SNR within the schedule's range the t in 1..T that is nearest to it, where one is within 1/2."""
-    log_snr = schedule.log_snr[1:].double().cpu()
+    """For each level of log SNR within the schedule's range the t in 1..T that is nearest to it, where one is within 1/4."""
+    log_snr = schedule.log_snr[1:].cpu().double()
     times = {}
     for level in levels:
         distance = (log_snr - level).abs()
-        if log_snr[-1] <= level <= log_snr[0] and distance.min() <= 0.5:
+        if log_snr[-1] <= level <= log_snr[0] and distance.min() <= _WITHIN:
             times[level] = int(distance.argmin()) + 1
     return times
 

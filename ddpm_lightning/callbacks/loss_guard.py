@@ -70,8 +70,8 @@ class LossGuard(Callback):
         return int(trainer.strategy.reduce(self._spikes.clone(), reduce_op="sum"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mine: Tensor = torch.stack([self._mean.double(), self._spikes.double()])
-        checkpoint["loss_guard"] = pl_module.all_gather(mine).reshape(-1, 2).cpu()
+        mine: Tensor = torch.stack([self._mean, self._spikes.to(self._mean.dtype)])
+        checkpoint["loss_guard"] = pl_module.all_gather(mine).reshape(-1, 2).cpu().double()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         ranks = checkpoint["loss_guard"]

@@ -1,5 +1,6 @@
 """When a callback looks at the model: every so many steps, and at the end."""
 
+import logging
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from ddpm_lightning.ranges import is_whole
 
 __all__ = ["Moments", "show"]
 
+log = logging.getLogger(__name__)
+
 
 class Moments(Callback):
-    """Calls `look` on all ranks after every so many optimiser steps, and at the end, once for a step.
+    """Calls `look` on all ranks after every so many optimiser steps, and at the end, once for a step; what fails at the end is a warning.
 
     Args:
         folder: where pictures go.
@@ -42,7 +45,10 @@ class Moments(Callback):
             self._look_once(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look_once(trainer, pl_module)
+        try:
+            self._look_once(trainer, pl_module)
+        except Exception as error:  # whatever it is, the last checkpoint is still to be written
+            log.warning("%s: no picture of the end (%s: %s)", type(self).__name__, type(error).__name__, error)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_step": self._last_step}

@@ -1,6 +1,7 @@
 """Samples beside the training images that are nearest to them."""
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from ddpm_lightning.ranges import is_whole
 
 __all__ = ["Neighbours", "nearest"]
 
+_PIXELS = 2**23  # of the training images that are looked at in one go, in float64
+
 
 class Neighbours(Pictures):
-    """Each sample in a row with its nearest training images in L2 distance of the pixels: a copy would have itself beside it.
+    """Each sample in a row with its nearest training images in L2 distance of the pixels: a copy, also a mirrored one, would have itself beside it.
 
     Nothing is drawn for a stream, whose images are not in memory.
 
@@ -38,20 +41,30 @@ class Neighbours(Pictures):
 
     def draw(self, pl_module: Any) -> Tensor:
         samples = to_uint8(deque(self.steps(pl_module), maxlen=1)[0].x).cpu()
-        images = pl_module.trainer.datamodule.split("train").images
-        found = nearest(samples, images, min(self.num_neighbours, len(images)))
-        rows = torch.cat([samples[:, None], images[found]], dim=1)
+        if not pl_module.trainer.is_global_zero:
+            return grid(samples)  # which is shown by rank zero alone
+        data, at_a_time = pl_module.trainer.datamodule, max(1, _PIXELS // samples[0].numel())
+        found = nearest(samples, (batch.x0 for batch in data.batches("train", at_a_time)), self.num_neighbours)
+        rows = torch.cat([samples[:, None], found], dim=1)
         return grid(rows.flatten(0, 1), columns=rows.shape[1])
 
 
-def nearest(samples: Tensor, images: Tensor, count: int, *, at_a_time: int = 4096) -> Tensor:
-    """(N, count) the numbers of the images (M, C, H, W) that are nearest to each sample (N, C, H, W), the nearest first."""
-    flat = samples.flatten(1).double()
-    distances, numbers = flat.new_empty(len(flat), 0), torch.empty(len(flat), 0, dtype=torch.long)
-    for start in range(0, len(images), at_a_time):
-        some = images[start : start + at_a_time].flatten(1).double()
-        distances = torch.cat([distances, torch.cdist(flat, some)], dim=1)
-        numbers = torch.cat([numbers, torch.arange(start, start + len(some)).expand(len(flat), -1)], dim=1)
+def nearest(samples: Tensor, blocks: Iterable[Tensor], count: int) -> Tensor:
+    """(N, count, C, H, W) the images that are nearest to each sample or to its mirror image, the nearest first; fewer where there are fewer.
+
+    Args:
+        samples: (N, C, H, W).
+        blocks: (M, C, H, W) of the images, one after the other.
+        count: how many.
+    """
+    ours = [flipped.flatten(1).double() for flipped in (samples, samples.flip(-1))]
+    distances, images = ours[0].new_empty(len(samples), 0), samples[:, None][:, :0]
+    for block in blocks:
+        theirs = block.flatten(1).double()
+        new = torch.minimum(*(torch.cdist(flat, theirs) for flat in ours))
+        within = new.topk(min(count, len(block)), dim=1, largest=False)  # of a block no more can matter
+        distances = torch.cat([distances, within.values], dim=1)
+        images = torch.cat([images, block[within.indices]], dim=1)
         kept = distances.topk(min(count, distances.shape[1]), dim=1, largest=False)
-        distances, numbers = kept.values, numbers.gather(1, kept.indices)
-    return numbers
+        distances, images = kept.values, images[torch.arange(len(samples))[:, None], kept.indices]
+    return images

@@ -162,7 +162,8 @@ class WandbLogger(LightningWandbLogger):
         return None if lost else where
 
     def _start(self) -> None:
-        for name, value in _SETTINGS.items():
+        uploads = {"WANDB_FINISH_TIMEOUT": "1800"} if self._log_model else {}  # gigabytes take their time
+        for name, value in {**_SETTINGS, **uploads}.items():
             os.environ.setdefault(name, value)
         mode = os.environ.get("WANDB_MODE", "online").lower()  # "disabled" and "offline" are W&B's own affair
         errors, offline = [], bool(self._offline)

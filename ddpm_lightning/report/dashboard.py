@@ -1,7 +1,9 @@
 """The report of a folder and what W&B gets of it, in the words of what was done."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.report.publishing import publish, wandb_of
@@ -56,12 +58,17 @@ def report_with_dashboard(folder: Path | None, *, project: str | None, entity: s
 
 
 def differing_keys(settings: Sequence[Setting]) -> list[str]:
-    """Keys of the config by which W&B can tell the settings apart, at most one for each that was typed."""
+    """Keys of the config by which W&B can tell the settings apart, as few as do: of what was typed, or else of all."""
     configs = [setting.runs[0].config for setting in settings]
-    found = []
-    for key in settings[0].values:
-        node = part(configs[0], dotted := key.replace("/", "."))
-        below = [f"{dotted}.{leaf}" for leaf in leaves(node)] if isinstance(node, Mapping) else [dotted]
-        values = {leaf: [part(config, leaf) for config in configs] for leaf in below}
-        found += [leaf for leaf in below if any(value != values[leaf][0] for value in values[leaf])][:1]
+    every = dict.fromkeys(leaf for config in configs for leaf in leaves(config))
+    typed = tuple(key.replace("/", ".") for key in settings[0].values)
+    first = [leaf for leaf in every if any(f"{leaf}.".startswith(f"{key}.") for key in typed)]
+    found: list[str] = []
+    for leaf in [*first, *(leaf for leaf in every if leaf not in first and leaf != "run_dir")]:
+        if _told_apart(configs, [*found, leaf]) > _told_apart(configs, found):
+            found.append(leaf)
     return found
+
+
+def _told_apart(configs: Sequence[Any], keys: Sequence[str]) -> int:
+    return len({json.dumps([part(config, key) for key in keys], sort_keys=True) for config in configs})

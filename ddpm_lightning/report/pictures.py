@@ -84,12 +84,12 @@ def last_samples(run: Run, *, count: int = 12) -> bytes | None:
         with Image.open(found[-1]) as image:
             sheet = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         images = cells(sheet, part(run.config, "data.image_size"))
+        classes, drawn = (part(run.config, key) for key in ("data.num_classes", "callbacks.sample_grid.num_samples"))
+        drawn = drawn or len(images)
+        if classes and classes <= drawn:  # a row for each label: back into turns
+            images = images.unflatten(0, (classes, -1)).transpose(0, 1).flatten(0, 1)
     except (OSError, ValueError, TypeError, RuntimeError):
         return None
-    classes, drawn = (part(run.config, key) for key in ("data.num_classes", "callbacks.sample_grid.num_samples"))
-    drawn = drawn or len(images)
-    if classes and classes <= drawn:  # a row for each label: back into turns
-        images = images.unflatten(0, (classes, -1)).transpose(0, 1).flatten(0, 1)
     shown = images[: min(count, drawn)]
     row = grid(shown, columns=len(shown), cell=64, gap=4, grey=208)  # seen beside black images and beside white ones
     file = BytesIO()

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
@@ -13,6 +14,7 @@ from ddpm_lightning.report.answer import METRICS, incomparable, ranking
 from ddpm_lightning.report.page import Block, Gallery, Heading, Sheet
 from ddpm_lightning.report.reading import Setting
 from ddpm_lightning.report.writing import Report
+from ddpm_lightning.run_folder import SWEEP
 from ddpm_lightning.runs.build import build_loggers
 from ddpm_lightning.runs.checkpoint import check_targets
 
@@ -99,12 +101,13 @@ def pictures(blocks: Sequence[Block]) -> Iterator[tuple[str, list[tuple[str, byt
 
 def _publish(report: Report, name: str, node: Mapping[str, Any]) -> Published:
     check_targets(node, whole_run=True)  # the runs may be a stranger's
-    here = report.folder.resolve() / "report"  # beside the runs' folders, so that its group is theirs
-    ours = {"name": "report", "job_type": "report", "save_dir": str(here), "log_model": False}
-    logger: Any = build_loggers(OmegaConf.create({"logger": {name: {**node, **ours}}}), here)[-1]
+    here = report.folder.resolve() / "report"
+    began = Path(str(report.settings[0].runs[0].config["run_dir"]))  # names their group, also where they were moved
+    group = node.get("group") or ("_".join(began.parts[-3:-1]) if (report.folder / SWEEP).exists() else None)
+    ours = {"group": group, "name": "report", "job_type": "report", "save_dir": str(here), "log_model": False}
+    logger: Any = build_loggers(OmegaConf.create({"logger": {name: {**node, **ours}}}), here, tagged=False)[-1]
     if (run := logger.experiment) is None:
         return Published("has not taken the report")
-    group = run.group or None
     try:
         logger.log_hyperparams({"settings": len(report.settings), "runs": sum(len(s.runs) for s in report.settings)})
         columns, rows = results(report.settings)

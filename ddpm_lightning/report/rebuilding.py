@@ -48,5 +48,7 @@ def _tried(make: Callable[[], T]) -> T | None:
         ValueError,
         TypeError,
         AttributeError,
+        ArithmeticError,
+        RuntimeError,
     ):  # a strange config has any of them
         return None

@@ -146,7 +146,7 @@ def _columns(keys: Sequence[str]) -> list[str]:
     return [
         *("run:group", "run:state", "tags:__ALL__"),
         *(f"config:{key}" for key in config),
-        *(f"summary:val/{name}" for name in ("bits_per_dim", "fid", "kid", "loss")),
+        *(f"summary:val/{name}.min" for name in ("bits_per_dim", "fid", "kid", "loss")),
     ]
 
 

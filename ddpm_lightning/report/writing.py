@@ -1,6 +1,7 @@
 """A folder of runs to `report.html` and `report.md`."""
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -212,7 +213,7 @@ def _origin(folder: Path, settings: Sequence[Setting]) -> Iterator[Block]:
     yield Heading("How it was made")
     try:
         typed = OmegaConf.load(folder / SWEEP).hydra.overrides.task
-        yield Text(_code(f"python train.py -m {' '.join(typed)}"))
+        yield Text(_code(f"python train.py -m {shlex.join(typed)}"))
     except (OSError, OmegaConfBaseException):
         pass  # the folder of no sweep
     rows = [

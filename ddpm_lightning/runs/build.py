@@ -125,8 +125,8 @@ def build_callbacks(config: DictConfig, plain: Mapping[str, Any], *, overrides: 
     return [Randomness(config.seed), StopSignals(), StoreRun(plain, overrides), *chosen]
 
 
-def build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
-    """metrics.csv always, and the loggers that the config names."""
+def build_loggers(config: DictConfig, run_dir: Path, *, tagged: bool = True) -> list[Logger]:
+    """metrics.csv always, and the loggers that the config names; W&B's with what was chosen as tags."""
     loggers: list[Logger] = [CSVLogger(run_dir)]
     for name, node in config.logger.items():
         extra: dict[str, Any] = {}
@@ -137,7 +137,7 @@ def build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
                 "id": _wandb_id(run_dir),
                 "name": node.name or "_".join(run_dir.parts[-2:]),
                 "group": node.group or ("_".join(run_dir.parts[-3:-1]) if in_a_sweep else None),
-                "tags": [*node.tags, *_choices()],
+                "tags": [*node.tags, *(_choices() if tagged else [])],
             }
         loggers.append(build(f"logger.{name}", node, **extra))
     return loggers

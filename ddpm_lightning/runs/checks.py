@@ -19,6 +19,7 @@ _FOR_IMAGES = {
     "ddpm_lightning.models.UNet": "model=mlp",
     "ddpm_lightning.models.DiT": "model=mlp",
     "ddpm_lightning.callbacks.GenerationMetrics": "callbacks=points",
+    "ddpm_lightning.callbacks.Neighbours": "callbacks=points",
     "ddpm_lightning.callbacks.SampleGrid": "callbacks=points",
     "ddpm_lightning.callbacks.Trajectory": "callbacks=points",
 }

@@ -166,7 +166,6 @@ def _fit(
     finally:
         if status != "finished":
             end_children(trainer)
-        wandb = [c.finish(0 if status == "finished" else 1) for c in trainer.loggers if isinstance(c, WandbLogger)]
         summary = {
             "status": status,
             "steps": trainer.global_step,
@@ -179,11 +178,12 @@ def _fit(
         if trainer.is_global_zero:
             with suppress(OSError), replace_file(run_dir / "summary.json") as file:  # the disk may be what failed
                 file.write(json.dumps(summary, indent=2) + "\n")
+        if signum == signal.SIGUSR1 and trainer.is_global_zero:
+            requeue()  # before W&B, which may take the time that SLURM leaves
+        wandb = [c.finish(0 if status == "finished" else 1) for c in trainer.loggers if isinstance(c, WandbLogger)]
         if status != "failed":
             averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)
             _say(_closing_words(run_dir, summary, wandb, averaged=averaged))
-        if signum == signal.SIGUSR1 and trainer.is_global_zero:
-            requeue()
     return summary
 
 

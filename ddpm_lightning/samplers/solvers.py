@@ -136,7 +136,7 @@ class UniPC(Sampler):
         before = past[-1]
         x0 = before.x0 + (here.x0 - before.x0) / 2
         if len(past) == 2 and _finite(schedule, past[0].t):
-            levels = [schedule.log_snr[point.t].double() / 2 for point in (past[0], before, here)]
+            levels = [schedule.log_snr[point.t].cpu().double() / 2 for point in (past[0], before, here)]
             h = levels[2] - levels[1]
             r = (levels[0] - levels[1]) / h
             # φ-functions of −h and the 2×2 system of Zhao et al. 2023, Eq. 9

@@ -166,15 +166,19 @@ def test_tensorboard_has_the_same_scalars_pictures_and_the_animation(tmp_path):
     assert animations[1].encoded_image_string == (tmp_path / "samples" / "trajectory_0000004.gif").read_bytes()
 
 
-@pytest.mark.parametrize("at_a_time", [7, 1000])
+@pytest.mark.parametrize("at_a_time", [2, 7, 1000])
 def test_a_planted_image_is_the_nearest(at_a_time):
     images = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    samples = images[[33, 4]].clone()
+    samples = images[[33, 4, 20]].clone()
     samples[0, 0, 0, 0] ^= 3  # nearly a copy
-    found = nearest(samples, images, 5, at_a_time=at_a_time)
-    distances = (samples[:, None].double() - images.double()).square().sum((2, 3, 4))
-    assert torch.equal(found, distances.argsort(1)[:, :5])
-    assert found[:, 0].tolist() == [33, 4]
+    samples[2] = samples[2].flip(-1)  # a mirrored one
+    found = nearest(samples, images.split(at_a_time), 5)
+    distances = torch.minimum(
+        *((x[:, None].double() - images.double()).square().sum((2, 3, 4)) for x in (samples, samples.flip(-1)))
+    )
+    assert torch.equal(found, images[distances.argsort(1)[:, :5]])
+    assert torch.equal(found[:, 0], images[[33, 4, 20]])
+    assert nearest(samples, images[:3].split(2), 5).shape == (3, 3, 1, 8, 8)
 
 
 def test_a_sample_that_copies_a_training_image_stands_beside_it(tiny_run):
@@ -185,7 +189,7 @@ def test_a_sample_that_copies_a_training_image_stands_beside_it(tiny_run):
         shown = cells(torch.from_numpy(np.asarray(picture).copy())[None, ..., 0] if picture.mode == "RGB" else
                       torch.from_numpy(np.asarray(picture).copy())[None], (8, 8))[:, :, ::4, ::4]  # fmt: skip
     for row in shown.reshape(2, 3, 1, 8, 8):
-        assert torch.equal(row[1:], images[nearest(row[:1], images, 2)[0]])
+        assert torch.equal(row[1:], nearest(row[:1], [images], 2)[0])
 
 
 @pytest.mark.parametrize(
