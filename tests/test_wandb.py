@@ -243,7 +243,7 @@ def test_checkpoints_become_artifacts(offline_run):
     ]
     artifacts += [record.artifact for record in wandb_records(offline_run) if record.HasField("artifact")]
     models = [artifact for artifact in artifacts if artifact.type == "model"]
-    assert [list(artifact.aliases) for artifact in models] == [["latest", "best"], ["latest"]]
+    assert [{*artifact.aliases} for artifact in models] == [{"latest", "best"}, {"latest"}]
     sizes = {(offline_run / "checkpoints" / name).stat().st_size for name in ("best.ckpt", "last.ckpt")}
     assert {entry.size for artifact in models for entry in artifact.manifest.contents} == sizes
 
