@@ -19,7 +19,7 @@ from ddpm_lightning.__main__ import main
 from ddpm_lightning.report import report_sweep
 from ddpm_lightning.report.dashboard import differing_keys
 from ddpm_lightning.report.publishing import publish
-from ddpm_lightning.report.reading import read_runs, settings_of
+from ddpm_lightning.report.reading import part, read_runs, settings_of
 from ddpm_lightning.report.workspace import Sweep, workspace
 from ddpm_lightning.report.writing import compare
 from tests.conftest import ROOT, TINY, TINY_POINTS, script, train_config
@@ -157,6 +157,24 @@ def test_settings_are_told_apart_by_their_configs(tmp_path):
     keys = differing_keys(settings_of(read_runs(tmp_path)))
     assert keys[0].startswith("model.")
     assert keys[1:] == ["optimizer.lr"]
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("loss=simple", "loss=min_snr"),
+        ("sampler=ddim", "sampler=dpmpp_2m", "sampler=dpmpp_2m_sde"),
+        ("experiment=digits", "experiment=digits_cosine_v"),
+    ],
+)
+def test_no_two_settings_share_a_curve(tmp_path, choices):
+    """Where keys are missing in some, one class is chosen twice, or what was typed is no key at all."""
+    for number, choice in enumerate(choices):
+        fabricate(tmp_path, number, choice)
+    settings = settings_of(read_runs(tmp_path))
+    keys = differing_keys(settings)
+    values = {repr([part(setting.runs[0].config, key) for key in keys]) for setting in settings}
+    assert len(values) == len(settings) == len(choices)
 
 
 def test_a_sweeps_report_is_a_run_of_its_group(sweep, published):

@@ -58,13 +58,14 @@ def report_with_dashboard(folder: Path | None, *, project: str | None, entity: s
 
 
 def differing_keys(settings: Sequence[Setting]) -> list[str]:
-    """Keys of the config by which W&B can tell the settings apart, as few as do: of what was typed, or else of all."""
+    """Keys of the config by which W&B can tell the settings apart: one for each that was typed, and more where these are not enough."""
     configs = [setting.runs[0].config for setting in settings]
     every = dict.fromkeys(leaf for config in configs for leaf in leaves(config))
-    typed = tuple(key.replace("/", ".") for key in settings[0].values)
-    first = [leaf for leaf in every if any(f"{leaf}.".startswith(f"{key}.") for key in typed)]
+    differing = [leaf for leaf in every if leaf != "run_dir" and _told_apart(configs, [leaf]) > 1]
     found: list[str] = []
-    for leaf in [*first, *(leaf for leaf in every if leaf not in first and leaf != "run_dir")]:
+    for key in settings[0].values:
+        found += [leaf for leaf in differing if f"{leaf}.".startswith(f"{key.replace('/', '.')}.")][:1]
+    for leaf in differing:
         if _told_apart(configs, [*found, leaf]) > _told_apart(configs, found):
             found.append(leaf)
     return found
