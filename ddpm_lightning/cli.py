@@ -3,7 +3,6 @@
 import ctypes
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_lightning.completion import answer_shell, asks_for_completion
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.help import show_help, wants_help
-from ddpm_lightning.launch import SCRIPT, TELL, check_preset, name_run, run_name, swept
+from ddpm_lightning.launch import SCRIPT, TELL, check_preset, name_run, run_name
 from ddpm_lightning.mistakes import check_groups, mistake
 from ddpm_lightning.resume import complete_arguments
-from ddpm_lightning.run_folder import remove_empty
-from ddpm_lightning.sweeps import failed_jobs, job, remove_unbegun, tell_sweep
+from ddpm_lightning.run_folder import remove_unbegun
+from ddpm_lightning.sweep_plan import swept
+from ddpm_lightning.sweeps import failed_jobs, job, remove_refused, tell_sweep
 
 __all__ = ["run", "user_errors"]
 
@@ -42,7 +42,7 @@ def user_errors() -> Iterator[None]:
         try:
             yield
         except (UserError, OmegaConfBaseException, OSError) as error:
-            _remove_empty_run(Path(HydraConfig.get().runtime.output_dir))
+            remove_unbegun(Path(HydraConfig.get().runtime.output_dir), ".hydra", "train.log")
             if HydraConfig.get().mode == RunMode.MULTIRUN or "DDPM_TRACEBACK" in os.environ:
                 raise
             _failed.append(error)
@@ -77,7 +77,7 @@ def run(main: Callable[[], Any]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        remove_unbegun()
+        remove_refused()
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         if first:
             tell_sweep(sentence(error))
@@ -103,15 +103,6 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != int(os.environ["DDPM_MAIN_PROCESS"]):  # it ended before that
             sys.exit(1)
-
-
-def _remove_empty_run(folder: Path) -> None:
-    """Hydra makes a job's folder before the job: one that holds nothing else is taken away again."""
-    hydra, log = folder / ".hydra", folder / "train.log"
-    if hydra.is_dir() and {path.name for path in folder.iterdir()} <= {hydra.name, log.name}:
-        shutil.rmtree(hydra)
-        log.unlink(missing_ok=True)
-        remove_empty(folder)
 
 
 def sentence(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 import signal
 
-__all__ = ["Stopped", "UserError"]
+__all__ = ["Stopped", "UserError", "brief"]
 
 
 class UserError(Exception):
@@ -19,3 +19,8 @@ class Stopped(Exception):
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
+
+
+def brief(error: BaseException) -> str:
+    """Another package's error: its type and at most 240 characters of its text, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"

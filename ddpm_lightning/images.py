@@ -78,17 +78,20 @@ def rows_by_label(images: Tensor, num_labels: int) -> Tensor:
 def save_png(image: Tensor, path: Path) -> None:
     """Write a uint8 image (C, H, W) of 1, 3 or 4 channels as a PNG file, and its folder where that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    array = image.permute(1, 2, 0).cpu().numpy()
-    Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(path)
+    _pillow(image).save(path)
 
 
 def save_gif(frames: Sequence[Tensor], path: Path, *, milliseconds: int = 100, hold: int = 2000) -> None:
     """Write uint8 pictures (C, H, W) of 1 or 3 channels as an animation without end that holds the last one, for so long each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = [frame.permute(1, 2, 0).cpu().numpy() for frame in frames]
-    first, *others = [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
+    first, *others = map(_pillow, frames)
     times = [milliseconds] * len(others) + [hold]
     first.save(path, save_all=True, append_images=others, duration=times, loop=0)
+
+
+def _pillow(image: Tensor) -> Image.Image:
+    array = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
 
 
 class SeededNoise:

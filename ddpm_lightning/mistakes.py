@@ -59,8 +59,7 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
     key, names = cause.full_key or str(cause.key), {str(name) for name in cause.parent_node}
     if "not in struct" in str(cause):
         if cause.parent_node._get_parent() is None:  # at the top, where groups can be given, too
-            groups = {group.name for group in menu.groups(_conf(), _script().stem)}
-            if key in groups:
+            if key in (groups := {*_groups()}):
                 files = ", ".join(menu.choices(_conf(), key))
                 return f"nothing is chosen for {key}: choose one of its files ({files}), and leave ~{key} away"
             names = (names | groups) - {"hydra"}
@@ -75,15 +74,14 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
 def _unknown_group(text: str) -> str:
     if "Config group override must be" in text:
         return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
-    groups = [group.name for group in menu.groups(_conf(), _script().stem)]
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"{_script().name} has no config group {unknown[1]}: {_way_out(unknown[1], groups)}"
+        return f"{_script().name} has no config group {unknown[1]}: {_way_out(unknown[1], _groups())}"
     if unknown := re.match(r"Could not delete '([^'=]+)=([^']*)'\. No match in the defaults list", text):
         return (
             f"~{unknown[1]}={unknown[2]} takes nothing away: {_way_out(unknown[2], menu.choices(_conf(), unknown[1]))}"
         )
     if unknown := re.match(r"Could not delete (?:from config\. )?'([^']+)'\.? (?:does not exist|No match)", text):
-        names = [*groups, *(setting.key for setting in menu.settings(_conf(), _script().stem))]
+        names = [*_groups(), *(setting.key for setting in menu.settings(_conf(), _script().stem))]
         return f"~{unknown[1]} takes nothing away: {_way_out(unknown[1], names)}"
     return ""
 
@@ -111,6 +109,10 @@ def _paths(node: object, above: str = "") -> Iterator[str]:
     for path, child in below:
         if path != "hydra":
             yield from _paths(child, f"{path}.")
+
+
+def _groups() -> list[str]:
+    return [group.name for group in menu.groups(_conf(), _script().stem)]
 
 
 def _script() -> Path:

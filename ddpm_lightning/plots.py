@@ -25,6 +25,7 @@ __all__ = [
     "Curve",
     "Panel",
     "draw_bits_by_step",
+    "draw_curve",
     "draw_curves",
     "draw_points",
     "draw_schedule",
@@ -186,8 +187,19 @@ def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log
     Args:
         may_be_log: a logarithmic axis where the values span more than a factor of 4.
     """
+    file = BytesIO()
+    _curves(curves, title=title, x_label=x_label, may_be_log=may_be_log).savefig(file, dpi="figure", format="png")
+    return file.getvalue()
+
+
+def draw_curve(x: Sequence[float], y: Sequence[float], *, title: str, x_label: str) -> Tensor:
+    """One of them: uint8 (3, H, W)."""
+    return _pixels(_curves([Curve("", 0, x, y)], title=title, x_label=x_label, may_be_log=True))
+
+
+def _curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log: bool) -> Figure:
     below = len(curves) > _INSIDE or (len(curves) > 1 and max(len(curve.name) for curve in curves) > _SHORT)
-    figure = Figure(figsize=(5.6, 3.4 + 0.19 * len(curves) * below), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.4 + 0.19 * len(curves) * below), layout="constrained", dpi=150)
     axes = figure.subplots()
     for curve in curves:
         color, dashes = look(curve.number)
@@ -210,9 +222,7 @@ def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log
         figure.legend(loc="outside lower left", frameon=False, fontsize=9)
     elif len(curves) > 1:
         axes.legend(frameon=False, fontsize=9)
-    file = BytesIO()
-    figure.savefig(file, dpi=150, format="png")
-    return file.getvalue()
+    return figure
 
 
 class Panel(NamedTuple):

@@ -3,7 +3,7 @@
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["is_whole", "within"]
+__all__ = ["check_seed", "is_whole", "within"]
 
 
 def within(value: Any, interval: str) -> bool:
@@ -19,3 +19,13 @@ def within(value: Any, interval: str) -> bool:
 def is_whole(value: Any, interval: str = "[1, inf)") -> bool:
     """Whether a value is a whole number of an interval."""
     return isinstance(value, Integral) and within(value, interval)
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        ValueError: for anything but a whole number, 0 or more.
+    """
+    if not is_whole(seed, "[0, inf)"):
+        raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")

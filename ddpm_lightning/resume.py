@@ -7,8 +7,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import agreed, is_sweep, planned, quoted, srun_tasks
+from ddpm_lightning.launch import agreed, is_sweep, quoted, srun_tasks
 from ddpm_lightning.run_folder import SWEEP, has_finished, is_going_on, refuse_used, unfinished_runs
+from ddpm_lightning.sweep_plan import planned
 
 __all__ = ["complete_arguments"]
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,8 +22,8 @@ __all__ = [
     "is_going_on",
     "only_one_run",
     "refuse_used",
-    "remove_empty",
     "remove_leftovers",
+    "remove_unbegun",
     "replace_file",
     "summary_of",
     "unfinished_runs",
@@ -129,9 +130,14 @@ def replace_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         beside.unlink(missing_ok=True)
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove an empty folder and, in the default layout, its day's folder and outputs/ or multirun/ where these are empty then."""
-    folder.rmdir()
+def remove_unbegun(folder: Path, record: str, *others: str) -> None:
+    """Remove a folder that holds Hydra's record and at most the others: what was to lie there was refused before it began.
+
+    In the default layout its day's folder and outputs/ or multirun/ go, too, where these are empty then.
+    """
+    if not (folder / record).exists() or not {path.name for path in folder.iterdir()} <= {record, *others, _LOCK}:
+        return
+    shutil.rmtree(folder)
     if folder.absolute().parent.parent.parent == Path.cwd():
         with suppress(OSError):
             folder.parent.rmdir()

@@ -22,18 +22,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import Stopped, UserError
-from ddpm_lightning.launch import JOB, JOBS, TELL, announce_jobs, check_sweep, swept
+from ddpm_lightning.launch import JOB, JOBS, TELL
 from ddpm_lightning.run_folder import (
     FAILED_JOBS,
     SWEEP,
     failed_jobs_in,
     has_finished,
     only_one_run,
-    remove_empty,
+    remove_unbegun,
     replace_file,
 )
+from ddpm_lightning.sweep_plan import announce_jobs, check_sweep, swept
 
-__all__ = ["Jobs", "Report", "failed_jobs", "job", "remove_unbegun", "tell_sweep"]
+__all__ = ["Jobs", "Report", "failed_jobs", "job", "remove_refused", "tell_sweep"]
 
 _sweep: list[Path] = []  # this process's sweep, if it started one
 _seconds: list[float] = []  # that this process's jobs took, one after the other
@@ -56,9 +57,9 @@ class Jobs(Callback):
     @staticmethod
     def _prepare(config: DictConfig) -> None:
         check_sweep(config.hydra)
+        announce_jobs(config)
         folder = Path(config.hydra.sweep.dir)
         _refuse_another(config, folder)
-        announce_jobs(config)
         holding = ExitStack()
         holding.enter_context(only_one_run(folder))
         atexit.register(holding.close)
@@ -128,20 +129,15 @@ def failed_jobs() -> str | None:
     if not failed:
         return None
     named = [f"job {number} ({job['overrides']}): {job['why']}" for number, job in failed.items()]
-    head = (
-        "all of the sweep's jobs" if str(len(failed)) == os.environ.get(JOBS) else f"{len(failed)} of the sweep's jobs"
-    )
-    others = "" if head.startswith("all") else ", the others have ended well"
-    return "\n  ".join([f"{head} failed{others}:", *named])
+    some = f"{len(failed)} of the sweep's jobs failed, the others have ended well:"
+    head = "all of the sweep's jobs failed:" if str(len(failed)) == os.environ.get(JOBS) else some
+    return "\n  ".join([head, *named])
 
 
-def remove_unbegun() -> None:
+def remove_refused() -> None:
     """Of a sweep that was refused before its first job, nothing is left."""
     for folder in _sweep:
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {SWEEP, ".lock"}:
-            for path in folder.iterdir():
-                path.unlink()
-            remove_empty(folder)
+        remove_unbegun(folder, SWEEP)
 
 
 def tell_sweep(sentence: str) -> None:
@@ -177,10 +173,7 @@ def _announce(hydra: Any, ended_before: bool) -> None:
     if ended_before:
         end = ", which has ended before"
     elif of and _seconds and hydra.launcher._target_.endswith(".BasicLauncher"):
-        left = sum(_seconds) / len(_seconds) * (int(of) - number)
-        end = (
-            f", about {left / 60:.0f} min to the sweep's end"
-            if left >= 90
-            else f", about {left:.0f} s to the sweep's end"
-        )
+        seconds = sum(_seconds) / len(_seconds) * (int(of) - number)
+        left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        end = f", about {left} to the sweep's end"
     print(f"\n{which.capitalize()}: {' '.join(swept(hydra.overrides.task))}{end}", flush=True)

@@ -138,10 +138,11 @@ def test_where_there_is_no_conf_nothing_is_offered(tmp_path):
 def test_environment_variables_are_those_that_the_code_reads():
     told = set(re.findall(r"^  (DDPM_\w+)=", help_text(CONF, "train", does="", width=100), re.MULTILINE))
     code = "".join(path.read_text() for path in (ROOT / "ddpm_lightning").rglob("*.py") if path.name != "help.py")
-    read = set(re.findall(r'(?:environ\.get\(|environ\[)"(DDPM_\w+)"|"(DDPM_\w+)" in os.environ', code))
+    named = set(re.findall(r'"(DDPM_\w+)"', code))  # where it is read, or as a constant
     assert told == {"DDPM_TRACEBACK", "DDPM_CACHE", "DDPM_ALLOW_PIPE"}
-    between_processes = {"DDPM_MAIN_PROCESS", "DDPM_JOB"}
-    assert {a or b for a, b in read} == told | between_processes
+    of_a_sweep = {"DDPM_JOB", "DDPM_JOBS", "DDPM_SWEPT", "DDPM_SCRIPT", "DDPM_TELL_SWEEP"}
+    of_a_run = {"DDPM_MAIN_PROCESS", "DDPM_RUN_NAME", "DDPM_RESUMED"}
+    assert named == told | of_a_sweep | of_a_run
 
 
 KEYS = {

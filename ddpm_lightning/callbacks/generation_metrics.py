@@ -14,7 +14,7 @@ from ddpm_lightning.denoiser import Guided
 from ddpm_lightning.evaluation import frechet_distance, kernel_distance
 from ddpm_lightning.features import cache_folder, extract
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import check_seed, is_whole, within
 from ddpm_lightning.samplers import Sampler
 
 __all__ = ["GenerationMetrics"]
@@ -62,8 +62,7 @@ class GenerationMetrics(Callback):
         for name, value in (("every_n_steps", every_n_steps), ("batch_size", batch_size)):
             if not is_whole(value):
                 raise ValueError(f"{name}={value} must be 1 or more")
-        if not is_whole(seed, "[0, inf)"):
-            raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
+        check_seed(seed)
         if not within(guidance_scale, "[0, inf)"):
             raise ValueError(f"guidance_scale={guidance_scale} will not do: give a number, 0 or more")
         self._features = features

@@ -1,14 +1,11 @@
 """The error of the predicted noise by log SNR, which all schedules, predictions and losses have in common."""
 
 from collections.abc import Iterable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from PIL import Image
 from torch import Tensor
 
 from ddpm_lightning.callbacks.ema import averaged_weights
@@ -17,7 +14,7 @@ from ddpm_lightning.callbacks.ranks import drawn_together
 from ddpm_lightning.data.source import Batch
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.images import SeededNoise, from_uint8
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import check_seed, is_whole
 from ddpm_lightning.schedules import NoiseSchedule
 from ddpm_lightning.seeds import derive
 
@@ -60,20 +57,19 @@ class LogSNRCurve(Moments):
             raise ValueError(f"num_images={num_images} will not do: give 1 to 100000")
         if not is_whole(batch_size, "[1, 65536]"):
             raise ValueError(f"batch_size={batch_size} will not do: give 1 to 65536")
-        if not is_whole(seed, "[0, inf)"):
-            raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
+        check_seed(seed)
         self._num_images = num_images
         self._batch_size = batch_size
         self._seed = seed
 
     def look(self, trainer: Trainer, pl_module: Any) -> None:
         times = times_at(pl_module.denoiser.schedule, _LEVELS)
-        batches, held_out = iter(trainer.datamodule.batches("validation", self._num_images)), 0
         parts: list[Batch] = []
-        while held_out < self._num_images and (part := next(batches, None)) is not None:
+        for part in trainer.datamodule.batches("validation", self._num_images):
             parts.append(part)
-            held_out += len(part.x0)
-        if not held_out or not times:
+            if sum(len(part.x0) for part in parts) >= self._num_images:
+                break
+        if not parts or not times:
             return
         images = torch.cat([part.x0 for part in parts])[: self._num_images]
         ids = torch.cat([part.ids for part in parts])
@@ -96,8 +92,11 @@ class LogSNRCurve(Moments):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         if trainer.is_global_zero:
-            path = self.folder / f"log_snr_{trainer.global_step:07d}.png"
-            show(trainer, _picture(list(times), errors, trainer.global_step), path, "log_snr")
+            from ddpm_lightning.plots import draw_curve
+
+            title = f"error of the predicted noise, step {trainer.global_step:,}"
+            picture = draw_curve([*times], errors, title=title, x_label="log SNR")
+            show(trainer, picture, self.folder / f"log_snr_{trainer.global_step:07d}.png", "log_snr")
 
 
 def times_at(schedule: NoiseSchedule, levels: Iterable[int]) -> dict[int, int]:
@@ -132,12 +131,3 @@ def noise_errors(
         eps = (x_t - schedule.sqrt_alpha_bar[t] * denoiser(x_t, t, y)) / schedule.sqrt_one_minus_alpha_bar[t]
         columns.append((eps - noise).square().flatten(1).mean(1))
     return torch.stack(columns, dim=1)
-
-
-def _picture(levels: list[int], errors: list[float], step: int) -> Tensor:
-    from ddpm_lightning.plots import Curve, draw_curves
-
-    curve = Curve("", 0, levels, errors)
-    png = draw_curves([curve], title=f"error of the predicted noise, step {step:,}", x_label="log SNR")
-    with Image.open(BytesIO(png)) as picture:
-        return torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)

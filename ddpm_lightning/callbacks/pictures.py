@@ -13,7 +13,7 @@ from ddpm_lightning.callbacks.ema import averaged_weights, raw_weights
 from ddpm_lightning.callbacks.moments import Moments, show
 from ddpm_lightning.denoiser import Guided
 from ddpm_lightning.images import SeededNoise, labels_in_turn
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import check_seed, is_whole, within
 from ddpm_lightning.samplers import Sampler, Step
 
 __all__ = ["Pictures"]
@@ -59,8 +59,7 @@ class Pictures(Moments):
         super().__init__(folder, every_n_steps=every_n_steps)
         if not is_whole(num_samples, "[1, 10000]"):
             raise ValueError(f"num_samples={num_samples} is no number of images in a picture: give 1 to 10000")
-        if not is_whole(seed, "[0, inf)"):
-            raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
+        check_seed(seed)
         if not within(guidance_scale, "[0, inf)"):
             raise ValueError(f"guidance_scale={guidance_scale} will not do: give a number, 0 or more")
         if weights not in ("ema", "raw"):

@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from ddpm_lightning.launch import JOB
+
 __all__ = ["Progress"]
 
 
@@ -23,7 +25,7 @@ class Progress(Callback):
             self._bar = tqdm(
                 total=int(trainer.estimated_stepping_batches),
                 initial=trainer.global_step,
-                desc=", ".join([*([which] if (which := os.environ.get("DDPM_JOB")) else []), "training"]),
+                desc=f"{os.environ[JOB]}, training" if JOB in os.environ else "training",
                 unit="step",
                 disable=None,
                 dynamic_ncols=True,

@@ -15,6 +15,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ddpm_lightning.errors import brief
+
 __all__ = ["WandbLogger"]
 
 log = logging.getLogger(__name__)
@@ -156,7 +158,7 @@ class WandbLogger(LightningWandbLogger):
                 log.warning(
                     "W&B has not taken all of the run (%s), which has ended nevertheless: look at the network and at the disk, "
                     "and upload what was kept by `wandb sync %s`",
-                    _one_line(error),
+                    brief(error),
                     folder,
                 )
         return None if lost else where
@@ -174,7 +176,7 @@ class WandbLogger(LightningWandbLogger):
                 self._experiment = self._begin(offline=attempt)
                 break
             except Exception as error:  # as in `_try`
-                errors.append(_one_line(error))
+                errors.append(brief(error))
                 _end_service()
         if self._experiment is None:
             self._given_up = True
@@ -247,7 +249,7 @@ class WandbLogger(LightningWandbLogger):
             log.warning(
                 "W&B has failed (%s): the run goes on without it, and metrics.csv and samples/ hold all; make room or mend "
                 "what is wrong in %s, or choose logger=none",
-                _one_line(error),
+                brief(error),
                 self._save_dir,
             )
 
@@ -271,10 +273,6 @@ def _no_log_errors() -> Iterator[None]:
         yield
     finally:
         logging.raiseExceptions = before
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
 
 
 def _has_key() -> bool:

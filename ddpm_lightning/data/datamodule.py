@@ -11,7 +11,7 @@ from ddpm_lightning.data.loaders import EvalLoader, ImageSet, TrainLoader
 from ddpm_lightning.data.points import SHAPE
 from ddpm_lightning.data.source import Batch, Endless, Source
 from ddpm_lightning.images import from_uint8
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import check_seed, is_whole, within
 
 __all__ = ["EvalLoader", "ImageDataModule", "TrainLoader"]
 
@@ -65,8 +65,7 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"channels={channels} will not do: give 1 for grey images or 3 for colour")
         if not within(val_fraction, "[0, 1)"):
             raise ValueError(f"val_fraction={val_fraction} lies outside [0, 1): give a share such as 0.1")
-        if not is_whole(seed, "[0, inf)"):
-            raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
+        check_seed(seed)
         self._dataset = dataset if root is None else partial(dataset, root=root)
         self._channels = channels
         self._batch_size = batch_size

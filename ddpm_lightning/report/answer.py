@@ -6,7 +6,7 @@ from typing import Any
 from ddpm_lightning.report.comparison import Distance
 from ddpm_lightning.report.reading import Setting, part
 
-__all__ = ["METRICS", "answer", "incomparable", "ranking"]
+__all__ = ["METRICS", "answer", "comparable", "incomparable", "measured", "ranking"]
 
 METRICS = ("val/bits_per_dim", "val/fid", "val/kid", "val/loss")  # less is better in all of them
 
@@ -22,6 +22,16 @@ _SHARED = {
     # The mean over t weighs levels of noise as the schedule spaces them.
     "val/loss": (*_DATA, "loss", "prediction", "learned_variance", "schedule"),
 }
+
+
+def measured(settings: Sequence[Setting]) -> list[str]:
+    """The metrics that a finished run has."""
+    return [metric for metric in METRICS if any(setting.mean("best", metric) for setting in settings)]
+
+
+def comparable(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
+    """The ranking by each of the measured metrics that compares."""
+    return {metric: ranking(metric, settings) for metric in measured(settings) if not incomparable(metric, settings)}
 
 
 def ranking(metric: str, settings: Sequence[Setting]) -> list[Setting]:

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm_lightning.report.answer import METRICS, incomparable, ranking
+from ddpm_lightning.errors import brief
+from ddpm_lightning.report.answer import comparable, measured
 from ddpm_lightning.report.page import Block, Gallery, Heading, Sheet
 from ddpm_lightning.report.reading import Setting
 from ddpm_lightning.report.writing import Report
 from ddpm_lightning.run_folder import SWEEP
-from ddpm_lightning.runs.build import build_loggers
+from ddpm_lightning.runs.build import build_loggers, sweep_name
 from ddpm_lightning.runs.checkpoint import check_targets
 
 __all__ = ["Published", "best_values", "pictures", "publish", "results", "wandb_of"]
@@ -39,7 +40,7 @@ def publish(report: Report) -> Published | None:
     try:
         return _publish(report, *found)
     except Exception as error:  # W&B's package raises errors of many types
-        return Published(f"has not taken the report ({type(error).__name__}: {' '.join(str(error).split())[:240]})")
+        return Published(f"has not taken the report ({brief(error)})")
 
 
 def wandb_of(settings: Sequence[Setting]) -> tuple[str, Mapping[str, Any]] | None:
@@ -55,7 +56,7 @@ def wandb_of(settings: Sequence[Setting]) -> tuple[str, Mapping[str, Any]] | Non
 def results(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
     """The table of results with whole numbers: the names of its columns, and a row for each setting."""
     keys = list(settings[0].values)
-    metrics = [m for m in METRICS if any(s.mean("best", m) for s in settings)]
+    metrics = measured(settings)
     head = [*keys, "seeds", *(column for metric in metrics for column in (metric, f"{metric} deviation"))]
     rows: list[list[Any]] = []
     for setting in settings:
@@ -70,9 +71,8 @@ def results(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
 def best_values(settings: Sequence[Setting]) -> dict[str, Any]:
     """Of each metric that compares: the best setting, its mean, deviation and seeds."""
     found: dict[str, Any] = {}
-    for metric in METRICS:
-        ranked = [] if incomparable(metric, settings) else ranking(metric, settings)
-        if ranked and (mean := ranked[0].mean("best", metric)):
+    for metric, ranked in comparable(settings).items():
+        if mean := ranked[0].mean("best", metric):
             found[f"best/{metric}"] = mean.mean
             found[f"best/{metric}_deviation"] = _or_none(mean.deviation)
             found[f"best/{metric}_seeds"] = mean.n
@@ -103,7 +103,7 @@ def _publish(report: Report, name: str, node: Mapping[str, Any]) -> Published:
     check_targets(node, whole_run=True)  # the runs may be a stranger's
     here = report.folder.resolve() / "report"
     began = Path(str(report.settings[0].runs[0].config["run_dir"]))  # names their group, also where they were moved
-    group = node.get("group") or ("_".join(began.parts[-3:-1]) if (report.folder / SWEEP).exists() else None)
+    group = node.get("group") or (sweep_name(began) if (report.folder / SWEEP).exists() else None)
     ours = {"group": group, "name": "report", "job_type": "report", "save_dir": str(here), "log_model": False}
     logger: Any = build_loggers(OmegaConf.create({"logger": {name: {**node, **ours}}}), here, tagged=False)[-1]
     if (run := logger.experiment) is None:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.plots import look
-from ddpm_lightning.report.answer import METRICS, answer, incomparable, ranking
+from ddpm_lightning.report.answer import METRICS, answer, comparable, incomparable, measured
 from ddpm_lightning.report.comparison import LEVEL, Distance, Mean
 from ddpm_lightning.report.page import (
     Block,
@@ -100,8 +100,7 @@ def _answers(settings: Sequence[Setting]) -> Iterator[Block]:
 
 
 def _results(settings: Sequence[Setting]) -> Iterator[Block]:
-    metrics = [m for m in METRICS if any(s.mean("best", m) for s in settings)]
-    ranked = {m: ranking(m, settings) for m in metrics if not incomparable(m, settings)}
+    metrics, ranked = measured(settings), comparable(settings)
     several = len(settings) > 1
     keys = list(settings[0].values) or ["setting"]
     head = [f"`{key}`" if settings[0].values else key for key in keys] + ["seeds"]

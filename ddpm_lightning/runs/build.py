@@ -41,6 +41,7 @@ __all__ = [
     "compile_model",
     "of_points",
     "one_line",
+    "sweep_name",
     "times_of",
 ]
 
@@ -136,11 +137,16 @@ def build_loggers(config: DictConfig, run_dir: Path, *, tagged: bool = True) -> 
                 "_target_": WANDB[0],
                 "id": _wandb_id(run_dir),
                 "name": node.name or "_".join(run_dir.parts[-2:]),
-                "group": node.group or ("_".join(run_dir.parts[-3:-1]) if in_a_sweep else None),
+                "group": node.group or (sweep_name(run_dir) if in_a_sweep else None),
                 "tags": [*node.tags, *(_choices() if tagged else [])],
             }
         loggers.append(build(f"logger.{name}", node, **extra))
     return loggers
+
+
+def sweep_name(run_dir: Path) -> str:
+    """The name of a sweep, which W&B groups its runs by, from one of its jobs' folders: the last two parts of the sweep's own."""
+    return "_".join(run_dir.parts[-3:-1])
 
 
 def compile_model(denoiser: Denoiser, device: torch.device) -> None:
