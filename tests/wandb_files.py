@@ -2,14 +2,29 @@
 
 import json
 import struct
+import time
 
+from google.protobuf.message import DecodeError
 from wandb.proto import wandb_internal_pb2
 
 
 def wandb_records(folder, part="offline-run-*"):
-    """What an offline W&B run holds, read from its own file: LevelDB's log format behind a header of seven bytes."""
+    """What an offline W&B run holds, once it has its end: W&B's own process may still write when the run has finished."""
     (path,) = folder.glob(f"wandb/{part}/run-*.wandb")
-    data = path.read_bytes()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            records = _read(path.read_bytes())
+        except DecodeError:  # half a record
+            records = []
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.1)
+    return _read(path.read_bytes())
+
+
+def _read(data):
+    """LevelDB's log format behind a header of seven bytes."""
     assert data[:4] == b":W&B"
     position, parts, records = 7, b"", []
     while position + 7 <= len(data):
