@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.launch import agreed, is_sweep, quoted, srun_tasks
 from ddpm_lightning.run_folder import SWEEP, has_finished, is_going_on, refuse_used, unfinished_runs
-from ddpm_lightning.sweep_plan import planned
+from ddpm_lightning.sweep_plan import planned, recorded
 
 __all__ = ["complete_arguments"]
 
@@ -59,7 +59,7 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
         raise UserError(
             f"resume={asked} holds no {SWEEP}, and is no sweep's folder: give multirun/<day>/<time>, or leave -m away"
         )
-    hydra = OmegaConf.load(folder / SWEEP).hydra
+    hydra = recorded(folder)
     before = [*hydra.overrides.hydra, *hydra.overrides.task]
     before = [text for text in before if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
     typed = [
@@ -71,7 +71,7 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
 def _newest_sweep() -> Path:
     """Of the sweeps of train.py in multirun/, the last one that was begun and has not finished all its jobs."""
     for record in sorted(Path("multirun").glob(f"**/{SWEEP}"), key=lambda path: path.stat().st_mtime, reverse=True):
-        hydra = OmegaConf.load(record).hydra
+        hydra = recorded(record.parent)
         runs = [config.parent for config in record.parent.glob("*/config.yaml")]
         if any(map(is_going_on, [record.parent, *runs])) or hydra.job.config_name != "train":
             continue

@@ -3,16 +3,33 @@
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.launch import JOBS
+from ddpm_lightning.run_folder import SWEEP
 
-__all__ = ["announce_jobs", "check_sweep", "planned", "swept"]
+__all__ = ["announce_jobs", "check_sweep", "planned", "recorded", "swept"]
 
 _SWEPT = "DDPM_SWEPT"  # the keys in which the jobs differ
+
+
+def recorded(folder: Path) -> Any:
+    """The `hydra` node of the sweep in a folder.
+
+    Raises:
+        UserError: where its record cannot be read.
+    """
+    try:
+        return OmegaConf.load(folder / SWEEP).hydra
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise UserError(f"{folder / SWEEP} is no record of a sweep, or a damaged one: choose another folder") from error
 
 
 def planned(hydra: Any) -> tuple[list[str], int]:

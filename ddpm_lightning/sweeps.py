@@ -32,7 +32,7 @@ from ddpm_lightning.run_folder import (
     remove_unbegun,
     replace_file,
 )
-from ddpm_lightning.sweep_plan import announce_jobs, check_sweep, swept
+from ddpm_lightning.sweep_plan import announce_jobs, check_sweep, recorded, swept
 
 __all__ = ["Jobs", "Report", "failed_jobs", "job", "remove_refused", "tell_sweep"]
 
@@ -150,7 +150,7 @@ def _refuse_another(config: DictConfig, folder: Path) -> None:
     """A folder that holds runs goes on with the sweep that began them, whose jobs would have other numbers in another."""
     if not (folder / SWEEP).exists() or not any(folder.glob("*/config.yaml")):
         return
-    now, before = config.hydra, OmegaConf.load(folder / SWEEP).hydra
+    now, before = config.hydra, recorded(folder)
     if (now.overrides.task, now.sweeper.get("params")) != (before.overrides.task, before.sweeper.get("params")):
         raise UserError(
             f"hydra.sweep.dir={folder} holds another sweep, begun by {' '.join(before.overrides.task)}: go on with it by "

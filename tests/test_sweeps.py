@@ -257,6 +257,23 @@ def test_the_samplers_are_swept_by_evaluate(tmp_path):
     assert planned(hydra_of("sweep=samplers", name="evaluate")) == (["sampler", "sampler.num_steps"], 18)
 
 
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "multirun.yaml").write_text("{broken")
+    for arguments in (["-m", f"resume={tmp_path}"], ["-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]):
+        (tmp_path / "0_job").mkdir(exist_ok=True)
+        (tmp_path / "0_job" / "config.yaml").write_text("{}")
+        result = script("train.py", *arguments, cwd=tmp_path.parent)
+        assert result.returncode == 1
+        said = f"error: {tmp_path}/multirun.yaml is no record of a sweep, or a damaged one: choose another folder\n"
+        assert result.stderr == said
+
+
+def test_a_logger_that_is_refused_leaves_no_folder(tmp_path):
+    result = script("train.py", *PLAIN, "logger.wandb.log_model=perhaps", cwd=tmp_path)
+    assert result.stderr == "error: logger.wandb: log_model=perhaps is unknown: choose true, false or all\n"
+    assert [*tmp_path.iterdir()] == []
+
+
 def hydra_of(*overrides, name="train"):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         typed = [o for o in overrides if not o.startswith(("sweep=", "hydra."))]

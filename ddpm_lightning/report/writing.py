@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ddpm_lightning.plots import look
 from ddpm_lightning.report.answer import METRICS, answer, comparable, incomparable, measured
@@ -213,8 +214,8 @@ def _origin(folder: Path, settings: Sequence[Setting]) -> Iterator[Block]:
     try:
         typed = OmegaConf.load(folder / SWEEP).hydra.overrides.task
         yield Text(_code(f"python train.py -m {shlex.join(typed)}"))
-    except (OSError, OmegaConfBaseException):
-        pass  # the folder of no sweep
+    except (OSError, OmegaConfBaseException, YAMLError):
+        pass  # the folder of no sweep, or a damaged record
     rows = [
         Row([_code(_relative(run.folder, folder)), setting.name, str(run.seed), run.status], look(i))
         for i, setting in enumerate(settings)

@@ -49,6 +49,7 @@ WANDB = (
     "ddpm_lightning.callbacks.WandbLogger",
     "lightning.pytorch.loggers.WandbLogger",
 )  # the latter in old checkpoints
+WANDB_ID = "wandb/run_id"  # in a run folder
 TAGGED = ("experiment", "data", "model", "schedule", "loss")  # groups that runs are told apart by in W&B
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ def build_loggers(config: DictConfig, run_dir: Path, *, tagged: bool = True) -> 
     loggers: list[Logger] = [CSVLogger(run_dir)]
     for name, node in config.logger.items():
         extra: dict[str, Any] = {}
-        if node._target_ in WANDB:
+        if of_wandb := node._target_ in WANDB:
             in_a_sweep = (run_dir.parent / SWEEP).exists()
             extra = {
                 "_target_": WANDB[0],
@@ -141,6 +142,8 @@ def build_loggers(config: DictConfig, run_dir: Path, *, tagged: bool = True) -> 
                 "tags": [*node.tags, *(_choices() if tagged else [])],
             }
         loggers.append(build(f"logger.{name}", node, **extra))
+        if of_wandb:
+            _keep_wandb_id(run_dir, extra["id"])
     return loggers
 
 
@@ -251,15 +254,20 @@ def _warn_of_signal(schedule: NoiseSchedule) -> None:
 
 
 def _wandb_id(run_dir: Path) -> str | None:
-    """The W&B run's id, made once for a run folder; None on other ranks than the first, and where it cannot be kept."""
-    file = run_dir / "wandb" / "run_id"
+    """The W&B run's id: the one that the run folder keeps, or a new one; None on other ranks than the first."""
     with suppress(OSError):
-        if not file.exists() and rank_zero_only.rank == 0:
+        return (run_dir / WANDB_ID).read_text()
+    return secrets.token_hex(4) if rank_zero_only.rank == 0 else None
+
+
+def _keep_wandb_id(run_dir: Path, id: str | None) -> None:
+    """Once the logger has taken its settings, so that nothing is left of a run that is refused; where it cannot be, it is not kept."""
+    file = run_dir / WANDB_ID
+    with suppress(OSError):
+        if id is not None and not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(file) as new:
-                new.write(secrets.token_hex(4))
-        return file.read_text()
-    return None
+                new.write(id)
 
 
 def _choices() -> list[str]:
