@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm_lightning.models import winograd
 from ddpm_lightning.ranges import is_whole
 
 __all__ = [
+    "Conv3x3",
     "Downsample",
     "ResBlock",
     "SelfAttention",
@@ -149,6 +151,24 @@ class _SiLUDropout(torch.autograd.Function):
         return torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=grad), None
 
 
+class Conv3x3(nn.Conv2d):
+    """A 3×3 convolution with a zero all round, which is trained faster on a CPU than PyTorch's.
+
+    Wide ones go by Winograd's algorithm, and the bias is added apart: oneDNN's own gradient for it takes a tenth of a backward pass.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        fast = winograd.pays(x, self.weight)
+        y = winograd.conv3x3(x, self.weight) if fast else F.conv2d(x, self.weight, padding=1)
+        assert self.bias is not None
+        return y.add_(self.bias[:, None, None])
+
+
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, plus the embedding, norm, SiLU, dropout, convolution, plus the input.
 
@@ -175,12 +195,12 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         self.norm1 = norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.scale_shift = scale_shift
         self.emb = nn.Linear(emb_dim, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = norm(out_channels)
         self.act = SiLUDropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         self.resample = resample
 
@@ -256,7 +276,9 @@ class Upsample(nn.Module):
         kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
         kernel = kernel[..., 1:] + kernel[..., :-1]
         kernel = kernel.contiguous(memory_format=torch.channels_last)
-        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+        assert self.conv.bias is not None
+        # The bias apart: see `Conv3x3`.
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1).add_(self.conv.bias[:, None, None])
 
 
 def double(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ddpm_lightning.models.layers import (
+    Conv3x3,
     Downsample,
     ResBlock,
     SelfAttention,
@@ -157,7 +158,7 @@ class UNet(nn.Module):
         def up(channels: int) -> nn.Module:
             return Level(block(channels, channels, resample=double)) if resblock_updown else Resize(Upsample(channels))
 
-        self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
+        self.conv_in = Conv3x3(in_channels, base_channels)
         channels, skips = base_channels, [base_channels]
         self.down = nn.ModuleList()
         for i in range(levels):
@@ -182,7 +183,7 @@ class UNet(nn.Module):
             if i > 0:
                 self.grow.append(up(channels))
         self.norm_out = norm(channels)
-        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv_out = Conv3x3(channels, out_channels)
 
         self._initialise(xavier_init, zero_init)
         self.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in, on CPU and GPU
