@@ -154,7 +154,7 @@ class _SiLUDropout(torch.autograd.Function):
 class Conv3x3(nn.Conv2d):
     """A 3×3 convolution with a zero all round, which is trained faster on a CPU than PyTorch's.
 
-    Wide ones go by Winograd's algorithm, and the bias is added apart: oneDNN's own gradient for it takes a tenth of a backward pass.
+    Wide ones go by Winograd's algorithm, and the bias is added apart: oneDNN's own gradient for it takes up to a tenth of a backward pass.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
