@@ -2,11 +2,25 @@
 
 import signal
 
-__all__ = ["Stopped", "UserError", "brief"]
+__all__ = ["Diverged", "Stopped", "UserError", "brief"]
 
 
 class UserError(Exception):
     """One sentence that names the key, its value and the way out; the entry points print it and exit with 1."""
+
+
+class Diverged(UserError):
+    """A number of the training, its loss or what follows from it, became NaN or infinite.
+
+    Args:
+        what: the number.
+        step: the optimiser step after which it was so.
+        way_out: the rest of the sentence.
+    """
+
+    def __init__(self, what: str, step: int, way_out: str):
+        super().__init__(f"{what} became NaN or infinite at step {step}; {way_out}")
+        self.what, self.step = what, step
 
 
 class Stopped(Exception):

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.ranges import is_whole
-from ddpm_lightning.run_folder import replace_file
 from ddpm_lightning.seeds import derive
 
 __all__ = [

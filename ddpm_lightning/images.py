@@ -3,25 +3,32 @@
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.seeds import derive
 
 __all__ = [
+    "FORMATS",
     "SeededNoise",
     "cells",
     "from_uint8",
     "grid",
     "labels_in_turn",
+    "open_image",
     "rows_by_label",
     "save_gif",
     "save_png",
     "to_uint8",
 ]
+
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # as Pillow calls them
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -75,10 +82,26 @@ def rows_by_label(images: Tensor, num_labels: int) -> Tensor:
     return grid(rows.flatten(0, 1), columns=rows.shape[1])
 
 
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """A picture file whose size is known and whose pixels are not decoded yet.
+
+    Only formats of pictures are looked for, whatever the file is called: Pillow would hand PostScript to Ghostscript.
+
+    Raises:
+        OSError: where it is no picture of these formats.
+        ValueError: for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
+    return image
+
+
 def save_png(image: Tensor, path: Path) -> None:
     """Write a uint8 image (C, H, W) of 1, 3 or 4 channels as a PNG file, and its folder where that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _pillow(image).save(path)
+    with replace_file(path, "wb") as file:
+        _pillow(image).save(file, format="png")
 
 
 def save_gif(frames: Sequence[Tensor], path: Path, *, milliseconds: int = 100, hold: int = 2000) -> None:
@@ -86,7 +109,8 @@ def save_gif(frames: Sequence[Tensor], path: Path, *, milliseconds: int = 100, h
     path.parent.mkdir(parents=True, exist_ok=True)
     first, *others = map(_pillow, frames)
     times = [milliseconds] * len(others) + [hold]
-    first.save(path, save_all=True, append_images=others, duration=times, loop=0)
+    with replace_file(path, "wb") as file:
+        first.save(file, format="gif", save_all=True, append_images=others, duration=times, loop=0)
 
 
 def _pillow(image: Tensor) -> Image.Image:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ddpm_lightning import schedules
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = [
@@ -204,7 +205,8 @@ def _curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log: bo
     for curve in curves:
         color, dashes = look(curve.number)
         marker = "o" if len(curve.x) < 2 else None  # one point has no line
-        axes.plot(curve.x, curve.y, label=curve.name, color=color, linestyle=dashes, linewidth=1.8, marker=marker)
+        name = curve.name.replace("$", r"\$")  # of a folder's: it is no formula
+        axes.plot(curve.x, curve.y, label=name, color=color, linestyle=dashes, linewidth=1.8, marker=marker)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
     values = np.concatenate([np.asarray(curve.y) for curve in curves])
@@ -263,6 +265,7 @@ def _dress(axes: Axes, num_steps: int) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     try:
-        figure.savefig(path, dpi=120, format="png")
+        with replace_file(path, "wb") as file:
+            figure.savefig(file, dpi=120, format="png")
     except OSError as error:
         raise UserError(f"out={path} cannot be written ({error.strerror}): give a file in a folder of yours") from error

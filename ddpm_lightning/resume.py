@@ -3,13 +3,22 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
-
+from ddpm_lightning import menu
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import agreed, is_sweep, quoted, srun_tasks
-from ddpm_lightning.run_folder import SWEEP, has_finished, is_going_on, refuse_used, unfinished_runs
-from ddpm_lightning.sweep_plan import planned, recorded
+from ddpm_lightning.launch import SCRIPT, agreed, is_sweep, quoted, srun_tasks
+from ddpm_lightning.records import Vocabulary, recorded_sweep
+from ddpm_lightning.run_folder import (
+    SWEEP,
+    has_finished,
+    hold,
+    is_going_on,
+    refuse_links_out,
+    refuse_used,
+    unfinished_runs,
+)
+from ddpm_lightning.sweep_plan import planned
 
 __all__ = ["complete_arguments"]
 
@@ -20,28 +29,34 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     """The command line with what `resume=` leaves unsaid: the folder, and the overrides that it was started with.
 
     `resume=auto` is the newest unfinished run, or the one that `hydra.run.dir` names; with `-m` it is the newest sweep of
-    which not all jobs have finished. Else it is a run's folder, or a sweep's.
+    which not all jobs have finished. Else it is a run's folder, or a sweep's. Of what a folder records only names of our own and
+    plain values are put on the command line, see `records.Vocabulary`. The folder of a run is held from here on.
 
     Raises:
-        UserError: where there is no such run or sweep.
+        UserError: where there is no such run or sweep, another process is at work in it, or a sweep's record asks for more.
     """
-    asked, run_dir = _value_of("resume", argv), _value_of("hydra.run.dir", argv)
-    if asked in (None, "null", ""):
-        if run_dir is not None and _is_first():
-            refuse_used(Path(run_dir), "config.yaml")  # before Hydra writes its own record there
+    asked = _value_of("resume", argv)
+    run_dir = _value_of("hydra.run.dir", argv) or _value_of("run_dir", argv)
+    if os.environ.get(_DONE) and os.environ[_DONE] == asked:
         return list(argv)
-    if os.environ.get(_DONE) == asked:
+    if asked in (None, "null", ""):
+        if run_dir is not None and "$" not in run_dir and _is_first() and not is_sweep(argv) and _trains():
+            refuse_used(Path(run_dir), "config.yaml")  # before Hydra writes its own record there
+            hold(Path(run_dir))
         return list(argv)
     if is_sweep(argv) or (Path(asked) / SWEEP).exists():
         return _complete_sweep(asked, argv)
     folder = Path(agreed("resume", lambda: str(_folder(asked, run_dir))))
-    earlier = folder / ".hydra" / "overrides.yaml"
-    before = list(OmegaConf.load(earlier)) if earlier.exists() else []
-    typed = [argument for argument in argv if not argument.startswith(("resume=", "hydra.run.dir="))]
+    if _is_first():
+        refuse_links_out(folder)
+        hold(folder)
+    from ddpm_lightning.runs.resuming import newest_start  # torch is imported only when there is work
+
+    typed = [argument for argument in argv if not argument.startswith(("resume=", "hydra.run.dir=", "run_dir="))]
     flags = [argument for argument in typed if argument.startswith("-")]
     overrides = [argument for argument in typed if not argument.startswith("-")]
     os.environ[_DONE] = str(folder)
-    before = [override for override in before if not override.lstrip("+~").startswith(("resume=", "hydra"))]
+    before = _vocabulary("train").replayable(newest_start(folder, warn=False).overrides)
     # Hydra's record of the overrides is left as it is: training adds to it when it has found nothing wrong.
     resume = [
         f"resume={quoted(folder)}",
@@ -59,27 +74,53 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
         raise UserError(
             f"resume={asked} holds no {SWEEP}, and is no sweep's folder: give multirun/<day>/<time>, or leave -m away"
         )
-    hydra = recorded(folder)
-    before = [*hydra.overrides.hydra, *hydra.overrides.task]
-    before = [text for text in before if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    refuse_links_out(folder)
+    sweep = recorded_sweep(folder)
     typed = [
         argument for argument in argv if not argument.startswith("resume=") and argument not in ("-m", "--multirun")
     ]
+    before = [text for kind in ("hydra", "task") for text in sweep["overrides"][kind] if text not in typed]
+    before = [text for text in before if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    words = _vocabulary(sweep["job"].get("config_name"))
+    for text in before:
+        if why := words.objection(text):
+            raise UserError(
+                f"{folder / SWEEP} records {text!r:.200}, which is not replayed from a file, since {why}: if you trust it, type it "
+                f"yourself beside resume={folder}"
+            )
     return ["-m", *before, *typed, f"hydra.sweep.dir={quoted(folder)}"]
 
 
 def _newest_sweep() -> Path:
     """Of the sweeps of train.py in multirun/, the last one that was begun and has not finished all its jobs."""
     for record in sorted(Path("multirun").glob(f"**/{SWEEP}"), key=lambda path: path.stat().st_mtime, reverse=True):
-        hydra = recorded(record.parent)
+        sweep = recorded_sweep(record.parent)
         runs = [config.parent for config in record.parent.glob("*/config.yaml")]
-        if any(map(is_going_on, [record.parent, *runs])) or hydra.job.config_name != "train":
+        if any(map(is_going_on, [record.parent, *runs])) or sweep["job"].get("config_name") != "train":
             continue
-        if sum(has_finished(run) for run in runs) < planned(hydra)[1]:
+        if sum(has_finished(run) for run in runs) < planned(sweep)[1]:
             return record.parent
     raise UserError(
         "resume=auto finds no unfinished sweep in multirun/: leave it away to start one, or name it, as in resume=multirun/<day>/<time>"
     )
+
+
+def _vocabulary(script: Any) -> Vocabulary:
+    conf = _conf()
+    if script not in menu.scripts(conf):
+        raise UserError(f"the folder's record is of {script!r:.50}, which is no script of ours: choose another folder")
+    groups = {group.name for group in menu.groups(conf, script)}
+    return Vocabulary(groups, {setting.key for setting in menu.settings(conf, script)})
+
+
+def _conf() -> Path:
+    """The configs beside the script that was started, or else ours."""
+    beside = Path(os.environ.get(SCRIPT, "")).resolve().parent / "conf"
+    return beside if (beside / "train.yaml").is_file() else Path(__file__).parents[1] / "conf"
+
+
+def _trains() -> bool:
+    return Path(os.environ.get(SCRIPT, "")).stem not in {*menu.scripts(_conf())} - {"train"}
 
 
 def _folder(asked: str, run_dir: str | None) -> Path:

@@ -1,32 +1,40 @@
 """What a run folder says of its run: whether it has ended, whether it is going on, and what can be read of it."""
 
+import atexit
 import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.files import check_zip, replace_file
 
 __all__ = [
     "FAILED_JOBS",
     "SWEEP",
-    "checkpoints_of",
+    "by_step",
+    "checkpoints_in",
     "configs_below",
     "failed_jobs_in",
     "has_finished",
+    "hold",
     "is_going_on",
+    "newest_whole",
     "only_one_run",
+    "refuse_links_out",
     "refuse_used",
     "remove_leftovers",
     "remove_unbegun",
-    "replace_file",
     "summary_of",
     "unfinished_runs",
+    "write_summary",
 ]
 
 SWEEP = "multirun.yaml"  # in a sweep's folder: its config
@@ -35,10 +43,60 @@ FAILED_JOBS = "failed_jobs"  # in a sweep's folder: a file for each job that fai
 _LOCK = ".lock"
 
 
-def checkpoints_of(folder: Path) -> list[Path]:
-    """The run's checkpoints, newest first: by the step in their names, and `last.ckpt` behind them."""
-    saved = folder / "checkpoints"
-    return [*sorted(saved.glob("step_*.ckpt"), reverse=True), *saved.glob("last.ckpt")]
+@dataclass
+class _Hold:
+    """A folder that this process holds: the lock, the folders that it made for it, what was in it before, and whether a run uses it."""
+
+    file: IO[str]
+    made: Sequence[Path]
+    there: Set[str]
+    at_work: bool = False
+
+
+_held: dict[Path, _Hold] = {}  # this process's, by the folders' real paths
+
+
+@atexit.register
+def _release_all() -> None:
+    for folder in [*_held]:
+        release(folder)
+
+
+def by_step(folder: Path, name: str, suffix: str) -> list[Path]:
+    """A folder's files `<name>_<step><suffix>`, by the numbers of their steps: as texts, 9999999 comes after 10000000."""
+    found = {path: path.name.removeprefix(f"{name}_").removesuffix(suffix) for path in folder.glob(f"{name}_*{suffix}")}
+    return sorted((path for path, step in found.items() if step.isdecimal()), key=lambda path: int(found[path]))
+
+
+def checkpoints_in(saved: Path) -> list[Path]:
+    """The checkpoints in a folder of them, newest first: by the step in their names, and `last.ckpt` behind them."""
+    return [*reversed(by_step(saved, "step", ".ckpt")), *saved.glob("last.ckpt")]
+
+
+def newest_whole(saved: Path) -> Path | None:
+    """The newest checkpoint in a folder of them whose checksums are right; None where there is none."""
+    for path in checkpoints_in(saved):
+        with suppress(OSError, ValueError):
+            check_zip(path)
+            return path
+    return None
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse to write into a folder in which a link, at any depth, leads out of it: what is written or deleted there lies elsewhere.
+
+    Raises:
+        UserError: that names the link.
+    """
+    inside = folder.resolve()
+    for at, folders, files in os.walk(folder):
+        if Path(at).name == "wandb":
+            folders.clear()  # W&B's own parts hold links to its log files; it writes each part of a run to a new folder
+        for path in [Path(at) / name for name in (*folders, *files)]:
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UserError(
+                    f"{path} is a link to {path.resolve()}, outside of {folder}: put a copy in its place, or remove it"
+                )
 
 
 def refuse_used(folder: Path, sign: str) -> None:
@@ -54,12 +112,24 @@ def refuse_used(folder: Path, sign: str) -> None:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """What the run's summary says, nothing of a run that has none, or a broken one."""
+    """What the run's summary says, nothing of a run that has none, or one whose checksum is wrong."""
     try:
-        found = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or found.pop("sha256", None) not in (None, _digest(found)):
+        return {}
+    return found
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write the run's summary with a checksum of it."""
+    with replace_file(folder / "summary.json") as file:
+        file.write(json.dumps({**summary, "sha256": _digest(summary)}, indent=2) + "\n")
+
+
+def _digest(summary: dict[str, Any]) -> str:
+    return sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
 
 
 def has_finished(folder: Path) -> bool:
@@ -104,50 +174,78 @@ def only_one_run(folder: Path) -> Iterator[None]:
     Raises:
         UserError: where another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as file:
-        if not _try_to_lock(file):
-            raise UserError(
-                f"{folder}: another run is going on in this folder; wait for its end, or choose another folder"
-            )
-        try:
-            yield
-        finally:
-            (folder / _LOCK).unlink(missing_ok=True)
-
-
-@contextmanager
-def replace_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file to write to that takes the place of `path` when it is complete and on the disk; on an error nothing is left of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    new = hold(folder)
+    held = _held[folder.resolve()]
+    if held.at_work:
+        raise _is_held(folder)
+    held.at_work = True
     try:
-        with beside.open(mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        yield
     finally:
-        beside.unlink(missing_ok=True)
+        held.at_work = False
+        if new:
+            release(folder)
 
 
-def remove_unbegun(folder: Path, record: str, *others: str) -> None:
-    """Remove a folder that holds Hydra's record and at most the others: what was to lie there was refused before it began.
+def hold(folder: Path) -> bool:
+    """Hold the folder for this process until it ends, or lets go by `release`; False where it does so already.
 
-    In the default layout its day's folder and outputs/ or multirun/ go, too, where these are empty then.
+    Raises:
+        UserError: where another process holds it.
     """
-    if not (folder / record).exists() or not {path.name for path in folder.iterdir()} <= {record, *others, _LOCK}:
+    if (key := folder.resolve()) in _held:
+        return False
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in folder.iterdir()}
+    # Neither emptied nor, where it is a link, followed.
+    file = os.fdopen(os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
+    if not _try_to_lock(file):
+        file.close()
+        raise _is_held(folder)
+    _held[key] = _Hold(file, made, there)
+    return True
+
+
+def _is_held(folder: Path) -> UserError:
+    return UserError(f"{folder}: another run is going on in this folder; wait for its end, or choose another folder")
+
+
+def release(folder: Path) -> None:
+    """Let go of a folder, if this process holds it; of those that it made to do so, empty ones are removed."""
+    if (held := _held.pop(folder.resolve(), None)) is None:
         return
-    shutil.rmtree(folder)
-    if folder.absolute().parent.parent.parent == Path.cwd():
+    (folder / _LOCK).unlink(missing_ok=True)
+    held.file.close()
+    with suppress(OSError):
+        for path in held.made:
+            path.rmdir()
+
+
+def remove_unbegun(folder: Path, *records: str) -> None:
+    """Remove what this process has written for a run or a sweep that was refused: its records, and the folders that are empty then.
+
+    Nothing is removed of a folder that holds anything else, and nothing that was there before.
+    """
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {*records, _LOCK}:
+        return
+    held = _held.get(folder.resolve())
+    # A folder that was named is held, so that it is known what was in it; Hydra's own name is new.
+    for path in [folder / name for name in records if held is None or name not in held.there]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    release(folder)
+    if held is None:
+        default = folder.absolute().parent.parent.parent == Path.cwd()
         with suppress(OSError):
-            folder.parent.rmdir()
-            folder.parent.parent.rmdir()
+            for path in (folder, folder.parent, folder.parent.parent) if default else (folder,):
+                path.rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process had not finished writing."""
-    for path in [*folder.glob(".*.[0-9]*"), *(folder / "checkpoints").glob(".*.[0-9]*")]:
-        path.unlink(missing_ok=True)
+    for below in (folder, folder / "checkpoints", folder / "samples"):
+        for path in below.glob(".*.[0-9]*"):
+            path.unlink(missing_ok=True)
 
 
 def _try_to_lock(file: IO[str]) -> bool:

@@ -3,33 +3,19 @@
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from hydra.core.override_parser.types import RangeSweep
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.launch import JOBS
-from ddpm_lightning.run_folder import SWEEP
+from ddpm_lightning.records import length
 
-__all__ = ["announce_jobs", "check_sweep", "planned", "recorded", "swept"]
+__all__ = ["announce_jobs", "check_sweep", "planned", "swept"]
 
+_JOBS = 100_000  # of a range
 _SWEPT = "DDPM_SWEPT"  # the keys in which the jobs differ
-
-
-def recorded(folder: Path) -> Any:
-    """The `hydra` node of the sweep in a folder.
-
-    Raises:
-        UserError: where its record cannot be read.
-    """
-    try:
-        return OmegaConf.load(folder / SWEEP).hydra
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        raise UserError(f"{folder / SWEEP} is no record of a sweep, or a damaged one: choose another folder") from error
 
 
 def planned(hydra: Any) -> tuple[list[str], int]:
@@ -37,17 +23,17 @@ def planned(hydra: Any) -> tuple[list[str], int]:
 
     Raises:
         HydraException: for overrides that cannot be read.
-        UserError: for a range that has no values, or has all in between where a list is wanted.
+        UserError: for a range that has no values, or has all in between where a list is wanted, and for too many jobs.
     """
-    chosen = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*chosen, *hydra.overrides.task])
+    chosen = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*chosen, *hydra["overrides"]["task"]])
     last = {override.get_key_element(): override for override in parsed}
     sweeps = {key.lstrip("+~"): override for key, override in last.items() if override.is_sweep_override()}
-    searched = "n_trials" in hydra.sweeper
+    searched = "n_trials" in hydra["sweeper"]
     for override in sweeps.values():
         _check_range(override, searched)
     if searched:
-        return [*sweeps], hydra.sweeper.n_trials
+        return [*sweeps], hydra["sweeper"]["n_trials"]
     return [*sweeps], math.prod(len([*override.sweep_string_iterator()]) for override in sweeps.values())
 
 
@@ -86,6 +72,8 @@ def swept(overrides: Sequence[str]) -> list[str]:
 
 
 def _check_range(override: Any, searched: bool) -> None:
+    if isinstance(values := override.value(), RangeSweep) and length(values) > _JOBS:
+        raise UserError(f"{override.input_line} gives more than {_JOBS:,} jobs: give a larger step, or an earlier end")
     if not override.is_interval_sweep():
         return
     interval, text = override.value(), override.input_line

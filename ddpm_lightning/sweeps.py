@@ -1,6 +1,5 @@
 """A sweep's jobs: each says which it is, one that fails leaves the others alone, and at the end all that failed are named."""
 
-import atexit
 import json
 import os
 import shlex
@@ -9,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -22,17 +21,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import Stopped, UserError
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.launch import JOB, JOBS, TELL
+from ddpm_lightning.records import recorded_sweep
 from ddpm_lightning.run_folder import (
     FAILED_JOBS,
     SWEEP,
     failed_jobs_in,
     has_finished,
-    only_one_run,
+    hold,
+    refuse_links_out,
     remove_unbegun,
-    replace_file,
 )
-from ddpm_lightning.sweep_plan import announce_jobs, check_sweep, recorded, swept
+from ddpm_lightning.sweep_plan import announce_jobs, check_sweep, swept
 
 __all__ = ["Jobs", "Report", "failed_jobs", "job", "remove_refused", "tell_sweep"]
 
@@ -60,9 +61,8 @@ class Jobs(Callback):
         announce_jobs(config)
         folder = Path(config.hydra.sweep.dir)
         _refuse_another(config, folder)
-        holding = ExitStack()
-        holding.enter_context(only_one_run(folder))
-        atexit.register(holding.close)
+        hold(folder)
+        refuse_links_out(folder)
         _sweep[:] = [folder]
         shutil.rmtree(folder / FAILED_JOBS, ignore_errors=True)
         with replace_file(folder / SWEEP) as file:
@@ -150,10 +150,11 @@ def _refuse_another(config: DictConfig, folder: Path) -> None:
     """A folder that holds runs goes on with the sweep that began them, whose jobs would have other numbers in another."""
     if not (folder / SWEEP).exists() or not any(folder.glob("*/config.yaml")):
         return
-    now, before = config.hydra, recorded(folder)
-    if (now.overrides.task, now.sweeper.get("params")) != (before.overrides.task, before.sweeper.get("params")):
+    before = recorded_sweep(folder)
+    now: Any = OmegaConf.to_container(config.hydra)
+    if any(now[part].get(key) != before[part].get(key) for part, key in (("overrides", "task"), ("sweeper", "params"))):
         raise UserError(
-            f"hydra.sweep.dir={folder} holds another sweep, begun by {' '.join(before.overrides.task)}: go on with it by "
+            f"hydra.sweep.dir={folder} holds another sweep, begun by {' '.join(before['overrides']['task'])}: go on with it by "
             f"-m resume={folder} and nothing else, or choose another folder"
         )
 

@@ -12,11 +12,14 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from ddpm_lightning.callbacks.finite import refuse_broken
 from ddpm_lightning.callbacks.loss_guard import LossGuard
 from ddpm_lightning.callbacks.steps import has_stepped
 from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.errors import Stopped, UserError
-from ddpm_lightning.run_folder import replace_file
+from ddpm_lightning.files import replace_file
+from ddpm_lightning.run_folder import by_step, newest_whole
+from ddpm_lightning.torch_files import load_plain
 
 __all__ = ["AtomicCheckpointIO", "BestCheckpoint", "NewestCheckpoint"]
 
@@ -31,10 +34,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with replace_file(path, "wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError when the disk is full
+            saved = newest_whole(path.parent)
             raise UserError(
-                f"the checkpoint {path} cannot be written ({' '.join(str(error).split())[:200]}); the ones before it are "
-                "whole: make room, then go on with resume=auto"
+                f"the checkpoint {path} cannot be written ({' '.join(str(error).split())[:200]}); "
+                + (
+                    f"{saved} is whole: make room, then go on with resume=auto"
+                    if saved
+                    else "make room, and start again"
+                )
             ) from error
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        try:
+            return load_plain(Path(path))
+        except ValueError as error:
+            raise UserError(f"{path} is a damaged checkpoint ({error}): go on with resume=auto") from error
 
 
 class BestCheckpoint(Checkpoint):
@@ -76,6 +90,7 @@ class BestCheckpoint(Checkpoint):
             raise UserError(f"callbacks.best_checkpoint.monitor={self._monitor} is no metric: choose one of {known}")
         value = self._sign * float(trainer.callback_metrics[self._monitor])
         if value < self._best:
+            refuse_broken(trainer, pl_module)
             self._best = value
             trainer.save_checkpoint(self.file)
             _tell(trainer, self)
@@ -146,15 +161,15 @@ class NewestCheckpoint(Checkpoint):
             return  # between two micro-batches there are gradients that no checkpoint holds
         self._due = self._is_due(trainer)
         if self._due and not self._validation_follows(trainer):
-            self._save_and_stop(trainer)
+            self._save_and_stop(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due and not trainer.sanity_checking:
-            self._save_and_stop(trainer)
+            self._save_and_stop(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_step:
-            self._save(trainer)
+            self._save(trainer, pl_module)
 
     @staticmethod
     def _validation_follows(trainer: Trainer) -> bool:
@@ -172,15 +187,16 @@ class NewestCheckpoint(Checkpoint):
             by_time = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._every_n_seconds)
         return by_step or by_time or self._signum(trainer) is not None
 
-    def _save_and_stop(self, trainer: Trainer) -> None:
-        self._save(trainer)
+    def _save_and_stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, pl_module)
         if signum := self._signum(trainer):
             raise Stopped(signum)
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for callback in trainer.callbacks:
             if isinstance(callback, LossGuard):
                 callback.check(trainer)
+        refuse_broken(trainer, pl_module)
         self._due, step = False, trainer.global_step
         path = self.folder / f"step_{step:07d}.ckpt"
         trainer.save_checkpoint(path)
@@ -188,7 +204,7 @@ class NewestCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             _link(path, self.last)
             if self._keep != -1:
-                for old in sorted(self.folder.glob("step_*.ckpt"), reverse=True)[self._keep :]:
+                for old in by_step(self.folder, "step", ".ckpt")[: -self._keep]:
                     old.unlink()
         _tell(trainer, self)
 

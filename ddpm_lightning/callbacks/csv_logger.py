@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ddpm_lightning.run_folder import replace_file
+from ddpm_lightning.files import replace_file
 
 __all__ = ["CSVLogger"]
 

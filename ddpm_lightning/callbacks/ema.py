@@ -1,6 +1,6 @@
 """The exponential moving average of the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,11 @@ class EMA(Callback):
         self._steps = 0
         self._average: dict[str, Tensor] = {}
         self._validating = False
+
+    @property
+    def average(self) -> Mapping[str, Tensor]:
+        """The averaged weights by name; the raw ones while those are in the module."""
+        return self._average
 
     @property
     def current_decay(self) -> float:

@@ -1,69 +1,104 @@
-"""A loss that is no number any more ends the run, and spikes are counted."""
+"""A loss or a gradient that is NaN or infinite ends the run or takes it back, and spikes are counted."""
 
+import logging
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ddpm_lightning.callbacks.steps import at_log_step
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.callbacks.finite import diverged, refuse_broken
+from ddpm_lightning.callbacks.steps import at_log_step, has_stepped
+from ddpm_lightning.errors import Diverged
+from ddpm_lightning.ranges import is_whole
 
 __all__ = ["LossGuard"]
 
+log = logging.getLogger(__name__)
+
 
 class LossGuard(Callback):
-    """Stops at the first step whose loss is NaN or infinite, and counts steps whose loss is a multiple of its running mean.
+    """Stops at the first step whose loss or gradient is NaN or infinite, and counts steps whose loss is a multiple of its running mean.
 
     What it knows stays on the device, and is looked at when metrics are logged and before a checkpoint is written: no
-    step waits for it, and no broken weights are saved.
+    step waits for it, and no broken weights are saved. With float16 the gradient may overflow, since the loss's scale is found so.
 
     Args:
         spike: a loss above this multiple of the mean of the last hundred or so counts as a spike.
+        rollback: how often a run may go back to its newest whole checkpoint, past the batches up to the one that it diverged
+            on, before it ends. The batches that are left out depend on the run's own numbers alone, and so does the result.
 
     Raises:
-        ValueError: for a multiple of 1 or less.
+        ValueError: for a multiple of 1 or less, or a number of times that is none.
     """
 
-    def __init__(self, spike: float = 5.0):
+    def __init__(self, spike: float = 5.0, rollback: int = 0):
         if not spike > 1:
             raise ValueError(f"spike={spike} will not do: give a multiple of the mean loss, above 1")
+        if not is_whole(rollback, "[0, 1e6]"):
+            raise ValueError(f"rollback={rollback} will not do: give how often a run may go back, 0 or more")
         self._spike = spike
+        self._rollback = rollback
+        self._went_back = 0
+        self._skipped: tuple[int, int] | None = None  # the checkpoint's step, and batches to leave out behind it
         self._mean = torch.tensor(0.0)
         self._spikes = torch.tensor(0)
-        self._broken = torch.tensor(0)  # the first step with no finite loss, or 0
+        self._broken = torch.tensor(0)  # the first step with no finite loss or gradient, or 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mean, self._spikes, self._broken = (
-            value.to(pl_module.device) for value in (self._mean, self._spikes, self._broken)
+            value.to(pl_module.device) for value in (self._mean, self._spikes, torch.zeros_like(self._broken))
         )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loss = outputs["losses"].mean()
         finite, begun = loss.isfinite(), self._mean > 0
+        if has_stepped(trainer) and pl_module.grad_norm is not None and _scaler(trainer) is None:
+            finite = finite & pl_module.grad_norm.isfinite()
         self._broken = torch.where(finite | (self._broken > 0), self._broken, max(1, trainer.global_step))
         self._spikes = self._spikes + (begun & finite & (loss > self._spike * self._mean))
         self._mean = torch.where(begun, torch.where(finite, self._mean.lerp(loss, 0.01), self._mean), loss)
         if at_log_step(trainer):
             self.check(trainer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.check(trainer)
+            refuse_broken(trainer, pl_module)
+
     def check(self, trainer: Trainer) -> None:
         """Look at what the device knows, on all ranks.
 
         Raises:
-            UserError: where a loss was no finite number.
+            Diverged: where a loss or a gradient was no finite number.
         """
-        if not (step := int(trainer.strategy.reduce(self._broken.clone(), reduce_op="max"))):
-            return
-        saved = next((last for c in trainer.callbacks if (last := getattr(c, "last", None)) and last.exists()), None)
-        raise UserError(
-            f"the loss is no finite number any more at step {step}; "
-            + (f"the last good checkpoint is {saved}; " if saved else "nothing had been saved by then; ")
-            + "try a lower optimizer.lr, a lower trainer.gradient_clip_val, a longer lr_scheduler.total_iters, or "
-            "trainer.precision=32-true"
+        if step := int(trainer.strategy.reduce(self._broken.clone(), reduce_op="max")):
+            raise diverged(trainer, "the loss or its gradient", step)
+
+    def go_back(self, error: Diverged, *, step: int, accumulate: int) -> bool:
+        """Whether the run may go on from its checkpoint of this step; if so, the batches up to the error are left out from there.
+
+        Args:
+            error: why.
+            step: the checkpoint's.
+            accumulate: batches per step.
+        """
+        if self._went_back >= self._rollback:
+            return False
+        self._went_back += 1
+        before = self._skipped[1] if self._skipped is not None and self._skipped[0] == step else 0
+        self._skipped = (step, before + (error.step - step) * accumulate)
+        log.warning(
+            "%s became NaN or infinite at step %d: the run goes back to its checkpoint of step %d, and past the next %d batches "
+            "(time %d of callbacks.loss_guard.rollback=%d)",
+            error.what,
+            error.step,
+            step,
+            self._skipped[1],
+            self._went_back,
+            self._rollback,
         )
+        return True
 
     def spikes(self, trainer: Trainer) -> int:
         """Spikes so far, of all ranks; a collective call."""
@@ -72,9 +107,20 @@ class LossGuard(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         mine: Tensor = torch.stack([self._mean, self._spikes.to(self._mean.dtype)])
         checkpoint["loss_guard"] = pl_module.all_gather(mine).reshape(-1, 2).cpu().double()
+        checkpoint["rollbacks"] = self._went_back
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         ranks = checkpoint["loss_guard"]
         if len(ranks) == trainer.world_size:  # else the means of other batches, and the count starts anew
             mean, spikes = ranks[trainer.global_rank]
             self._mean, self._spikes = mean.float(), spikes.long()
+        self._went_back = max(self._went_back, checkpoint.get("rollbacks", 0))
+        if self._skipped is not None:
+            # Before the loader and the draws of t and ε get their states: they count batches, and nothing else does.
+            checkpoint["callbacks"]["Randomness"]["batches"] += self._skipped[1]
+            for state in checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]:
+                state["skip"] = self._skipped[1]
+
+
+def _scaler(trainer: Trainer) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)

@@ -1,5 +1,6 @@
 """The scalars of training."""
 
+import math
 import time
 from typing import Any
 
@@ -57,7 +58,8 @@ class TrainingMetrics(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            self.best = {key: min(value, self.best.get(key, value)) for key, value in metrics.items()}
+            best = {k: min(v, self.best.get(k, v)) for k, v in metrics.items() if math.isfinite(v)}
+            self.best = {**self.best, **best}
             self._write(trainer, metrics)
 
     def _log(self, trainer: Trainer, pl_module: Any) -> None:

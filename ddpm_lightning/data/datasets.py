@@ -2,12 +2,15 @@
 
 import fcntl
 import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import gettempdir, mkdtemp
 from typing import IO, Any
 from urllib.error import URLError
 
@@ -19,6 +22,7 @@ from torch import Tensor
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.data.source import Batch
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.images import open_image
 
 __all__ = [
     "Batch",
@@ -32,6 +36,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+_UNSAFE_READERS = ("pandas", "cache", "generator", "spark", "sql")  # of datasets: pickles, and a database's commands
+_PARTIAL = ".ddpm_lightning_download_"  # the name of a folder begins so while a set is downloaded to it
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _BYTES = 16 * 2**30  # a set of more is no set that fits in memory
@@ -65,9 +72,8 @@ def from_torchvision(
     except (RuntimeError, FileNotFoundError):
         try:
             with _one_at_a_time(Path(root)):  # the others find it there
-                found = source(root=root, download=True)
+                found = _downloaded(source, Path(root))
         except (URLError, RuntimeError, OSError) as error:
-            _remove_empty(Path(root))
             name = getattr(source, "func", source).__name__
             raise UserError(
                 f"data.root={root} does not hold {name}, and it cannot be downloaded ({' '.join(str(error).split())}): "
@@ -94,11 +100,28 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-def _remove_empty(folder: Path) -> None:
-    """A folder with no file in it or below it, such as a download in vain leaves behind."""
-    for path in sorted([folder, *folder.rglob("*")], reverse=True):
+def _downloaded(source: Callable[..., Any], root: Path) -> Any:
+    """The set, downloaded beside its place and moved there; of a download in vain, or cut short, nothing is left but what was there."""
+    with suppress(RuntimeError, FileNotFoundError):
+        return source(root=root, download=False)  # another process was first
+    made = [path for path in (root, *root.parents) if not path.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    for cut_short in root.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(cut_short, ignore_errors=True)
+    partial = Path(mkdtemp(prefix=_PARTIAL, dir=root))
+    try:
+        source(root=partial, download=True)
+        for path in sorted(partial.rglob("*")):
+            if not path.is_dir():
+                place = root / path.relative_to(partial)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
-            path.rmdir()  # refused where anything is in it
+            for path in made:
+                path.rmdir()  # refused where anything is in it
+    return source(root=root, download=False)
 
 
 def image_folder(root: str | Path, *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01) -> ImageSet:
@@ -154,8 +177,18 @@ def huggingface(
         raise UserError(
             "data=huggingface needs the package datasets: pip install 'ddpm_lightning[huggingface]'"
         ) from error
+    local = Path(root).is_dir()
+    if not local and root in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
+        raise UserError(
+            f"data.root={root} is one of the library's own readers, and no set: give a local folder, or a set's name on the hub"
+        )
     try:
-        found = datasets.load_dataset(root, split=split)
+        where = str(Path(root).resolve()) if local else root  # else a folder called csv would be taken for a reader
+        code = {"trust_remote_code": False} if int(datasets.__version__.partition(".")[0]) < 4 else {}
+        builder = datasets.load_dataset_builder(where, **code)
+        if type(builder).__module__.rpartition(".")[2] in _UNSAFE_READERS:
+            raise ValueError(f"it holds files for {type(builder).__name__}, which could run code in them")
+        found = datasets.load_dataset(where, split=split, **code)
     except Exception as error:  # its own classes, and those of what it downloads with
         raise UserError(
             f"data.root={root}, split={split} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}): "
@@ -167,7 +200,11 @@ def huggingface(
                 f"data.dataset.{key}={column} is no column of {root}: choose one of {', '.join(found.column_names)}"
             )
     height, width = image_size
-    arrays = [_as_bytes(image, channels, (width, height)) for image in found[image_column]]
+    if isinstance(found.features[image_column], datasets.Image):  # decoded here, as the pictures in a folder are
+        found = found.cast_column(image_column, datasets.Image(decode=False))
+    arrays = [
+        _from_table(row, channels, (width, height), f"image {i} of {root}") for i, row in enumerate(found[image_column])
+    ]
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
     labels = torch.zeros(len(images)) if label_column is None else torch.as_tensor(list(found[label_column]))
     return ImageSet(images, labels.long())
@@ -228,10 +265,20 @@ def read_picture(file: Path | IO[bytes], channels: int, size: tuple[int, int]) -
         ValueError: where it is damaged; one line says how.
     """
     try:
-        with Image.open(file) as picture:
+        with open_image(file) as picture:
             return _as_bytes(picture, channels, size)
     except Exception as error:  # on damaged bytes Pillow's decoders raise what they come upon
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _from_table(cell: Any, channels: int, size: tuple[int, int], name: str) -> np.ndarray:
+    """A picture in a cell of a table, the bytes or the path of its file."""
+    held = cell if isinstance(cell, dict) else {}
+    file = BytesIO(held["bytes"]) if held.get("bytes") else Path(str(held.get("path")))
+    try:
+        return read_picture(file, channels, size)
+    except ValueError as error:
+        raise UserError(f"{name} cannot be read ({error}): mend it, or leave it out") from error
 
 
 def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray:

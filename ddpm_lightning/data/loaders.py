@@ -63,9 +63,8 @@ class TrainLoader(Endless):
     """Batches from an endless row of passes over the data, each pass in its own order.
 
     Position p of the row is image `permutation(seed, p // N)[p % N]`, so every pass holds each image once, a batch may
-    run on into the next pass, and all batches are full. Micro-batch m of rank r takes the positions from
-    (m·W + r)·B on: the order is known from m alone, is the same for every world size W at one global batch size, and
-    its state is that one number.
+    run on into the next pass, and all batches are full. Behind n images, rank r takes the positions from n + r·B on, and
+    all W ranks together W·B: the order is known from n alone, which is the state, and no change of W or B leaves an image out.
 
     Args:
         data: the images.
@@ -92,7 +91,7 @@ class TrainLoader(Endless):
         labelled: bool = False,
         accumulate: int = 1,
     ):
-        super().__init__(len(indices) // (batch_size * world_size * accumulate), accumulate)
+        super().__init__(len(indices) // (batch_size * world_size * accumulate), accumulate, batch_size * world_size)
         self._data = data
         self._indices = indices
         self._batch_size = batch_size
@@ -103,11 +102,10 @@ class TrainLoader(Endless):
         self._labelled = labelled
         self._passes: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def _batches_from(self, number: int) -> Iterator[Batch]:
-        return map(self._batch, count(number))
+    def _batches_from(self, position: int) -> Iterator[Batch]:
+        return map(self._batch, count(position + self._rank * self._batch_size, self._world_size * self._batch_size))
 
-    def _batch(self, number: int) -> Batch:
-        first = (number * self._world_size + self._rank) * self._batch_size
+    def _batch(self, first: int) -> Batch:
         positions = torch.arange(first, first + self._batch_size)
         epochs = positions // len(self._indices)
         chosen, mirrored = [], []

@@ -9,12 +9,29 @@ from contextlib import closing, suppress
 from glob import glob
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import urlparse
 
 from ddpm_lightning.errors import UserError
 
 __all__ = ["Record", "Shard", "find_shards", "read_records", "stretch", "total"]
+
+
+_FILE = 2**28  # bytes of a sample's file; what is larger is no picture
+_HEADER = 2**20  # bytes of a name, or of other words about a file
+
+
+class Member(tarfile.TarInfo):
+    """A file in a tar file, whose size is looked at before it is read: a few bytes can declare more than a memory holds."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        words = self.type in (*_WORDS, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if words and self.size > _HEADER:
+            raise tarfile.ReadError(f"it has a name, or words about a file, of {self.size:,} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+_WORDS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 class Shard(NamedTuple):
@@ -150,8 +167,9 @@ def _count(url: str, image_keys: Sequence[str]) -> int:
         )
     samples, seen, last = 0, set(), None
     try:
-        with tarfile.open(url) as tar:
+        with tarfile.open(url, tarinfo=Member) as tar:
             for member in tar:
+                _check_size(member)
                 key, ending = _key_of(member)
                 samples += key is not None and key != last
                 last = last if key is None else key
@@ -186,13 +204,31 @@ def _key_of(member: tarfile.TarInfo) -> tuple[str | None, str | None]:
     return key, ending and ending.lower()
 
 
+def _check_size(member: tarfile.TarInfo) -> None:
+    """Refuse a file that declares more than a picture's has."""
+    if member.issparse() or member.size > _FILE:
+        raise tarfile.ReadError(f"{member.name} declares {member.size:,} bytes: no picture has more than {_FILE:,}")
+
+
 def _samples(url: str) -> Generator[dict[str, Any], None, None]:
     from webdataset.gopen import gopen
-    from webdataset.tariterators import group_by_keys, tar_file_expander
+    from webdataset.tariterators import group_by_keys
 
     file = gopen(url)
     try:
-        yield from group_by_keys(tar_file_expander([{"url": url, "stream": file}]))
+        yield from group_by_keys(_files(file, url))
     finally:
         with suppress(OSError):  # a command that is not read to its end fails by that
             file.close()
+
+
+def _files(file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
+    """The files in a shard, in the form in which webdataset groups them to samples."""
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as tar:
+        for member in tar:
+            if _key_of(member)[0] is not None:
+                _check_size(member)
+                held = tar.extractfile(member)
+                assert held is not None
+                yield {"fname": member.name, "data": held.read(), "__url__": url}
+            tar.members = []  # type: ignore[attr-defined]  # which it would keep

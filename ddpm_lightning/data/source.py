@@ -24,38 +24,42 @@ class Batch(NamedTuple):
 
 
 class Endless(ABC):
-    """Batches without end, of which an epoch of Lightning's is so many; the state is the number of those given out.
+    """Batches without end, of which an epoch of Lightning's is so many; the state is how many images all ranks together were given.
 
     Args:
         steps: optimiser steps per epoch; at least one is made of it.
         accumulate: batches per step; Lightning would cut a step short where its epoch, `len`, is no multiple.
+        images: of a batch, on all ranks together.
     """
 
-    def __init__(self, steps: int, accumulate: int):
+    def __init__(self, steps: int, accumulate: int, images: int):
         self._len = max(1, steps) * accumulate
-        self._number = 0
+        self._images = images
+        self._position = 0
         self._row: Iterator[Batch] | None = None
 
     @abstractmethod
-    def _batches_from(self, number: int) -> Iterator[Batch]:
-        """Batch `number` and all that follow."""
+    def _batches_from(self, position: int) -> Iterator[Batch]:
+        """The batches behind the first `position` images."""
 
     def __len__(self) -> int:
         return self._len
 
     def __iter__(self) -> Iterator[Batch]:
         if self._row is None:
-            self._row = self._batches_from(self._number)  # kept from epoch to epoch, with what workers read ahead
+            self._row = self._batches_from(self._position)  # kept from epoch to epoch, with what workers read ahead
         for batch in islice(self._row, self._len):
-            self._number += 1
+            self._position += self._images
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"batches": self._number}
+        return {"images": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a state's place; with "skip", so many batches behind it. Earlier versions have counted batches."""
         self.close()
-        self._number = state["batches"]
+        images = state["images"] if "images" in state else state["batches"] * self._images
+        self._position = images + state.get("skip", 0) * self._images
 
     def close(self) -> None:
         """End the workers, if there are any; the next batch starts others."""

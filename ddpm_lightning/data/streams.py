@@ -42,13 +42,15 @@ class StreamLoader(Endless):
     def __init__(
         self, reader: Reader, row: Row, *, batch_size: int, rank: int, world_size: int, accumulate: int, workers: int
     ):
-        super().__init__(total(row.shards) // (batch_size * world_size * accumulate), accumulate)
+        images = batch_size * world_size
+        super().__init__(total(row.shards) // (images * accumulate), accumulate, images)
         self._reader = reader
         self._row_of_passes = row
         self._place = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
         self._workers = workers
 
-    def _batches_from(self, number: int) -> Iterator[Batch]:
+    def _batches_from(self, position: int) -> Iterator[Batch]:
+        number = position // self._images  # exact where neither the processes nor the batch size were changed
         return _read(Lanes(self._reader, self._row_of_passes, number=number, **self._place), self._workers)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.interop.files import WEIGHTS, check_new, read_json, read_weights, whole_or_nothing, write_json
+from ddpm_lightning.files import whole_or_nothing
+from ddpm_lightning.interop.files import WEIGHTS, check_new, read_json, read_weights, write_json
 from ddpm_lightning.interop.layout import config_of, names, schedule_of, scheduler_of, settings_of
 from ddpm_lightning.models import UNet
 from ddpm_lightning.schedules import NoiseSchedule

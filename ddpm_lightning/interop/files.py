@@ -2,10 +2,7 @@
 
 import json
 import pickle
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from torch import Tensor
 
 from ddpm_lightning.errors import UserError
 
-__all__ = ["WEIGHTS", "check_new", "read_json", "read_weights", "whole_or_nothing", "write_json"]
+__all__ = ["WEIGHTS", "check_new", "read_json", "read_weights", "write_json"]
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -60,21 +57,3 @@ def read_weights(unet: Path) -> dict[str, Tensor]:
 def check_new(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: give the name of a new folder")
-
-
-@contextmanager
-def whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A folder beside the one that is wanted, which takes its place at the end."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): give another folder") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
-from PIL import Image
 
 from ddpm_lightning.errors import brief
+from ddpm_lightning.images import open_image
 from ddpm_lightning.report.answer import comparable, measured
 from ddpm_lightning.report.page import Block, Gallery, Heading, Sheet
 from ddpm_lightning.report.reading import Setting
 from ddpm_lightning.report.writing import Report
 from ddpm_lightning.run_folder import SWEEP
 from ddpm_lightning.runs.build import build_loggers, sweep_name
-from ddpm_lightning.runs.checkpoint import check_targets
+from ddpm_lightning.runs.trust import check_targets
 
 __all__ = ["Published", "best_values", "pictures", "publish", "results", "wandb_of"]
 
@@ -100,7 +100,7 @@ def pictures(blocks: Sequence[Block]) -> Iterator[tuple[str, list[tuple[str, byt
 
 
 def _publish(report: Report, name: str, node: Mapping[str, Any]) -> Published:
-    check_targets(node, whole_run=True)  # the runs may be a stranger's
+    check_targets(node, "logger")  # the runs may be a stranger's
     here = report.folder.resolve() / "report"
     began = Path(str(report.settings[0].runs[0].config["run_dir"]))  # names their group, also where they were moved
     group = node.get("group") or (sweep_name(began) if (report.folder / SWEEP).exists() else None)
@@ -113,7 +113,7 @@ def _publish(report: Report, name: str, node: Mapping[str, Any]) -> Published:
         columns, rows = results(report.settings)
         logger.log_table("report/results", columns=columns, data=rows)
         for key, shown in pictures(report.blocks):
-            images = [Image.open(BytesIO(file)) for _, file in shown]
+            images = [open_image(BytesIO(file)) for _, file in shown]
             logger.log_image(key, images, caption=[what for what, _ in shown])
         run.log_artifact(str(report.folder / "report.html"), name=f"report-{run.id}", type="report")
         run.summary.update(best_values(report.settings))

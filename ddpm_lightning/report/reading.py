@@ -5,15 +5,16 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.records import read_record
 from ddpm_lightning.report.comparison import Mean
 from ddpm_lightning.run_folder import configs_below, is_going_on, summary_of
 
@@ -128,17 +129,19 @@ def part(config: Any, key: str) -> Any:
 
 def _read(folder: Path) -> Run | None:
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except Exception:  # YAML's and OmegaConf's errors have no common class, and a strange file is no run
+        config = read_record(folder / "config.yaml")
+    except UserError:  # a strange file is no run
         return None
-    if not isinstance(config, dict) or "denoiser" not in config:
+    if not isinstance(config, dict) or "denoiser" not in config or not isinstance(config.get("seed", 0), int):
         return None
     going_on = is_going_on(folder)  # first: a run that ends meanwhile has a summary
     summary = summary_of(folder)
-    status = summary.get("status") or ("going on" if going_on else "killed")
-    hydra = folder / ".hydra" / "overrides.yaml"
-    typed = summary.get("overrides") or (list(OmegaConf.load(hydra)) if hydra.exists() else [])
-    split = [str(text).lstrip("+~").partition("=") for text in typed]
+    status = str(summary.get("status") or ("going on" if going_on else "killed"))
+    typed = summary.get("overrides")
+    if not typed:
+        with suppress(UserError):
+            typed = read_record(folder / ".hydra" / "overrides.yaml")
+    split = [str(text).lstrip("+~").partition("=") for text in (typed if isinstance(typed, list) else [])]
     ours = {key: value.strip("'\"") for key, _, value in split if not key.startswith("hydra.") and not _is_noise(key)}
     return Run(folder, config, ours, summary, status)
 

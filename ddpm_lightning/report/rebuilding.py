@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.report.reading import part
 from ddpm_lightning.runs.build import build
-from ddpm_lightning.runs.checkpoint import check_targets
 from ddpm_lightning.runs.drawing import count_evaluations
+from ddpm_lightning.runs.trust import check_targets
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["evaluations_of", "schedule_of"]
@@ -34,7 +34,7 @@ def evaluations_of(config: Any) -> int | None:
 
 def _built(config: Any, key: str) -> Any:
     node = part(config, key)
-    check_targets(node, whole_run=key == "sampler")
+    check_targets(node, key)
     return build(key, OmegaConf.create(node))
 
 

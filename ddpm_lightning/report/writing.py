@@ -3,14 +3,14 @@
 import os
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.plots import look
+from ddpm_lightning.records import read_record
 from ddpm_lightning.report.answer import METRICS, answer, comparable, incomparable, measured
 from ddpm_lightning.report.comparison import LEVEL, Distance, Mean
 from ddpm_lightning.report.page import (
@@ -29,7 +29,7 @@ from ddpm_lightning.report.page import (
 from ddpm_lightning.report.pictures import curves, errors_by_log_snr, last_samples, quartiles, schedule_curves
 from ddpm_lightning.report.reading import Run, Setting, job_number, part, read_runs, settings_of
 from ddpm_lightning.report.rebuilding import evaluations_of
-from ddpm_lightning.run_folder import SWEEP, failed_jobs_in, replace_file
+from ddpm_lightning.run_folder import SWEEP, failed_jobs_in
 
 __all__ = ["Report", "compare", "write", "write_report"]
 
@@ -211,11 +211,9 @@ def _cost(settings: Sequence[Setting]) -> Iterator[Block]:
 
 def _origin(folder: Path, settings: Sequence[Setting]) -> Iterator[Block]:
     yield Heading("How it was made")
-    try:
-        typed = OmegaConf.load(folder / SWEEP).hydra.overrides.task
-        yield Text(_code(f"python train.py -m {shlex.join(typed)}"))
-    except (OSError, OmegaConfBaseException, YAMLError):
-        pass  # the folder of no sweep, or a damaged record
+    with suppress(UserError, LookupError, TypeError):  # the folder of no sweep, or a damaged record
+        typed = read_record(folder / SWEEP)["hydra"]["overrides"]["task"]
+        yield Text(_code(f"python train.py -m {shlex.join(map(str, typed))}"))
     rows = [
         Row([_code(_relative(run.folder, folder)), setting.name, str(run.seed), run.status], look(i))
         for i, setting in enumerate(settings)

@@ -18,9 +18,10 @@ from ddpm_lightning.images import SeededNoise, from_uint8
 from ddpm_lightning.likelihood import VARIANCES, BitsPerDim, bits_per_dim
 from ddpm_lightning.plots import draw_bits_by_step
 from ddpm_lightning.runs.build import build, check_whole, of_points
-from ddpm_lightning.runs.checkpoint import check_targets, denoiser_of, load_checkpoint, run_dir_of
+from ddpm_lightning.runs.checkpoint import denoiser_of, load_checkpoint, run_dir_of
 from ddpm_lightning.runs.ranks import Ranks
 from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
+from ddpm_lightning.runs.trust import check_targets
 
 __all__ = ["bits_folder", "bits_in_shards", "measure_bits_per_dim"]
 
@@ -54,7 +55,7 @@ def measure_bits_per_dim(
             f"ckpt_path={checkpoint} is of points: bits per dimension are of images on the grid of 256 values"
         )
     denoiser = denoiser_of(held, weights=weights)
-    check_targets(held["config"]["data"], whole_run=True)
+    check_targets(held["config"]["data"], "data")
     data: ImageDataModule = build("data", OmegaConf.create(held["config"]["data"]))
     data.setup()
     held_out = held_out_of(data)

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,18 +22,21 @@ from omegaconf import DictConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ddpm_lightning.callbacks import EMA, CSVLogger, NewestCheckpoint, Randomness, StopSignals
+from ddpm_lightning.callbacks import EMA, CSVLogger, NewestCheckpoint, Randomness, StopSignals, TrainingMetrics
 from ddpm_lightning.data.points import SHAPE
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.losses import Objective
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.ranges import is_whole
-from ddpm_lightning.run_folder import SWEEP, replace_file
+from ddpm_lightning.run_folder import SWEEP
+from ddpm_lightning.runs.trust import WANDB
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = [
+    "StoreRun",
     "build",
     "build_callbacks",
     "build_loggers",
@@ -45,10 +49,6 @@ __all__ = [
     "times_of",
 ]
 
-WANDB = (
-    "ddpm_lightning.callbacks.WandbLogger",
-    "lightning.pytorch.loggers.WandbLogger",
-)  # the latter in old checkpoints
 WANDB_ID = "wandb/run_id"  # in a run folder
 TAGGED = ("experiment", "data", "model", "schedule", "loss")  # groups that runs are told apart by in W&B
 
@@ -59,16 +59,56 @@ SIZES = ("base_channels", "channel_multipliers", "num_res_blocks", "hidden_size"
 
 
 class StoreRun(Callback):
-    """Puts into every checkpoint the resolved config as plain data, the overrides that made it, and the rows of metrics.csv."""
+    """Puts into every checkpoint what a run needs to go on, and what its summary says of all its parts together.
 
-    def __init__(self, config: Mapping[str, Any], overrides: Sequence[str]):
+    Args:
+        config: resolved, as plain data.
+        overrides: that made it.
+        data_fingerprint: of the images that the run learns.
+    """
+
+    def __init__(self, config: Mapping[str, Any], overrides: Sequence[str], data_fingerprint: str | None = None):
         self._config = config
-        self._overrides = list(overrides)
+        self.overrides = list(overrides)
+        self._data_fingerprint = data_fingerprint
+        self._began = time.monotonic()
+        self._earlier = 0.0  # seconds of the run before it was resumed
+        self._final: dict[str, float] = {}  # the last values by then
+        self._started_at: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started_at = trainer.global_step
+
+    def has_gone_on(self, trainer: Trainer) -> bool:
+        """Whether a step was taken since the run was started or resumed."""
+        return self._started_at is not None and trainer.global_step != self._started_at
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the run was started, without the time between two of its parts."""
+        return self._earlier + time.monotonic() - self._began
+
+    def metrics(self, trainer: Trainer) -> dict[str, Any]:
+        """The last value of each metric, and the best of the validations'."""
+        final = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        best: dict[str, float] = {}
+        for callback in trainer.callbacks:
+            if isinstance(callback, TrainingMetrics):
+                final |= callback.latest
+                best = callback.best
+        final = {**self._final, **final}
+        return {"images_per_second": final.get("train/images_per_second"), "final": final, "best": best}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self._config
-        checkpoint["overrides"] = self._overrides
+        checkpoint["overrides"] = self.overrides
         checkpoint["metrics_rows"] = sum(logger.rows for logger in trainer.loggers if isinstance(logger, CSVLogger))
+        checkpoint["data_fingerprint"] = self._data_fingerprint
+        checkpoint["summary"] = {"wall_seconds": self.wall_seconds, "final": self.metrics(trainer)["final"]}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if "summary" in checkpoint:  # one of an earlier version has none
+            self._earlier, self._final = checkpoint["summary"]["wall_seconds"], dict(checkpoint["summary"]["final"])
 
 
 def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
@@ -120,11 +160,13 @@ def build_module(config: DictConfig) -> DDPM:
         raise UserError(one_line(error)) from error
 
 
-def build_callbacks(config: DictConfig, plain: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> list[Callback]:
+def build_callbacks(
+    config: DictConfig, plain: Mapping[str, Any], *, overrides: Sequence[str] = (), data_fingerprint: str | None = None
+) -> list[Callback]:
     """The callbacks in the order that they need: average, look, and save, the checkpoint that a run goes on from behind all."""
     chosen = [build(f"callbacks.{name}", node) for name, node in config.callbacks.items() if node is not None]
     chosen.sort(key=lambda callback: (isinstance(callback, NewestCheckpoint), not isinstance(callback, EMA)))
-    return [Randomness(config.seed), StopSignals(), StoreRun(plain, overrides), *chosen]
+    return [Randomness(config.seed), StopSignals(), StoreRun(plain, overrides, data_fingerprint), *chosen]
 
 
 def build_loggers(config: DictConfig, run_dir: Path, *, tagged: bool = True) -> list[Logger]:

@@ -7,9 +7,9 @@ from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.build import build
-from ddpm_lightning.runs.checkpoint import check_targets
 from ddpm_lightning.runs.drawing import Drawing
 from ddpm_lightning.runs.scores import FEWEST
+from ddpm_lightning.runs.trust import check_targets
 
 __all__ = ["check_sets", "data_of", "reference_of"]
 
@@ -19,7 +19,7 @@ def data_of(config: DictConfig, drawing: Drawing) -> ImageDataModule:
     if config.get("data") is not None:
         node = config.data
     elif "_target_" in drawing.data:
-        check_targets(drawing.data, whole_run=True)
+        check_targets(drawing.data, "data")
         node = OmegaConf.create(dict(drawing.data))
     else:
         raise UserError(

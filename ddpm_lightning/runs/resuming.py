@@ -2,37 +2,55 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.module import DDPM
-from ddpm_lightning.run_folder import checkpoints_of
-from ddpm_lightning.runs.checkpoint import check_targets, differing, load_checkpoint
+from ddpm_lightning.records import Vocabulary, read_record
+from ddpm_lightning.run_folder import checkpoints_in, refuse_links_out
+from ddpm_lightning.runs.checkpoint import differing, load_checkpoint
+from ddpm_lightning.runs.trust import check_paths, check_targets
 
-__all__ = ["Start", "fits", "refuse_another", "resumed"]
+__all__ = ["Start", "fits", "newest_start", "refuse_another", "resumed", "same_data"]
 
 log = logging.getLogger(__name__)
 
-_PATHS = (
-    "dirpath",
-    "folder",
-    "save_dir",
-    "default_root_dir",
-    "dir",
-    "name",
-    "version",
-)  # what callbacks and loggers write to
+# What the weights, the optimiser's state and the held-out images stand or fall with.
+_FIXED = {
+    "optimizer": "the checkpoint holds its state",
+    "lr_scheduler": "the checkpoint holds its state",
+    "seed": "the order of the images, and which of them are held out, are drawn from it",
+    "schedule": "the weights are trained for it",
+    "prediction": "the weights are trained for it",
+    "learned_variance": "the weights are trained for it",
+    "loss": "the weights are trained for it",
+    "data.channels": "the weights are trained on them",
+    "data.image_size": "the weights are trained on it",
+    "data.dataset": "the weights are trained on it",
+    "data.num_classes": "the weights are trained on them",
+    "data.val_fraction": "images that the run has trained on would be held out",
+    "data.seed": "images that the run has trained on would be held out",
+}
+
+
+_FREE = ("workers", "sizes", "max_damaged", "fused", "foreach")
+
+_NEEDED = {"overrides": list, "metrics_rows": int, "loops": dict, "optimizer_states": list, "callbacks": dict}
 
 
 class Start(NamedTuple):
-    """Where a run goes on from: the file, and what it holds; both None where nothing had been saved."""
+    """Where a run goes on from: its config, the overrides that made it, and the checkpoint; None where nothing had been saved."""
 
+    config: dict[str, Any]
+    overrides: Sequence[str]
     path: Path | None
     checkpoint: dict[str, Any] | None
 
@@ -46,37 +64,58 @@ def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
     """The config of the run in the folder `config.resume`, and the newest of its checkpoints that is whole.
 
     The config is the checkpoint's. What was typed when it was resumed changes it: the difference that those overrides
-    make to the config as it is composed today.
+    make to the config as it is composed today. What is not typed comes from the folder, and is checked as a stranger's.
 
     Raises:
         UserError: where no checkpoint can be read, its config asks for what we do not ship, or a change cannot be made.
     """
     folder = Path(str(config.resume)).resolve()
-    if not (folder / "config.yaml").exists():
-        raise UserError(
-            f"resume={config.resume} is no run folder: it holds no config.yaml; give one that train.py made"
-        )
-    start = _newest(folder)
-    if start.checkpoint is None:
-        log.warning("resume=%s: nothing had been saved yet, the run begins anew", config.resume)
-        held = _plain(config if HydraConfig.initialized() else OmegaConf.load(folder / "config.yaml"))
-    else:
-        held = start.checkpoint["config"]
-    held = _moved(held, str(held["run_dir"]), str(folder))
-    if HydraConfig.initialized() and start.checkpoint is not None:
-        before, now = _plain(compose("train", list(start.checkpoint["overrides"]))), _plain(config)
-        for key in ("optimizer", "lr_scheduler"):
-            if before[key] != now[key]:
-                raise UserError(
-                    f"{key} cannot be changed when a run is resumed, since the checkpoint holds its state: leave it away, or "
-                    f"start a new run with init_from={folder}"
-                )
+    refuse_links_out(folder)
+    start = newest_start(folder)
+    held, typed = _moved(start.config, str(start.config.get("run_dir")), str(folder)), set()
+    if HydraConfig.initialized():
+        before, now = _plain(compose("train", _vocabulary(config).replayable(start.overrides))), _plain(config)
+        _refuse_changes(before, now, folder)
         held = {**{key: value for key, value in now.items() if key not in held}, **held}
-        _change(held, before, now)
-    # Last, since the overrides that the folder records are a stranger's too, where the folder is.
-    check_targets(held, whole_run=True)
-    _check_paths(held, folder)
+        typed = {*_change(held, before, now)}
+    check_targets(held, "run", typed=typed)
+    check_paths(held, folder, typed=typed)
     return OmegaConf.create({**held, "resume": None, "run_dir": str(folder)}), start
+
+
+def newest_start(folder: Path, *, warn: bool = True) -> Start:
+    """What the newest checkpoint in a run's folder that is whole says, or where nothing has been saved the folder's own records.
+
+    Args:
+        folder: the run's.
+        warn: whether damaged checkpoints are named.
+
+    Raises:
+        UserError: where the folder is no run's, or none of its checkpoints can be read.
+    """
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"resume={folder} is no run folder: it holds no config.yaml; give one that train.py made")
+    found = checkpoints_in(folder / "checkpoints")
+    for path in found:
+        try:
+            checkpoint = load_checkpoint(path)
+            if lacking := [key for key, kind in _NEEDED.items() if not isinstance(checkpoint.get(key), kind)]:
+                raise UserError(f"{path} is of another version: it lacks {', '.join(sorted(lacking))}")
+        except UserError as error:
+            if warn:
+                log.warning("%s (going on from the one before it)", error)
+        else:
+            return Start(checkpoint["config"], checkpoint["overrides"], path, checkpoint)
+    if found:
+        raise UserError(f"resume={folder}: none of its {len(found)} checkpoints can be read; start a new run")
+    if warn:
+        log.warning("resume=%s: nothing had been saved yet, the run begins anew", folder)
+    config, typed = read_record(folder / "config.yaml"), []
+    with suppress(UserError):  # not needed, but for keys that are not in the default config
+        typed = read_record(folder / ".hydra" / "overrides.yaml")
+    if not isinstance(config, dict):
+        raise UserError(f"resume={folder}: its config.yaml is no config; give a folder that train.py made")
+    return Start(config, typed if isinstance(typed, list) else [], None, None)
 
 
 def refuse_another(config: DictConfig, folder: Path) -> None:
@@ -85,8 +124,8 @@ def refuse_another(config: DictConfig, folder: Path) -> None:
     Raises:
         UserError: that names a key in which they do.
     """
-    held, now = _plain(OmegaConf.load(folder / "config.yaml")), _plain(config)
-    held = _moved(held, str(held["run_dir"]), str(folder))
+    held, now = read_record(folder / "config.yaml"), _plain(config)
+    held = _moved(held, str(held.get("run_dir")), str(folder)) if isinstance(held, dict) else {}
     for key, old, new in _differing(held, now):
         if key not in ("resume", "run_dir", "optimized_metric"):
             raise UserError(
@@ -107,35 +146,93 @@ def fits(module: DDPM, start: Start) -> None:
             f"resume: {start.path} is of another network: {len(wrong)} of its weights differ in name or shape, among them "
             f"{', '.join(wrong[:3])}; leave model=..., data=... and schedule=... as they were"
         )
+    average = start.checkpoint.get("ema_state_dict") or {}
+    weights = {name: parameter for name, parameter in module.named_parameters() if name in average}
+    if not isinstance(average, dict) or (wrong := differing(weights, average)):
+        raise UserError(f"resume: the averaged weights in {start.path} are of another network: {', '.join(wrong[:3])}")
+    if not _is_state_of(module, start.checkpoint["optimizer_states"]):
+        raise UserError(
+            f"resume: the optimizer's state in {start.path} is of another network, or damaged: start a new run"
+        )
 
 
-def _plain(config: DictConfig | ListConfig) -> dict[str, Any]:
+def _plain(config: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
-def _newest(folder: Path) -> Start:
-    found = checkpoints_of(folder)
-    for path in found:
-        try:
-            checkpoint = load_checkpoint(path)
-            if lacking := {"overrides", "metrics_rows", "loops", "optimizer_states"} - checkpoint.keys():
-                raise UserError(f"{path} is of another version: it lacks {', '.join(sorted(lacking))}")
-        except UserError as error:
-            log.warning("%s (going on from the one before it)", error)
-        else:
-            return Start(path, checkpoint)
-    if found:
-        raise UserError(f"resume={folder}: none of its {len(found)} checkpoints can be read; start a new run")
-    return Start(None, None)
+def same_data(start: Start, fingerprint: str) -> None:
+    """Refuse to go on with other images, or other labels, than the run has learned so far.
+
+    Args:
+        start: where the run goes on from.
+        fingerprint: of the data that there are now.
+
+    Raises:
+        UserError: where they differ.
+    """
+    before = None if start.checkpoint is None else start.checkpoint.get("data_fingerprint")
+    if before is not None and before != fingerprint:
+        raise UserError(
+            f"data: the images or labels are not those that the run has learned (fingerprint {before}, now {fingerprint}): give "
+            f"the folder of those by data.root=..., or start a new run with init_from={start.path}"
+        )
+
+
+def _is_state_of(module: DDPM, states: list[Any]) -> bool:
+    """Whether each tensor is a parameter's in shape and type, or one number: fused kernels go by the parameter's size."""
+    optimizer = module.configure_optimizers()["optimizer"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if len(states) != 1 or not isinstance(states[0], dict) or not isinstance(states[0].get("state"), dict):
+        return False
+    for number, state in states[0]["state"].items():
+        if not isinstance(number, int) or not 0 <= number < len(parameters) or not isinstance(state, dict):
+            return False
+        like = parameters[number]
+        for value in state.values():
+            if (
+                isinstance(value, Tensor)
+                and value.numel() != 1
+                and (value.shape, value.dtype) != (like.shape, like.dtype)
+            ):
+                return False
+    return True
+
+
+def _vocabulary(config: DictConfig) -> Vocabulary:
+    return Vocabulary([*HydraConfig.get().runtime.choices], [str(key) for key in config])
+
+
+def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    for key, why in _FIXED.items():
+        old, new = (_at(config, key) for config in (before, now))
+        if _fixed_part(old) != _fixed_part(new):
+            change = "" if isinstance(old, dict) or isinstance(new, dict) else f" from {old} to {new}"
+            raise UserError(
+                f"{key} cannot be changed{change} when a run is resumed, since {why}: leave it away, or start a new run with "
+                f"init_from={folder}"
+            )
+
+
+def _fixed_part(node: Any) -> Any:
+    """Without how many workers read, and how much may be damaged."""
+    return {k: v for k, v in node.items() if k not in _FREE} if isinstance(node, Mapping) else node
+
+
+def _at(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def _moved(node: Any, old: str, new: str) -> Any:
-    """The config with its paths below `old` put below `new`: the folder may have been moved."""
+    """The config with its paths at and below the folder `old` put below `new`: it may have been moved."""
     if isinstance(node, dict):
         return {key: _moved(child, old, new) for key, child in node.items()}
     if isinstance(node, list):
         return [_moved(child, old, new) for child in node]
-    return new + node.removeprefix(old) if isinstance(node, str) and node.startswith(old) else node
+    return (
+        new + node.removeprefix(old) if isinstance(node, str) and (node == old or node.startswith(f"{old}/")) else node
+    )
 
 
 def _differing(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -147,18 +244,8 @@ def _differing(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, An
         yield key, old, new
 
 
-def _check_paths(node: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a config that would write outside of its run's folder."""
-    for key, value in node.items():
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, Mapping):
-                _check_paths(child, folder)
-        if key in _PATHS and isinstance(value, str) and not (folder / value).resolve().is_relative_to(folder):
-            raise UserError(f"the checkpoint asks to write to {key}={value}, outside of its run's folder: refused")
-
-
-def _change(held: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Make to `held` the changes that lead from `before` to `now`."""
+def _change(held: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Make to `held` the changes that lead from `before` to `now`, and give the dotted keys of what was put in."""
     for key in {*before, *now} - {"resume", "run_dir"}:
         old, new = before.get(key), now.get(key)
         if old == new and (key in before) == (key in now):
@@ -171,9 +258,10 @@ def _change(held: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, A
             and isinstance(held.get(key), dict)
             and _same_thing(old, new)
         ):
-            _change(held[key], old, new)
+            yield from _change(held[key], old, new, f"{above}{key}.")
         else:
             held[key] = new
+            yield f"{above}{key}"
 
 
 def _same_thing(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

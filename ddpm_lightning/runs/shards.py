@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.run_folder import replace_file
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.runs.ranks import Ranks
 
 __all__ = ["do_shards", "missing_shards", "read_shards"]

@@ -10,8 +10,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.plots import draw_study
-from ddpm_lightning.run_folder import replace_file
 
 __all__ = ["Study"]
 

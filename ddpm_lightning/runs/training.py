@@ -1,13 +1,11 @@
 """What `train.py` does."""
 
-import json
 import logging
 import os
 import re
 import shlex
 import signal
 import subprocess
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,19 +22,23 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, CSVLogger, TrainingMetrics, WandbLogger
+from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, CSVLogger, LossGuard, WandbLogger
+from ddpm_lightning.callbacks.finite import refuse_broken
 from ddpm_lightning.data.datamodule import ImageDataModule
-from ddpm_lightning.errors import Stopped, UserError
+from ddpm_lightning.errors import Diverged, Stopped, UserError, brief
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import (
+    by_step,
     has_finished,
     only_one_run,
     refuse_used,
     remove_leftovers,
-    replace_file,
     summary_of,
+    write_summary,
 )
 from ddpm_lightning.runs.build import (
+    StoreRun,
     build,
     build_callbacks,
     build_loggers,
@@ -53,7 +55,7 @@ from ddpm_lightning.runs.processes import (
     requeue,
     take_gpu,
 )
-from ddpm_lightning.runs.resuming import Start, fits, refuse_another, resumed
+from ddpm_lightning.runs.resuming import Start, fits, newest_start, refuse_another, resumed, same_data
 
 __all__ = ["train"]
 
@@ -105,8 +107,10 @@ def _train(config: DictConfig) -> float | None:
     elif config.init_from is not None:
         _begin_with(module, Path(str(config.init_from)))
     data.setup()  # what is wrong with the data is said before anything is written
-    overrides = [o for o in _overrides() if not o.startswith("resume=")]
-    callbacks = build_callbacks(config, plain, overrides=overrides)
+    if start is not None:
+        same_data(start, data.source.fingerprint)
+    overrides = _overrides(start)
+    callbacks = build_callbacks(config, plain, overrides=overrides, data_fingerprint=data.source.fingerprint)
     trainer: Trainer = build(
         "trainer",
         config.trainer,
@@ -126,7 +130,8 @@ def _train(config: DictConfig) -> float | None:
         trainer.loggers = loggers = build_loggers(config, run_dir)
         _save_config(config, run_dir)
         if start is not None:
-            _go_back(run_dir, loggers, start, overrides)
+            _go_back(run_dir, loggers, start.rows)
+            _record(run_dir, overrides)
         for logger in loggers:
             logger.log_hyperparams({**plain, "parameters": parameters, **_origin(data, overrides)})
         return _optimized(config, _fit(trainer, module, data, start and start.path, run_dir=run_dir))
@@ -149,11 +154,10 @@ def _fit(
     trainer: Trainer, module: DDPM, data: LightningDataModule, path: Path | None, *, run_dir: Path
 ) -> dict[str, Any]:
     """Train, and say how it ended: to the caller, to W&B, in summary.json and on the screen."""
-    started, status, signum = time.monotonic(), "failed", None
-    from_file = {} if path is None else {"ckpt_path": str(path), "weights_only": True}
+    record = _record_of(trainer)
+    status, signum = "failed", None
     try:
-        with _explained(run_dir):
-            trainer.fit(module, datamodule=data, **from_file)
+        _fit_and_go_back(trainer, module, data, path, run_dir=run_dir)
         status = "finished"
     except Stopped as stopped:
         status, signum = "interrupted", stopped.signum
@@ -169,15 +173,15 @@ def _fit(
         summary = {
             "status": status,
             "steps": trainer.global_step,
-            "wall_seconds": round(time.monotonic() - started, 1),
+            "wall_seconds": round(record.wall_seconds, 1),
             "parameters": sum(p.numel() for p in module.parameters()),
             "processes": trainer.world_size,
-            **_metrics(trainer, module),
-            "overrides": _overrides(),
+            **record.metrics(trainer),
+            "overrides": record.overrides,
         }
         if trainer.is_global_zero:
-            with suppress(OSError), replace_file(run_dir / "summary.json") as file:  # the disk may be what failed
-                file.write(json.dumps(summary, indent=2) + "\n")
+            with suppress(OSError):  # the disk may be what failed
+                write_summary(run_dir, summary)
         if signum == signal.SIGUSR1 and trainer.is_global_zero:
             requeue()  # before W&B, which may take the time that SLURM leaves
         wandb = [c.finish(0 if status == "finished" else 1) for c in trainer.loggers if isinstance(c, WandbLogger)]
@@ -187,8 +191,40 @@ def _fit(
     return summary
 
 
+def _record_of(trainer: Trainer) -> StoreRun:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, StoreRun))
+
+
+def _fit_and_go_back(
+    trainer: Trainer, module: DDPM, data: LightningDataModule, path: Path | None, *, run_dir: Path
+) -> None:
+    """Train; a run that diverges goes back to its newest whole checkpoint, as often as its loss guard lets it."""
+    while True:
+        try:
+            with _explained(trainer, run_dir, path):
+                # Only our own checkpoints come here, read as plain data.
+                trainer.fit(
+                    module,
+                    datamodule=data,
+                    ckpt_path=path and str(path),
+                    weights_only=None if path is None else True,
+                )
+                refuse_broken(trainer, module)
+            return
+        except Diverged as error:
+            guard = next((callback for callback in trainer.callbacks if isinstance(callback, LossGuard)), None)
+            before = newest_start(run_dir)
+            if before.checkpoint is None or guard is None:
+                raise
+            step = before.checkpoint["global_step"]
+            if not guard.go_back(error, step=step, accumulate=trainer.accumulate_grad_batches):
+                raise
+            path = before.path
+            _go_back(run_dir, trainer.loggers, before.rows)
+
+
 @contextmanager
-def _explained(run_dir: Path) -> Iterator[None]:
+def _explained(trainer: Trainer, run_dir: Path, path: Path | None) -> Iterator[None]:
     """What a user can mend, as one sentence."""
     try:
         yield
@@ -197,6 +233,14 @@ def _explained(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
         raise UserError(f"{what}; mend it, then go on with resume={run_dir}") from error
+    except (UserError, Stopped):
+        raise
+    except Exception as error:
+        if path is None or _record_of(trainer).has_gone_on(trainer):
+            raise
+        raise UserError(
+            f"{path} cannot be gone on from ({brief(error)}): give resume= a folder with another one"
+        ) from error
 
 
 @contextmanager
@@ -240,23 +284,13 @@ def _steps(config: DictConfig) -> str:
     return f"{config.trainer.max_epochs} epochs" if steps == -1 else f"{steps} steps"
 
 
-def _metrics(trainer: Trainer, module: DDPM) -> dict[str, Any]:
-    final = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    best: dict[str, float] = {}
-    for callback in trainer.callbacks:
-        if isinstance(callback, TrainingMetrics):
-            final |= callback.latest
-            best = callback.best
-    return {"images_per_second": final.get("train/images_per_second"), "final": final, "best": best}
-
-
 def _closing_words(run_dir: Path, summary: Mapping[str, Any], wandb: list[str | None], *, averaged: bool) -> str:
     folder, final = Path(os.path.relpath(run_dir)), summary["final"]
     losses = [f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss") if key in final]
     how = f"{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
     lines = ["", ", ".join([how, *losses])]
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    pictures = sorted(path for name in ("grid", "scatter") for path in (folder / "samples").glob(f"{name}_*.png"))
+    pictures = [path for name in ("grid", "scatter") for path in by_step(folder / "samples", name, ".png")]
     for name, path in (
         ("checkpoint", checkpoint),
         ("metrics", folder / "metrics.csv"),
@@ -284,8 +318,15 @@ def _origin(data: ImageDataModule, overrides: list[str]) -> dict[str, Any]:
     return {"data_fingerprint": data.source.fingerprint, "git_commit": commit, "overrides": overrides}
 
 
-def _overrides() -> list[str]:
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+def _overrides(start: Start | None) -> list[str]:
+    """What was typed for this run, from its start on; what its record could not put on the command line again, too."""
+    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    typed = [text for text in typed if not text.startswith(("resume=", "run_dir="))]
+    if start is None:
+        return typed
+    for text in start.overrides:  # those that were replayed come first
+        typed = typed[1:] if typed[:1] == [text] else typed
+    return [*map(str, start.overrides), *typed]
 
 
 def _is_one_of_a_sweep() -> bool:
@@ -299,13 +340,18 @@ def _save_config(config: DictConfig, run_dir: Path) -> None:
 
 
 @rank_zero_only
-def _go_back(run_dir: Path, loggers: list[Logger], start: Start, overrides: list[str]) -> None:
-    """The folder as it was at the checkpoint; what was typed when the run was resumed goes to the record that the next `resume=` reads."""
+def _go_back(run_dir: Path, loggers: list[Logger], rows: int) -> None:
+    """The folder as it was at the checkpoint."""
     (run_dir / "summary.json").unlink(missing_ok=True)
     remove_leftovers(run_dir)
     for logger in loggers:
         if isinstance(logger, CSVLogger):
-            logger.rewind(start.rows)
+            logger.rewind(rows)
+
+
+@rank_zero_only
+def _record(run_dir: Path, overrides: list[str]) -> None:
+    """What was typed, where Hydra keeps it, for those who look there."""
     if HydraConfig.initialized():
         (run_dir / ".hydra").mkdir(exist_ok=True)
         with replace_file(run_dir / ".hydra" / "overrides.yaml") as file:

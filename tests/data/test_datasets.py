@@ -2,6 +2,7 @@
 
 import pickle
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,7 +62,8 @@ def test_colour_sets_of_torchvision(cifar10):
 
 def test_a_set_that_cannot_be_had(tmp_path, monkeypatch):
     def offline(self):
-        (tmp_path / "none" / "FashionMNIST" / "raw").mkdir(parents=True)
+        Path(self.raw_folder).mkdir(parents=True)
+        (Path(self.raw_folder) / "train-images-idx3-ubyte.gz").write_bytes(b"half")
         raise RuntimeError("no network")
 
     monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", offline)
@@ -70,6 +72,29 @@ def test_a_set_that_cannot_be_had(tmp_path, monkeypatch):
     ):
         from_torchvision(torchvision.datasets.FashionMNIST, root=tmp_path / "none", channels=1, image_size=(28, 28))
     assert list(tmp_path.iterdir()) == []
+    there = [tmp_path / name for name in (".git/refs/heads", "empty", "FashionMNIST")]
+    for folder in there:
+        folder.mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        from_torchvision(torchvision.datasets.FashionMNIST, root=tmp_path, channels=1, image_size=(28, 28))
+    assert sorted(tmp_path.rglob("*")) == sorted([*there, tmp_path / ".git", tmp_path / ".git" / "refs"])
+
+
+def test_a_download_is_moved_to_its_place_when_it_is_whole(tmp_path, monkeypatch):
+    images, labels = random.integers(0, 256, (6, 28, 28)), np.arange(6)
+
+    def download(self):
+        assert Path(self.root).parent == tmp_path
+        write_fashion_mnist(Path(self.root), images, labels)
+
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", download)
+    (tmp_path / ".ddpm_lightning_download_of_a_killed_process" / "raw").mkdir(parents=True)
+    (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "FashionMNIST" / "notes.txt").write_text("mine")
+    found = from_torchvision(torchvision.datasets.FashionMNIST, root=tmp_path, channels=1, image_size=(28, 28))
+    assert torch.equal(found.images[:, 0], torch.from_numpy(images).byte())
+    assert [path.name for path in tmp_path.iterdir()] == ["FashionMNIST"]
+    assert sorted(path.name for path in (tmp_path / "FashionMNIST").iterdir()) == ["notes.txt", "raw"]
 
 
 def quadrants(height, width, channels=3):

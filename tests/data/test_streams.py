@@ -21,7 +21,7 @@ from ddpm_lightning import runs
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.streams import Stream
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.runs.checkpoint import check_targets
+from ddpm_lightning.runs.trust import check_targets
 from tests.conftest import ROOT, TINY, script, train_config
 
 
@@ -118,7 +118,7 @@ def test_a_stream_goes_on_where_its_state_says(shards, workers, stop):
     first, second = loader(shards, **options), loader(shards, **options)
     for _ in islice(endless(first), stop):
         pass
-    assert first.state_dict() == {"batches": stop}  # and not what the workers have read ahead
+    assert first.state_dict() == {"images": stop * 6}  # and not what the workers have read ahead
     second.load_state_dict(first.state_dict())
     for ours, theirs in zip(islice(endless(second), 14 - stop), whole[stop:], strict=True):
         assert torch.equal(ours.x0, theirs.x0)
@@ -297,9 +297,9 @@ def test_what_will_not_do_is_said_in_a_sentence(shards, tmp_path, monkeypatch):
 def test_a_checkpoint_may_not_run_commands(monkeypatch):
     node = {"_target_": "ddpm_lightning.data.datamodule.ImageDataModule", "root": ["pipe:cat a.tar"]}
     with pytest.raises(UserError, match="DDPM_ALLOW_PIPE=1"):
-        check_targets(node)
+        check_targets(node, "data")
     monkeypatch.setenv("DDPM_ALLOW_PIPE", "1")
-    check_targets(node)
+    check_targets(node, "data")
 
 
 SHORT = ["data=webdataset", "data.channels=1", "data.image_size=[8,8]", "data.batch_size=5", "data.dataset.buffer=4"]
@@ -316,7 +316,7 @@ def test_it_trains_and_goes_on_as_if_it_had_not_stopped(shards, tmp_path, labels
     runs.train(train_config(tmp_path / "part", *options, "trainer.max_steps=4"))
     config = train_config(tmp_path / "unused", *options, f"resume={tmp_path / 'part'}")
     held = torch.load(tmp_path / "part" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert held["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"batches": 4}]
+    assert held["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"images": 20}]
     held["config"]["trainer"]["max_steps"] = 6
     torch.save(held, tmp_path / "part" / "checkpoints" / "last.ckpt")
     for other in (tmp_path / "part" / "checkpoints").glob("step*"):

@@ -1,0 +1,190 @@
+"""What a record in a folder, which may be a stranger's, can put on a command line: names and plain values, nothing that acts."""
+
+import re
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
+from hydra.errors import HydraException
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.run_folder import SWEEP
+
+__all__ = ["NAMES", "WRITTEN_TO", "Vocabulary", "length", "read_record", "recorded_sweep"]
+
+WRITTEN_TO = ("cache_dir", "default_root_dir", "dir", "dirpath", "folder", "run_dir", "save_dir")  # keys of paths
+NAMES = ("name", "version")  # keys of what loggers may append to a path
+_BYTES = 2**22  # a record is a few kilobytes
+_JOBS = 10_000  # of a range
+
+# Of Hydra's own part, what a sweep runs on and how many at once: numbers and words.
+_HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
+_HYDRA_CHOICES = re.compile(
+    "basic|joblib|submitit_local|submitit_slurm|optuna|tpe|random|grid|cmaes|nsgaii|motpe", re.ASCII
+)
+_HYDRA_KEYS = re.compile(
+    r"hydra\.sweeper\.(n_trials|n_jobs|max_batch_size|max_failure_rate|direction|study_name|sampler\.seed)|"
+    r"hydra\.launcher\.(n_jobs|timeout_min|cpus_per_task|gpus_per_node|gpus_per_task|tasks_per_node|mem_gb|nodes|"
+    r"partition|qos|constraint|gres|account|array_parallelism|max_num_timeout|signal_delay_s)"
+)
+_PARAMS = "hydra.sweeper.params."
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, a few of which can stand for more than a memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("it holds an alias")
+        return super().compose_node(parent, index)
+
+
+# As OmegaConf reads YAML: days are texts, and 1e-4 is a number.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*[eE][-+]?\d+$"), [*"-+0123456789"])
+
+
+def read_record(path: Path) -> Any:
+    """A YAML file as plain data.
+
+    Raises:
+        UserError: where it cannot be read as that.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > _BYTES:
+            raise ValueError(f"it is no file of at most {_BYTES:,} bytes")
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} cannot be read as a record of ours ({why}): choose another folder") from error
+
+
+def recorded_sweep(folder: Path) -> dict[str, Any]:
+    """The `hydra` node of the sweep in a folder, as plain data.
+
+    Raises:
+        UserError: where its record cannot be read, or is none of a sweep.
+    """
+    record = None
+    with suppress(UserError):  # it is said below what is expected
+        record = read_record(folder / SWEEP)
+    found = record.get("hydra") if isinstance(record, dict) else None
+    hydra: dict[str, Any] = found if isinstance(found, dict) else {}
+    overrides, sweeper, job = (hydra.get(key) for key in ("overrides", "sweeper", "job"))
+    if not (
+        isinstance(overrides, dict)
+        and _are_texts(overrides.get("hydra"))
+        and _are_texts(overrides.get("task"))
+        and isinstance(sweeper, dict)
+        and isinstance(sweeper.get("params"), dict | None)
+        and is_whole(sweeper.get("n_trials", 1))
+        and isinstance(job, dict)
+    ):
+        raise UserError(f"{folder / SWEEP} is no record of a sweep, or a damaged one: choose another folder")
+    return hydra
+
+
+class Vocabulary:
+    """The keys and config groups of our own configs, in whose words a record may speak.
+
+    Args:
+        groups: the config groups at the top, such as "data".
+        keys: the other keys at the top, such as "seed".
+    """
+
+    def __init__(self, groups: Collection[str], keys: Collection[str]):
+        self._groups = {group for group in groups if group.partition("/")[0] != "hydra"}
+        self._keys = {*self._groups, *keys} - {"hydra", "resume", *WRITTEN_TO}
+        self._parser = OverridesParser.create()
+
+    def replayable(self, overrides: Iterable[Any]) -> list[str]:
+        """Those of a record's overrides that name our own groups and keys and give them plain values."""
+        return [text for text in overrides if self.objection(text) is None]
+
+    def objection(self, text: Any) -> str | None:
+        """Why an override of a record is not replayed; None where it is."""
+        if not isinstance(text, str) or text.startswith("-"):
+            return "it is a flag, and no key with a value"
+        try:
+            override = self._parser.parse_override(text)
+            value = override.value()
+        except (HydraException, ValueError, RecursionError):
+            return "it cannot be read"
+        key = override.key_or_group
+        if override.package is not None or not re.fullmatch(r"[\w./-]+", key, re.ASCII):
+            return "it names a package"
+        return self._hydra(key, override) if key.startswith("hydra") else self._own(key, value)
+
+    def _own(self, key: str, value: Any) -> str | None:
+        first, *others = re.split(r"[./]", key)
+        if first not in self._keys:
+            return f"{first} is no key of this program's config"
+        if any(part.startswith("_") for part in others):
+            return "it chooses code to run"
+        if others and (others[-1] in WRITTEN_TO or (others[-1] in NAMES and not _all(value, _is_name))):
+            return "it says where files are written"
+        if ("/" in key or (key in self._groups)) and not _all(value, _is_choice):
+            return "it names no file of a config group"
+        return None if _all(value, _is_plain) else "its value is more than plain data"
+
+    def _hydra(self, key: str, override: Override) -> str | None:
+        value = override.value()
+        if key.startswith(_PARAMS) and isinstance(value, str | int | float | QuotedString):
+            text = value.text if isinstance(value, QuotedString) else value
+            return self.objection(f"{key.removeprefix(_PARAMS)}={text}")
+        if key in _HYDRA_GROUPS:
+            return None if _HYDRA_CHOICES.fullmatch(str(value)) else "it chooses code to run"
+        if _HYDRA_KEYS.fullmatch(key) and re.fullmatch(r"[\w.,:-]+", str(value), re.ASCII):
+            return None
+        return "it sets what Hydra itself does"
+
+
+def _all(value: Any, test: Any) -> bool:
+    """Whether a value, or each of the values of a sweep, passes a test."""
+    if isinstance(value, RangeSweep):
+        return length(value) <= _JOBS
+    return all(test(one) for one in value.list) if isinstance(value, ChoiceSweep) else test(value)
+
+
+def length(sweep: RangeSweep) -> float:
+    """About how many values a range has, without listing them."""
+    numbers = sweep.range()
+    return abs((float(numbers.stop) - float(numbers.start)) / float(numbers.step)) if numbers.step else float("inf")
+
+
+def _is_choice(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_choice, value))
+    return value is None or re.fullmatch(r"\w[\w-]*", str(value), re.ASCII) is not None
+
+
+def _is_name(value: Any) -> bool:
+    path = Path(str(value))
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, QuotedString):
+        value = value.text
+    if isinstance(value, str):
+        return "${" not in value and not value.strip().startswith("pipe:")
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        names = [str(name) for name in value]
+        return not any(n.startswith("_") or n in (*WRITTEN_TO, *NAMES) for n in names) and all(
+            map(_is_plain, value.values())
+        )
+    return True
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

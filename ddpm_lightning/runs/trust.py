@@ -1,0 +1,206 @@
+"""What a checkpoint's config may ask for: plain data about our own parts, each in its role, and paths inside its run."""
+
+import os
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.records import NAMES, WRITTEN_TO
+
+__all__ = ["WANDB", "check_paths", "check_targets"]
+
+WANDB = (
+    "ddpm_lightning.callbacks.WandbLogger",
+    "lightning.pytorch.loggers.WandbLogger",
+)  # the latter in old checkpoints
+_WANDB_KEYS = {
+    "_target_",
+    "project",
+    "entity",
+    "name",
+    "save_dir",
+    "offline",
+    "log_model",
+    "group",
+    "tags",
+}  # others reach wandb.init
+
+_DEPTH, _NODES = 32, 100_000  # of a config; ours have 7 levels and some hundred values
+
+
+class Role(NamedTuple):
+    """What may stand at a place of a config.
+
+    Args:
+        names: `_target_`s by name.
+        modules: modules whose public names are `_target_`s, too.
+        base: of the modules' names those that are subclasses of it, "module.Class"; None for all.
+        parts: by key, the roles of what may stand inside; "*" for any key.
+    """
+
+    names: Collection[str] = ()
+    modules: Collection[str] = ()
+    base: str | None = None
+    parts: Mapping[str, str] = {}
+
+    def has(self, target: Any) -> bool:
+        """Whether a `_target_` is one of these."""
+        if not isinstance(target, str):
+            return False
+        module, _, name = target.rpartition(".")
+        if target in self.names:
+            return True
+        if module not in self.modules or name not in import_module(module).__all__:
+            return False
+        found = getattr(import_module(module), name)
+        return self.base is None or (isinstance(found, type) and issubclass(found, _class(self.base)))
+
+
+_TORCHVISION = ("CIFAR10", "CIFAR100", "CelebA", "FashionMNIST", "MNIST", "SVHN")
+_MODELS = ("", ".dit", ".mlp", ".unet")
+_PARTS = ("model", "schedule", "sampler", "features", "loss", "data", "optimizer", "lr_scheduler", "trainer")
+
+# By role. What has no role here is a value, and builds nothing.
+_ROLES = {
+    "run": Role(
+        parts={**{k: k for k in (*_PARTS, "denoiser")}, "callbacks": "callbacks", "logger": "loggers"},
+    ),
+    "denoiser": Role(
+        ["ddpm_lightning.denoiser.Denoiser"],
+        parts={"model": "model", "schedule": "schedule"},
+    ),
+    "model": Role(
+        modules=[f"ddpm_lightning.models{name}" for name in _MODELS],
+        base="torch.nn.Module",
+    ),
+    "schedule": Role(modules=["ddpm_lightning.schedules"], parts={"schedule": "schedule"}),
+    "sampler": Role(modules=["ddpm_lightning.samplers"], base="ddpm_lightning.samplers.Sampler"),
+    "loss": Role(
+        modules=["ddpm_lightning.losses"],
+        parts={"times": "loss", "weighting": "loss", "distance": "loss"},
+    ),
+    "features": Role(["ddpm_lightning.features.classifier", "ddpm_lightning.features.inception"]),
+    "data": Role(
+        ["ddpm_lightning.data.datamodule.ImageDataModule"],
+        parts={"dataset": "dataset"},
+    ),
+    "dataset": Role(
+        [
+            *(
+                f"ddpm_lightning.data.datasets.{n}"
+                for n in ("digits", "from_torchvision", "huggingface", "image_folder")
+            ),
+            *(f"ddpm_lightning.data.points.{name}" for name in ("checkerboard", "swiss_roll", "two_moons")),
+            "ddpm_lightning.data.streams.Stream",
+        ],
+        parts={"source": "torchvision"},
+    ),
+    "torchvision": Role([f"torchvision.datasets.{name}" for name in _TORCHVISION]),
+    "optimizer": Role(["torch.optim.Adam", "torch.optim.AdamW"]),
+    "lr_scheduler": Role(["torch.optim.lr_scheduler.ConstantLR", "torch.optim.lr_scheduler.LinearLR"]),
+    "callbacks": Role(parts={"*": "callback"}),
+    "callback": Role(
+        modules=["ddpm_lightning.callbacks"],
+        base="lightning.pytorch.Callback",
+        parts={"sampler": "sampler", "features": "features"},
+    ),
+    "loggers": Role(parts={"*": "logger"}),
+    "logger": Role([WANDB[1]], ["ddpm_lightning.callbacks"], base="lightning.pytorch.loggers.Logger"),
+    "trainer": Role(
+        ["lightning.pytorch.Trainer"],
+        parts={"strategy": "strategy", "plugins": "plugin"},
+    ),
+    "strategy": Role(["ddpm_lightning.sharding.FSDP2"]),
+    "plugin": Role(["lightning.pytorch.plugins.environments.SLURMEnvironment"]),
+}
+
+
+def check_targets(node: Any, role: str, *, typed: Collection[str] = ()) -> None:
+    """Refuse a config that is anything but plain, resolved data about this package's own parts, each in its place.
+
+    Args:
+        node: the config, or a part of it.
+        role: what the part is: "run" of a whole config, else such as "denoiser", "data" or "sampler".
+        typed: dotted keys whose values do not come from the checkpoint, since the user typed them.
+
+    Raises:
+        UserError: that names what is refused.
+    """
+    left = [(node, role, "", 0)]
+    count = 0
+    while left:
+        node, role, key, depth = left.pop()
+        if (count := count + 1) > _NODES or depth > _DEPTH:
+            raise UserError("the checkpoint's config is nested deeper, or longer, than any of ours: refused")
+        if key in typed:
+            continue
+        if isinstance(node, Mapping):
+            _check_node(node, _ROLES[role] if role else Role())
+            parts = _ROLES[role].parts if role else {}
+            left += [
+                (v, parts.get(k, parts.get("*", "")), f"{key}.{k}".lstrip("."), depth + 1) for k, v in node.items()
+            ]
+        elif isinstance(node, list):
+            left += [(child, role, f"{key}.{i}", depth + 1) for i, child in enumerate(node)]
+        else:
+            _check_value(node)
+
+
+def check_paths(node: Any, folder: Path, *, typed: Collection[str] = (), key: str = "") -> None:
+    """Refuse a config that would write outside of its run's folder, links followed as writing follows them.
+
+    Args:
+        node: the config, its own folder moved to where it lies.
+        folder: the run's.
+        typed: dotted keys that the user typed.
+        key: the node's.
+
+    Raises:
+        UserError: that names the key.
+    """
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, Mapping) or key in typed:
+        return
+    for name, value in node.items():
+        below = f"{key}.{name}".lstrip(".")
+        check_paths(value, folder, typed=typed, key=below)
+        if not isinstance(value, str) or below in typed:
+            continue
+        path = Path(value) if name in WRITTEN_TO else None
+        if name in NAMES:  # behind save_dir, by loggers
+            path = Path(str(node.get("save_dir", folder)), value)
+        if path is not None and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"the checkpoint asks to write to {below}={value}, outside of its run's folder: refused; if that is what you "
+                "want, type it"
+            )
+
+
+def _check_node(node: Mapping[str, Any], role: Role) -> None:
+    if not all(isinstance(name, str) for name in node):
+        raise UserError("the checkpoint's config has keys that are no names: refused")
+    if "_target_" in node and not role.has(node["_target_"]):
+        raise UserError(
+            f"the checkpoint asks for {node['_target_']}, no part of ddpm_lightning's in this place: refused"
+        )
+    if "_args_" in node:
+        raise UserError("the checkpoint's config has arguments without a name: refused")
+    if odd := [name for name in node if name.startswith("_") and name not in ("_target_", "_partial_")]:
+        raise UserError(f"the checkpoint's config sets {', '.join(sorted(odd))}: refused")
+    if node.get("_target_") in WANDB and (odd := sorted({*node} - _WANDB_KEYS)):
+        raise UserError(f"the checkpoint's config sets {', '.join(odd)} of W&B's logger: refused")
+
+
+def _check_value(node: Any) -> None:
+    if not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
+        raise UserError(f"the checkpoint's config holds {node!r:.200}, which is no plain value: refused")
+    if isinstance(node, str) and node.strip().startswith("pipe:") and not os.environ.get("DDPM_ALLOW_PIPE"):
+        raise UserError(f"the checkpoint's config runs a command ({node}): if you trust it, set DDPM_ALLOW_PIPE=1")
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
