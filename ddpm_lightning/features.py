@@ -3,9 +3,11 @@
 A module may also have `classify(features) -> logits`, which the Inception Score needs.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from ddpm_lightning.data.loaders import ImageSet
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.seeds import derive
+from ddpm_lightning.torch_files import load_plain
 
 __all__ = [
     "Classifier",
@@ -38,8 +41,11 @@ __all__ = [
 ]
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_HASH = "6726825d"  # the begin of its SHA-256, which its name ends in
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 _VERSION = 1  # of the classifier and its training: a change that changes its features gets the next number
+
+log = logging.getLogger(__name__)
 
 Whole = Callable[[], ImageSet]  # gives the whole data set, as bytes
 
@@ -104,7 +110,7 @@ class Inception(nn.Module):
                 "features=inception needs the package torch-fidelity: pip install 'ddpm_lightning[inception]'"
             ) from error
         try:
-            torch.load(weights, map_location="cpu", weights_only=True)  # no code in it, which the next line would run
+            load_plain(weights, checked=False)  # no code in it, which the next line would run
             self.net = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
             )
@@ -190,10 +196,14 @@ def classifier(
         )
     path = cache / "classifiers" / f"{fingerprint(*data)}_seed{seed}_{num_steps}steps_v{_VERSION}.pt"
     if path.exists():
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        model = Classifier(data.images.shape[1], num_classes, num_steps=num_steps, test_accuracy=saved["test_accuracy"])
-        model.load_state_dict(saved["state_dict"])
-        return model.eval()
+        try:
+            saved = load_plain(path)
+            accuracy = float(saved["test_accuracy"])
+            model = Classifier(data.images.shape[1], num_classes, num_steps=num_steps, test_accuracy=accuracy)
+            model.load_state_dict(saved["state_dict"])
+            return model.eval()
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+            log.warning("%s is damaged (%s): the classifier is trained again", path, brief(error))
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(derive(seed, "classifier split")))
     test, train = (
         ImageSet(data.images[part], data.labels[part]) for part in order.tensor_split([-(-len(order) // 10)])
@@ -226,7 +236,7 @@ def inception(
     if weights is None and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix="6726825d")
+            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_HASH)
         except (URLError, OSError, RuntimeError) as error:
             raise UserError(
                 f"features=inception: {INCEPTION_URL} cannot be downloaded ({' '.join(str(error).split())}): put that file at "
@@ -234,6 +244,10 @@ def inception(
             ) from error
     if not path.is_file():
         raise UserError(f"features.weights={path} does not exist: give the file of {INCEPTION_URL}")
+    if weights is None and not sha256(path.read_bytes()).hexdigest().startswith(INCEPTION_HASH):
+        raise UserError(
+            f"{path} is damaged: remove it, and it is downloaded again, or put the file of {INCEPTION_URL} there"
+        )
     return Inception(path).eval()
 
 
@@ -261,7 +275,7 @@ def custom(
     """
     if weights is not None:
         try:
-            net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            net.load_state_dict(load_plain(Path(weights), checked=False))
         except Exception as error:  # torch.load's and load_state_dict's many kinds
             raise UserError(
                 f"features.weights={weights} do not fit {type(net).__name__} ({' '.join(str(error).split())[:200]}): give another file"

@@ -15,14 +15,14 @@ __all__ = ["check_zip", "replace_file", "whole_or_nothing"]
 
 
 @contextmanager
-def replace_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def replace_file(path: Path, mode: str = "w", newline: str | None = None) -> Iterator[IO[Any]]:
     """A file to write to that takes the place of `path` when it is complete and on the disk; on an error nothing is left of it.
 
     A link at `path` is replaced, not followed.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open(mode) as file:
+        with beside.open(mode, newline=newline, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

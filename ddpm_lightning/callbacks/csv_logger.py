@@ -74,7 +74,7 @@ class CSVLogger(Logger):
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         assert self._columns is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(self.path) as file:
+        with replace_file(self.path, newline="") as file:
             writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)

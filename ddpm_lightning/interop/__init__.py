@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.files import whole_or_nothing
-from ddpm_lightning.interop.files import WEIGHTS, check_new, read_json, read_weights, write_json
+from ddpm_lightning.interop.files import WEIGHTS, check_new, read_json, read_weights, save_weights, write_json
 from ddpm_lightning.interop.layout import config_of, names, schedule_of, scheduler_of, settings_of
 from ddpm_lightning.models import UNet
+from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["from_diffusers", "images_of", "is_diffusers_folder", "save_safetensors", "to_diffusers"]
@@ -36,34 +36,49 @@ def from_diffusers(folder: str | Path) -> Denoiser:
         UserError: where a file is missing or damaged, or the network is one that `UNet` is not.
     """
     unet, config = _unet_of(Path(folder))
-    schedule, prediction, learned = _schedule_of(Path(folder))
-    settings = settings_of(config, unet / "config.json")
-    state = read_weights(unet)
+    state, notes = read_weights(unet), _notes_of(Path(folder))
     try:
+        schedule, prediction, learned = _schedule_of(Path(folder))
+        settings = settings_of(config, unet / "config.json")
         if "class_embedding.weight" in state:
             table = state["class_embedding.weight"]
-            settings["num_classes"] = _notes_of(Path(folder)).get("num_classes", len(table))
-            missing = settings["num_classes"] + 1 - len(table)
+            settings["num_classes"] = notes.get("num_classes", len(table))
+            if (missing := settings["num_classes"] + 1 - len(table)) not in (0, 1):
+                raise ValueError(f"num_classes={settings['num_classes']}, and the embedding has {len(table)} rows")
             state["class_embedding.weight"] = torch.cat([table, table.new_zeros(missing, table.shape[1])])
         if config.get("flip_sin_to_cos", True):  # theirs are [cos, sin]
             first = state["time_embedding.linear_1.weight"]
             state["time_embedding.linear_1.weight"] = first.roll(first.shape[1] // 2, 1)
-        model = UNet(**settings)
+        with torch.device("meta"):  # first without memory: the config may ask for more than there is
+            shapes = {name: value.shape for name, value in UNet(**settings).state_dict().items()}
         joined = {mine: torch.cat([state[key] for key in theirs]) for mine, theirs in names(settings)}
-        shapes = {name: value.shape for name, value in model.state_dict().items()}
-        model.load_state_dict({name: value.reshape(shapes[name]) for name, value in joined.items()})
+        weights = {name: joined[name].reshape(shape) for name, shape in shapes.items()}
+        if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
+            raise ValueError(f"{broken[0]} holds NaN or infinity")
+        model = UNet(**settings)
+        model.load_state_dict(weights)
         denoiser = Denoiser(model, schedule, prediction=prediction, learned_variance=learned)
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise UserError(f"{unet} cannot be read as a U-Net of this package ({type(error).__name__}: {text})") from error
+    except UserError:
+        raise
+    except Exception as error:  # a strange folder has any of them
+        raise UserError(f"{unet} cannot be read as a U-Net of this package ({brief(error)})") from error
     return denoiser.eval()
 
 
 def images_of(folder: str | Path) -> dict[str, Any]:
     """Channels and [height, width] of the images that a folder's network was trained on."""
     _, config = _unet_of(Path(folder))
-    size = _notes_of(Path(folder)).get("image_size") or config.get("sample_size") or 32
-    return {"channels": config["in_channels"], "image_size": [size, size] if isinstance(size, int) else list(size)}
+    size, channels = (
+        _notes_of(Path(folder)).get("image_size") or config.get("sample_size") or 32,
+        config.get("in_channels", 3),
+    )
+    size = [size, size] if isinstance(size, int) else size
+    sides = isinstance(size, list) and len(size) == 2 and all(is_whole(side, "[1, 8192]") for side in size)
+    if not sides or not is_whole(channels, "[1, 4096]"):
+        raise UserError(
+            f"{folder}: images of {channels!r:.50} channels and a size of {size!r:.50} are none: fetch the folder again"
+        )
+    return {"channels": channels, "image_size": size}
 
 
 def to_diffusers(denoiser: Denoiser, folder: str | Path, *, image_size: Sequence[int] | None = None) -> None:
@@ -101,7 +116,7 @@ def to_diffusers(denoiser: Denoiser, folder: str | Path, *, image_size: Sequence
     with whole_or_nothing(folder) as out:
         (out / "unet").mkdir()
         (out / "scheduler").mkdir()
-        save_file(state, out / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+        save_weights(state, out / "unet" / f"{WEIGHTS}.safetensors")
         write_json(out / "unet" / "config.json", config)
         write_json(out / "scheduler" / "scheduler_config.json", scheduler_of(denoiser))
         write_json(out / "model_index.json", index)
@@ -118,7 +133,7 @@ def save_safetensors(denoiser: Denoiser, config: Mapping[str, Any], folder: str 
     check_new(folder)
     with whole_or_nothing(folder) as out:
         state = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
-        save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+        save_weights(state, out / "model.safetensors")
         write_json(out / "config.json", config)
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "SheetRow",
     "Table",
     "Text",
+    "markdown",
     "to_html",
     "to_markdown",
 ]
@@ -117,22 +118,32 @@ figure { margin: 0; }
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
     """The page's words and tables; its pictures are in the HTML file only."""
-    parts = [f"# {title}"]
+    parts = [f"# {markdown(title)}"]
     for block in blocks:
         match block:
             case Heading(text):
-                parts.append(f"## {text}")
+                parts.append(f"## {markdown(text)}")
             case Text(text, _) | Details(_, text):
-                parts.append(text)
+                parts.append(markdown(text))
             case Table(head, rows, names):
                 ruler = ["---"] * names + ["--:"] * (len(head) - names)
                 lines = [
-                    [text.replace("|", "\\|") for text in cells] for cells in (head, ruler, *(r.cells for r in rows))
+                    [markdown(text).replace("|", "\\|") for text in cells] for cells in (head, *(r.cells for r in rows))
                 ]
+                lines.insert(1, ruler)
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
             case _:
                 parts.append("(pictures: in `report.html`)")
     return "\n\n".join(parts) + "\n"
+
+
+def markdown(text: str) -> str:
+    """A `Text`'s text as Markdown in one line, in which only its bold and its code are more than text, as on the page."""
+    words = " ".join(text.split())
+    parts = re.split(r"`([^`]*)`", words)
+    parts[::2] = [re.sub(r"[\\`\[\]]", r"\\\g<0>", escape(part, quote=False)) for part in parts[::2]]
+    parts[1::2] = [f"`{code}`" if code else "" for code in parts[1::2]]
+    return "".join(parts)
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:

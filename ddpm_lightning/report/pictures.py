@@ -3,15 +3,17 @@
 import json
 from collections.abc import Iterator, Sequence
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ddpm_lightning.images import cells, grid
+from ddpm_lightning.images import cells, grid, open_image
 from ddpm_lightning.plots import Curve, draw_curves
 from ddpm_lightning.report.reading import Run, Setting, part
 from ddpm_lightning.report.rebuilding import schedule_of
+from ddpm_lightning.run_folder import by_step
 
 __all__ = ["COLUMNS", "curves", "errors_by_log_snr", "last_samples", "quartiles", "schedule_curves"]
 
@@ -76,12 +78,11 @@ def schedule_curves(settings: Sequence[Setting]) -> Iterator[Picture]:
 
 def last_samples(run: Run, *, count: int = 12) -> bytes | None:
     """The first images of a run's last grid in a row, or its last scatter plot; None where it has drawn none."""
-    found = sorted((run.folder / "samples").glob("grid_*.png"))
+    found = by_step(run.folder / "samples", "grid", ".png")
     if not found:
-        scatter = sorted((run.folder / "samples").glob("scatter_*.png"))
-        return scatter[-1].read_bytes() if scatter else None
+        return _whole_picture(by_step(run.folder / "samples", "scatter", ".png"))
     try:
-        with Image.open(found[-1]) as image:
+        with open_image(found[-1]) as image:
             sheet = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         images = cells(sheet, part(run.config, "data.image_size"))
         classes, drawn = (part(run.config, key) for key in ("data.num_classes", "callbacks.sample_grid.num_samples"))
@@ -92,8 +93,21 @@ def last_samples(run: Run, *, count: int = 12) -> bytes | None:
         return None
     shown = images[: min(count, drawn)]
     row = grid(shown, columns=len(shown), cell=64, gap=4, grey=208)  # seen beside black images and beside white ones
+    return _png(Image.fromarray(row.permute(1, 2, 0).numpy()))
+
+
+def _whole_picture(files: Sequence[Path]) -> bytes | None:
+    """The last of these, as a file of ours."""
+    try:
+        with open_image(files[-1]) as image:
+            return _png(image.convert("RGB"))
+    except (OSError, ValueError, LookupError):
+        return None
+
+
+def _png(image: Image.Image) -> bytes:
     file = BytesIO()
-    Image.fromarray(row.permute(1, 2, 0).numpy()).save(file, format="png")
+    image.save(file, format="png")
     return file.getvalue()
 
 

@@ -13,12 +13,14 @@ from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.images import SeededNoise, from_uint8
 from ddpm_lightning.likelihood import VARIANCES, BitsPerDim, bits_per_dim
 from ddpm_lightning.plots import draw_bits_by_step
 from ddpm_lightning.runs.build import build, check_whole, of_points
-from ddpm_lightning.runs.checkpoint import denoiser_of, load_checkpoint, run_dir_of
+from ddpm_lightning.runs.checkpoint import data_config_of, denoiser_of, load_checkpoint, run_dir_of
+from ddpm_lightning.runs.drawing import make_out_dir
 from ddpm_lightning.runs.ranks import Ranks
 from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
 from ddpm_lightning.runs.trust import check_targets
@@ -50,13 +52,14 @@ def measure_bits_per_dim(
     if num_images is not None:
         check_whole("num_images", num_images)
     held = load_checkpoint(checkpoint)
-    if of_points(held["config"]["data"]):
+    node = data_config_of(held)
+    if of_points(node):
         raise UserError(
             f"ckpt_path={checkpoint} is of points: bits per dimension are of images on the grid of 256 values"
         )
     denoiser = denoiser_of(held, weights=weights)
-    check_targets(held["config"]["data"], "data")
-    data: ImageDataModule = build("data", OmegaConf.create(held["config"]["data"]))
+    check_targets(node, "data")
+    data: ImageDataModule = build("data", OmegaConf.create(node))
     data.setup()
     held_out = held_out_of(data)
     if not len(held_out.images):
@@ -64,7 +67,11 @@ def measure_bits_per_dim(
             "the run held no images out (data.val_fraction=0, or data.dataset.val_shards=0 of a stream): there is nothing to measure on"
         )
     images = ImageSet(held_out.images[:num_images], held_out.labels[:num_images])
-    folder = bits_folder(run_dir_of(checkpoint) / "evaluations", denoiser, held_out, variance=variance)
+    run_dir = run_dir_of(checkpoint)
+    out = run_dir / "likelihood"
+    for folder in (out, run_dir / "evaluations"):
+        make_out_dir(folder, run_dir=run_dir)
+    folder = bits_folder(run_dir / "evaluations", denoiser, held_out, variance=variance)
     bits = bits_in_shards(denoiser, images, folder, variance=variance)
     used = variance or ("learned" if denoiser.learned_variance else "small")
     terms = {name: float(getattr(bits, name).mean()) for name in ("prior", "diffusion", "decoder", "total")}
@@ -77,12 +84,11 @@ def measure_bits_per_dim(
         "seed": 0,
     }
 
-    out = run_dir_of(checkpoint) / "likelihood"
-    out.mkdir(parents=True, exist_ok=True)
     summary = {"bits_per_dim": terms, "standard_error": error, "protocol": protocol, "checkpoint": str(checkpoint)}
-    (out / "bits_per_dim.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with replace_file(out / "bits_per_dim.json") as file:
+        file.write(json.dumps(summary, indent=2) + "\n")
     curve = bits.by_t.mean(0).tolist()
-    with (out / "by_step.csv").open("w", newline="") as file:
+    with replace_file(out / "by_step.csv", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["t", "log_snr", "bits_per_dim"])
         writer.writerows(zip(range(1, len(curve) + 1), denoiser.schedule.log_snr[1:].tolist(), curve, strict=True))

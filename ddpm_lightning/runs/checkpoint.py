@@ -11,11 +11,13 @@ from torch import Tensor
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.interop import from_diffusers, images_of, is_diffusers_folder
+from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.runs.build import build, one_line
 from ddpm_lightning.runs.trust import check_targets
 from ddpm_lightning.torch_files import load_plain
 
 __all__ = [
+    "data_config_of",
     "denoiser_of",
     "differing",
     "load_checkpoint",
@@ -44,7 +46,7 @@ def load_model(path: Path, *, weights: str = "ema") -> tuple[Denoiser, dict[str,
     if is_diffusers_folder(path):
         return from_diffusers(path), images_of(path)
     checkpoint = load_checkpoint(path)
-    return denoiser_of(checkpoint, weights=weights), checkpoint["config"]["data"]
+    return denoiser_of(checkpoint, weights=weights), data_config_of(checkpoint)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -68,6 +70,20 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in _NEEDED):
         raise UserError(f"ckpt_path={path} is no checkpoint of ddpm_lightning: it lacks config or weights")
     return checkpoint
+
+
+def data_config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the data that a checkpoint's model was trained on.
+
+    Raises:
+        UserError: where it does not say of what size they are.
+    """
+    data = checkpoint["config"].get("data")
+    size = data.get("image_size") if isinstance(data, dict) else None
+    sides = isinstance(size, list) and len(size) == 2 and all(is_whole(side, "[1, 8192]") for side in size)
+    if not isinstance(data, dict) or not sides or not is_whole(data.get("channels"), "[1, 4096]"):
+        raise UserError("the checkpoint's config does not say what images it was trained on: give another checkpoint")
+    return data
 
 
 def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema") -> Denoiser:

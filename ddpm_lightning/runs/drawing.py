@@ -1,5 +1,7 @@
 """A checkpoint's model made ready to draw, which `sample.py` and `evaluate.py` share."""
 
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
 from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.run_folder import refuse_links_out
 from ddpm_lightning.runs.build import build, compile_model, of_points, times_of
 from ddpm_lightning.runs.checkpoint import load_model, newest_checkpoint
 from ddpm_lightning.runs.ranks import Ranks
@@ -95,6 +98,7 @@ def prepare(config: DictConfig, mine: Ranks) -> Drawing:
         raise UserError(f"seed={config.seed} is no seed: give a whole number, 0 or more")
     path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
     denoiser, data = load_model(path, weights=config.weights)
+    _check_memory(config, (data["channels"], *data["image_size"]))
     device = _device(config.device, mine.local_rank)
     torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
     denoiser = denoiser.to(device)
@@ -110,12 +114,22 @@ def prepare(config: DictConfig, mine: Ranks) -> Drawing:
     return Drawing(path, denoiser, guided, sampler, labels, data, device, steps)
 
 
-def make_out_dir(out: Path) -> None:
+def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:
     """Make the folder that the results go to, before the work and not after it.
+
+    Args:
+        out: the folder.
+        run_dir: the run's, where it was not the user who named the folder: no link may lead out of it.
 
     Raises:
         UserError: where it cannot be made.
     """
+    if run_dir is not None:
+        if not out.resolve().is_relative_to(run_dir.resolve()):
+            raise UserError(
+                f"{out} is a link to {out.resolve()}, outside of its run's folder: remove it, or give out_dir=..."
+            )
+        refuse_links_out(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -149,6 +163,16 @@ class _Nothing:
 
     def estimate(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, *, u: Tensor | None = None) -> Any:
         return x_t, x_t
+
+
+def _check_memory(config: DictConfig, shape: tuple[int, ...]) -> None:
+    """Refuse a batch of which the images alone, without what the network computes of them, take a quarter of the memory."""
+    count, held = min(config.batch_size, config.num_samples), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (size := 4 * count * math.prod(shape)) > held / 4:
+        raise UserError(
+            f"batch_size={config.batch_size}: {count} images of {list(shape)} take {size / 2**30:,.0f} GiB, and this machine has "
+            f"{held / 2**30:,.0f}: give a smaller number"
+        )
 
 
 def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:

@@ -105,7 +105,7 @@ def _evaluate(config: DictConfig, mine: Ranks) -> Path:
     beside = run_dir_of(drawing.path) / "evaluations"
     name = f"{type(drawing.sampler).__name__.lower()}_{drawing.steps}_{digest}"
     out = beside / name if config.out_dir is None else Path(str(config.out_dir))
-    make_out_dir(out)
+    make_out_dir(out, run_dir=run_dir_of(drawing.path) if config.out_dir is None else None)
     seeds = range(config.seed, config.seed + config.repeats)
     # By what they depend on, since a folder of the user's may hold those of another model.
     samples = {seed: out / f"samples_{digest}_seed{seed}" for seed in seeds}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.interop import save_safetensors, to_diffusers
-from ddpm_lightning.runs.checkpoint import denoiser_of, load_checkpoint
+from ddpm_lightning.runs.checkpoint import data_config_of, denoiser_of, load_checkpoint
 
 __all__ = ["FORMATS", "export"]
 
@@ -30,4 +30,4 @@ def export(checkpoint: Path, folder: Path, *, weights: str = "ema", form: str = 
     if form == "safetensors":
         save_safetensors(denoiser, held["config"], folder)
     else:
-        to_diffusers(denoiser, folder, image_size=held["config"]["data"]["image_size"])
+        to_diffusers(denoiser, folder, image_size=data_config_of(held)["image_size"])

@@ -1,5 +1,8 @@
 """What `sample.py` does."""
 
+import os
+import re
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -30,6 +33,8 @@ def sample(config: DictConfig) -> Path:
     """
     check_whole("num_samples", config.num_samples)
     check_whole("batch_size", config.batch_size)
+    if not isinstance(config.overwrite, bool):
+        raise UserError(f"overwrite={config.overwrite} is neither true nor false: give one of them")
     if config.format not in ("grid", "png", "npz"):
         raise UserError(f"format={config.format} is unknown: choose grid, png or npz")
     with ranks() as mine:
@@ -43,7 +48,8 @@ def _sample(config: DictConfig, mine: Ranks) -> Path:
     beside = run_dir_of(drawing.path) / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     out = beside if config.out_dir is None else Path(str(config.out_dir))
     if mine.rank == 0:
-        make_out_dir(out)
+        _refuse_used(out, overwrite=config.overwrite)
+        make_out_dir(out, run_dir=run_dir_of(drawing.path) if config.out_dir is None else None)
 
     images, drawn_labels = [], labels_in_turn(range(config.num_samples), drawing.labels)
     batches = torch.arange(config.num_samples).split(config.batch_size)
@@ -63,15 +69,34 @@ def _sample(config: DictConfig, mine: Ranks) -> Path:
     if mine.rank:
         return out
 
-    if drawing.points:
-        _write_points(torch.cat(images), drawn_labels, out, config.format)
-    else:
-        _write(torch.cat(images), drawn_labels, drawing.labels, out, config.format)
+    with tempfile.TemporaryDirectory(prefix=".", dir=out) as name:  # all of it or nothing
+        if drawing.points:
+            _write_points(torch.cat(images), drawn_labels, Path(name), config.format)
+        else:
+            _write(torch.cat(images), drawn_labels, drawing.labels, Path(name), config.format)
+        for path in _ours(out):
+            path.unlink()
+        for path in Path(name).iterdir():
+            os.replace(path, out / path.name)
     print(
         f"{config.num_samples} {'points' if drawing.points else 'images'} from the {config.weights} weights of {drawing.path}, "
         f"{drawing.steps} steps each: {out}"
     )
     return out
+
+
+def _ours(out: Path) -> list[Path]:
+    """What an earlier sampling has put into a folder."""
+    names = re.compile(r"\d{5,}\.png|grid\.png|scatter\.png|labels\.csv|samples\.npz", re.ASCII)
+    return [path for path in out.glob("*") if names.fullmatch(path.name)]
+
+
+def _refuse_used(out: Path, *, overwrite: bool) -> None:
+    if (found := _ours(out)) and not overwrite:
+        raise UserError(
+            f"out_dir={out} holds samples already, such as {found[0].name}: give another folder, or overwrite=true to put these in "
+            "their place"
+        )
 
 
 def _write(images: Tensor, drawn: Tensor | None, labels: list[int] | None, out: Path, form: str) -> None:

@@ -1,6 +1,5 @@
 """Work that is done in shards, each kept on the disk, so that what was interrupted goes on where it stopped."""
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.files import replace_file
+from ddpm_lightning.files import check_zip, replace_file
 from ddpm_lightning.runs.ranks import Ranks
 
 __all__ = ["do_shards", "missing_shards", "read_shards"]
@@ -38,9 +37,7 @@ def do_shards(folder: Path, count: int, size: int, compute: Callable[[range], di
 def missing_shards(folder: Path, count: int, size: int, mine: Ranks | None = None) -> list[range]:
     """The shards that are not there, or damaged, in order; of those that are a rank's turn by their number, whoever looks and when."""
     mine = mine or Ranks()
-    return [
-        items for items in _shards(count, size)[mine.rank :: mine.world_size] if _load(_path(folder, items)) is None
-    ]
+    return [items for items in _shards(count, size)[mine.rank :: mine.world_size] if _load(folder, items) is None]
 
 
 def read_shards(folder: Path, count: int, size: int) -> dict[str, Tensor]:
@@ -49,12 +46,12 @@ def read_shards(folder: Path, count: int, size: int) -> dict[str, Tensor]:
     Raises:
         UserError: where one is not there.
     """
-    parts = []
+    parts: list[Arrays] = []
     for items in _shards(count, size):
-        part = _load(_path(folder, items))
-        if part is None:
+        part = _load(folder, items)
+        if part is None or part.keys() != (parts or [part])[0].keys():
             raise UserError(
-                f"{_path(folder, items)} is missing: let all processes see one folder (out_dir=, cache_dir=), and start again"
+                f"{_path(folder, items)} is missing or damaged: let all processes see one folder (out_dir=, cache_dir=), and start again"
             )
         parts.append(part)
     return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
@@ -68,9 +65,13 @@ def _path(folder: Path, items: range) -> Path:
     return folder / f"{items.start:06d}-{items.stop - 1:06d}.npz"
 
 
-def _load(path: Path) -> Arrays | None:
+def _load(folder: Path, items: range) -> Arrays | None:
+    """A shard's arrays; None where it is not there, is damaged, or has another number of rows than of items."""
+    path = _path(folder, items)
     try:
+        check_zip(path)
         with path.open("rb") as raw, np.load(raw) as file:  # numpy leaves the file of a damaged one open
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+            arrays = {name: file[name] for name in file.files}
+    except Exception:  # numpy raises what it comes upon
         return None
+    return arrays if arrays and all(a.ndim and len(a) == len(items) for a in arrays.values()) else None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,10 +85,16 @@ def table_of(summaries: list[dict[str, Any]]) -> str:
             text = f"{row['value']:.4g}" + (f" ± {row['spread']:.2g}" if "spread" in row else "")
             cells.append(f"**{text}**" if row["value"] == best[column] else text)
         cells.append(f"{summary['timing']['images_per_second_of_one_process']:.3g}")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(f"| {' | '.join(_cell(str(cell)) for cell in cells)} |")
     shared = [key for key in NAMED if key not in _differing(summaries)]
-    lines.append("\n" + "; ".join(f"{key}: {summaries[0]['protocol'].get(key)}" for key in shared))
+    lines.append("\n" + "; ".join(_cell(f"{key}: {summaries[0]['protocol'].get(key)}") for key in shared))
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text in a table of Markdown, where a name of a stranger's is no more than that."""
+    plain = re.sub(r"[\\`\[\]|]", r"\\\g<0>", " ".join(text.split()))
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _differing(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
