@@ -1,27 +1,34 @@
 """Kill a run again and again, resume it each time, and compare it with one that was left alone, to the bit.
 
-python benchmarks/kill_and_resume.py [--kills 20] [--processes 1] [--in-save] [--victim main] [--seed 0]
+python benchmarks/kill_and_resume.py [--kills 20] [--processes 1] [--odd] [--in-save] [--victim main] [--seed 0]
+python benchmarks/kill_and_resume.py --others [--kills 20] [--seed 0]
 
 Each kill is a SIGKILL to the main process, or to another one, at a random moment after training has
 begun, or gone on: in mid-epoch, while validating,
 sampling or saving. Half of the kills meet a run with gradient accumulation. With --in-save the kills wait for the file that a
 checkpoint is written to. After each kill all checkpoints of the folder must load. Weights raw and averaged, optimiser and
 learning rate, Lightning's loops and the rows of metrics.csv, timings apart, must be equal at the end; nothing may go on running.
+With --odd the runs draw t by importance, read streams, measure FID or are compiled, in turn. With --others an evaluation, the training of
+its classifier and a report are killed and started again, and must leave the same files as ones that were left alone.
 """
 
 import argparse
 import csv
+import io
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = (
@@ -37,13 +44,35 @@ OPTIONS = (
     "callbacks.checkpoint.every_n_train_steps=7",
     "logger=none",
 )
+ODD = {
+    "importance draws": ["loss=vlb", "loss/times=importance", "loss.times.history=2", "schedule.num_steps=20"],
+    "a stream": [
+        "data=webdataset",
+        "data.root={cwd}/shards",
+        "data.channels=1",
+        "data.image_size=[8,8]",
+        "data.dataset.buffer=50",
+        "callbacks.neighbours=null",
+    ],
+    "FID": [
+        "callbacks=fid",
+        "callbacks.generation_metrics.num_samples=20",
+        "callbacks.generation_metrics.every_n_steps=40",
+        "features.num_steps=60",
+    ],
+    "compiled": ["compile=true"],
+}
 TIMINGS = ("train/wall_seconds", "train/images_per_second")
 SAME = ("state_dict", "ema_state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "loss_guard")
 
 
 def train(cwd: Path, *overrides: str, log: Path) -> "subprocess.Popen[bytes]":
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    return start(cwd, str(ROOT / "train.py"), *overrides, log=log)
+
+
+def start(cwd: Path, *command: str, log: Path) -> "subprocess.Popen[bytes]":
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DDPM_CACHE": str(cwd / "cache")}
+    command = (sys.executable, *command)
     return subprocess.Popen(command, cwd=cwd, env=env, stdout=log.open("wb"), stderr=subprocess.STDOUT)
 
 
@@ -147,10 +176,39 @@ def until_killed(
     return True
 
 
-def compare(processes: int, accumulate: int, kills: int, chance: random.Random, in_save: bool, victim: str) -> None:
+def write_shards(folder: Path) -> None:
+    """The digits as three shards."""
+    from ddpm_lightning.data.datasets import digits
+
+    folder.mkdir()
+    images = digits().images[:, 0].numpy()
+    for number in range(3):
+        with tarfile.open(folder / f"{number}.tar", "w") as tar:
+            for i in range(number * 500, number * 500 + 500):
+                file = io.BytesIO()
+                Image.fromarray(images[i]).save(file, format="png")
+                info = tarfile.TarInfo(f"{i:05d}.png")
+                info.size = len(file.getvalue())
+                tar.addfile(info, io.BytesIO(file.getvalue()))
+
+
+def compare(
+    processes: int,
+    accumulate: int,
+    kills: int,
+    chance: random.Random,
+    in_save: bool,
+    victim: str,
+    what: str = "",
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         cwd = Path(name)
-        common = [*OPTIONS, "trainer=ddp_cpu" if processes > 1 else "trainer=cpu", f"trainer.devices={processes}"]
+        if what == "a stream":
+            write_shards(cwd / "shards")
+        odd = [text.format(cwd=cwd) for text in ODD.get(what, [])]
+        options = [text for text in OPTIONS if not (what == "compiled" and text.startswith("trainer.max_steps"))]
+        options += ["trainer.max_steps=120"] * (what == "compiled")
+        common = [*odd, *options, "trainer=ddp_cpu" if processes > 1 else "trainer=cpu", f"trainer.devices={processes}"]
         common += [f"trainer.accumulate_grad_batches={accumulate}"]
         whole, broken = cwd / "whole", cwd / "broken"
         if train(cwd, *common, f"hydra.run.dir={whole}", log=cwd / "whole.txt").wait():
@@ -176,13 +234,81 @@ def compare(processes: int, accumulate: int, kills: int, chance: random.Random, 
                 raise SystemExit((cwd / "log.txt").read_text())
             found = differences(whole, broken)
             print(
-                f"{processes} process(es), accumulation {accumulate}, run {rounds}, {done} of {kills} kills"
+                f"{what or 'plain'}, {processes} process(es), accumulation {accumulate}, run {rounds}, {done} of {kills} kills"
                 f"{' inside the save' if in_save else ''}, {none_yet} before the first checkpoint: "
                 + (f"DIFFERS in {', '.join(found)}" if found else "equal to the bit"),
                 flush=True,
             )
             if found:
                 raise SystemExit(1)
+
+
+def compare_others(kills: int, chance: random.Random) -> None:
+    """An evaluation with its classifier, and a report: killed at random moments, and started until they end."""
+    with tempfile.TemporaryDirectory() as name:
+        cwd = Path(name)
+        if train(cwd, *OPTIONS, "trainer=cpu", f"hydra.run.dir={cwd / 'run'}", log=cwd / "log.txt").wait():
+            raise SystemExit((cwd / "log.txt").read_text())
+        evaluate = [
+            str(ROOT / "evaluate.py"),
+            "ckpt_path=run",
+            "num_samples=300",
+            "shard_size=20",
+            "sampler.num_steps=20",
+        ]
+        evaluate += ["features.num_steps=200", "bits_images=32", "reference_images=500", "device=cpu"]
+        commands = {
+            "the classifier": (["-m", "ddpm_lightning", "features", "data=digits", "features.num_steps=400"], "cache"),
+            "the evaluation": (evaluate, "run/evaluations"),
+            "the report": (["-m", "ddpm_lightning", "report", "run"], "run"),
+        }
+        for number, (what, (command, made)) in enumerate(commands.items()):
+            began = time.monotonic()
+            if start(cwd, *command, log=cwd / "log.txt").wait():
+                raise SystemExit((cwd / "log.txt").read_text())
+            seconds, whole = time.monotonic() - began, contents(cwd / made)
+            done, at_work = 0, 0
+            share = kills // 3 + (number < kills % 3)
+            while done < share:
+                for path in whole:
+                    if what != "the report" or path.startswith("report."):
+                        (cwd / made / path).unlink()
+                while done < share:
+                    process = start(cwd, *command, log=cwd / "log.txt")
+                    try:
+                        process.wait(timeout=chance.uniform(2, seconds))
+                        break  # it was faster than its end
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                        process.wait()
+                        done += 1
+                        at_work += contents(cwd / made) != whole
+                if start(cwd, *command, log=cwd / "log.txt").wait():
+                    raise SystemExit((cwd / "log.txt").read_text())
+                after = contents(cwd / made)
+                found = sorted(key for key in {*whole, *after} if whole.get(key) != after.get(key))
+                print(
+                    f"{what}: {done} of {share} kills: {f'DIFFERS in {found}' if found else 'the same files'}",
+                    flush=True,
+                )
+                if found:
+                    raise SystemExit(1)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What the files below a folder hold, without times; half a file's name begins with a dot."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")) if folder.exists() else []:
+        name = str(path.relative_to(folder))
+        if not path.is_file() or path.name == ".lock" or "samples_" in path.parts[-2] or path.suffix == ".log":
+            continue  # samples' shards hold how long they took
+        content: Any = path.read_bytes()
+        if path.name.startswith("evaluation"):
+            content = {**json.loads(content), "timing": None}
+        if path.suffix == ".pt":
+            content = {key: value.tolist() for key, value in torch.load(path, weights_only=True)["state_dict"].items()}
+        found[name] = content
+    return found
 
 
 def main() -> None:
@@ -193,9 +319,19 @@ def main() -> None:
     parser.add_argument(
         "--victim", choices=["main", "other"], default="main", help="other: one that the main one started"
     )
+    parser.add_argument("--odd", action="store_true", help="importance draws, streams, FID and a compiled network")
+    parser.add_argument("--others", action="store_true", help="an evaluation, its classifier and a report")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
+    if arguments.others:
+        compare_others(arguments.kills, chance)
+        return
+    if arguments.odd:
+        for number, what in enumerate(ODD):
+            share = arguments.kills // len(ODD) + (number < arguments.kills % len(ODD))
+            compare(arguments.processes, 1 + number % 2, share, chance, arguments.in_save, arguments.victim, what)
+        return
     for accumulate, kills in ((1, arguments.kills - arguments.kills // 2), (2, arguments.kills // 2)):
         compare(arguments.processes, accumulate, kills, chance, arguments.in_save, arguments.victim)
 

@@ -3,18 +3,21 @@
 import io
 import json
 import os
+import re
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt as markdown_it
 from PIL import Image
 
 from ddpm_lightning.__main__ import main
 from ddpm_lightning.report import write_report
 from ddpm_lightning.report.comparison import Mean
-from ddpm_lightning.report.page import Gallery, Heading, Sheet, Table, Text
+from ddpm_lightning.report.page import Gallery, Heading, Row, Sheet, Table, Text, markdown, to_html, to_markdown
 from ddpm_lightning.report.pictures import errors_by_log_snr
 from ddpm_lightning.report.reading import read_runs, settings_of
 from ddpm_lightning.report.writing import compare
+from ddpm_lightning.runs.study import table_of
 from tests.conftest import TINY, script
 from tests.test_report import fabricate, rows_of
 from tests.test_scripts import run_folders
@@ -149,3 +152,50 @@ def test_a_job_of_two_processes_that_fails_is_named(tmp_path):
     text = (folder / "report.md").read_text()
     assert "prediction=z" in rows_of(text, "Not finished")[0][2]
     assert [row[-2] for row in rows_of(text, "Cost")] == ["2"]  # the processes of the job that has finished
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "a`<img src=x onerror=alert(1)>`b",
+    "`<img src=x>``",
+    "``<b>`<b>",
+    "[click](javascript:alert(1))",
+    "![x](http://elsewhere/x.png)",
+    "a\n\n# heading\n<div>",
+    "x | y | <i>",
+    "back\\`<i>`slash",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_of_a_strangers_folder_are_text_in_both_forms_of_the_page(text):
+    """As CommonMark reads the one, and HTML the other: no element but those of the page itself."""
+    blocks = [Heading(text), Text(f"see `{text}`, {text}"), Table([text, "b"], [Row([f"`{text}`", text])])]
+    tree = markdown_it("commonmark", {"html": True}).enable("table").parse(to_markdown(text, blocks))
+    kinds = {token.type for block in tree for token in [block, *(block.children or [])]}
+    assert not kinds & {"html_block", "html_inline", "link_open", "image"}
+    assert sum(token.type == "heading_open" for token in tree) == 2
+    html = to_html(text, blocks)
+    assert re.findall(r"<(script|img|i|b|div)\b(?! class=.box)", html) == []
+
+
+def test_bold_and_code_are_the_same_in_both_forms():
+    text = "**`a`** is lowest, 0 < `t<T` & 1"
+    assert markdown(text) == "**`a`** is lowest, 0 &lt; `t<T` &amp; 1"
+    assert (
+        to_html("", [Text(text)]).count("<strong><code>a</code></strong> is lowest, 0 &lt; <code>t&lt;T</code> &amp; 1")
+        == 1
+    )
+
+
+def test_a_study_of_strangers_evaluations_is_text():
+    protocol = {"sampler": {"_target_": "x.<img src=x>"}, "steps": "[a](b)", "network_evaluations_per_image": 1}
+    summary = {
+        "protocol": {**protocol, "checkpoint": "`<b>|"},
+        "metrics": {"fid": {"value": 1.0}},
+        "timing": {"images_per_second_of_one_process": 1.0},
+    }
+    table = table_of([summary])
+    assert "&lt;img src=x&gt;" in table
+    assert "\\[a\\](b)" in table
+    assert "\\`&lt;b&gt;\\|" in table

@@ -53,9 +53,11 @@ class LossGuard(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loss = outputs["losses"].mean()
         finite, begun = loss.isfinite(), self._mean > 0
-        if has_stepped(trainer) and pl_module.grad_norm is not None and _scaler(trainer) is None:
+        stepped = has_stepped(trainer)
+        if stepped and pl_module.grad_norm is not None and _scaler(trainer) is None:
             finite = finite & pl_module.grad_norm.isfinite()
-        self._broken = torch.where(finite | (self._broken > 0), self._broken, max(1, trainer.global_step))
+        step = trainer.global_step + (not stepped)  # the one that the batch is part of
+        self._broken = torch.where(finite | (self._broken > 0), self._broken, step)
         self._spikes = self._spikes + (begun & finite & (loss > self._spike * self._mean))
         self._mean = torch.where(begun, torch.where(finite, self._mean.lerp(loss, 0.01), self._mean), loss)
         if at_log_step(trainer):

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.data.loaders import ImageSet, check_size
 from ddpm_lightning.data.source import Batch
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import open_image
@@ -41,7 +41,6 @@ _UNSAFE_READERS = ("pandas", "cache", "generator", "spark", "sql")  # of dataset
 _PARTIAL = ".ddpm_lightning_download_"  # the name of a folder begins so while a set is downloaded to it
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_BYTES = 16 * 2**30  # a set of more is no set that fits in memory
 
 
 def digits() -> ImageSet:
@@ -227,11 +226,7 @@ def read_images(
         UserError: for more damaged files than that, or more images than fit in memory.
     """
     height, width = image_size
-    if (size := len(paths) * channels * height * width) > _BYTES:
-        raise UserError(
-            f"data.image_size={[height, width]}: the set's {len(paths):,} images are {size / 2**30:.0f} GiB as bytes, and "
-            f"{_BYTES // 2**30} fit in memory: give a smaller size"
-        )
+    check_size(len(paths), channels, image_size)
 
     def read(path: Path) -> np.ndarray | None:
         try:

@@ -13,7 +13,24 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.seeds import derive
 
-__all__ = ["EvalLoader", "ImageSet", "InMemory", "TrainLoader"]
+__all__ = ["EvalLoader", "ImageSet", "InMemory", "TrainLoader", "check_size"]
+
+
+_BYTES = 16 * 2**30  # a set of more is no set that fits in memory
+
+
+def check_size(count: int, channels: int, image_size: Sequence[int]) -> None:
+    """Refuse a set that does not fit in memory, before it is made.
+
+    Raises:
+        UserError: for more than 16 GiB as bytes.
+    """
+    height, width = image_size
+    if (size := count * channels * height * width) > _BYTES:
+        raise UserError(
+            f"data.image_size={[height, width]}: the set's {count:,} images are {size / 2**30:.0f} GiB as bytes, and "
+            f"{_BYTES // 2**30} fit in memory: give a smaller size"
+        )
 
 
 class ImageSet(NamedTuple):
@@ -40,6 +57,7 @@ class ImageSet(NamedTuple):
         from torchvision.transforms.v2 import functional as transforms  # heavy, and a stream's workers do without
 
         images, labels = self
+        check_size(len(images), channels, image_size)
         if images.is_floating_point() != (channels == 2):
             kind = "points: they have 2 and [1, 1]" if images.is_floating_point() else "images: they have 1 or 3"
             raise UserError(

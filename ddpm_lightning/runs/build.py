@@ -80,8 +80,8 @@ class StoreRun(Callback):
         self._started_at = trainer.global_step
 
     def has_gone_on(self, trainer: Trainer) -> bool:
-        """Whether a step was taken since the run was started or resumed."""
-        return self._started_at is not None and trainer.global_step != self._started_at
+        """Whether more than one step was taken since the run was started or resumed."""
+        return self._started_at is not None and trainer.global_step > self._started_at + 1
 
     @property
     def wall_seconds(self) -> float:
@@ -107,8 +107,10 @@ class StoreRun(Callback):
         checkpoint["summary"] = {"wall_seconds": self.wall_seconds, "final": self.metrics(trainer)["final"]}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if "summary" in checkpoint:  # one of an earlier version has none
+        if "summary" in checkpoint:
             self._earlier, self._final = checkpoint["summary"]["wall_seconds"], dict(checkpoint["summary"]["final"])
+        elif "training_metrics" in checkpoint:  # of an earlier version
+            self._earlier = checkpoint["training_metrics"]["wall_seconds"]
 
 
 def build(key: str, node: DictConfig, **kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.interop import from_diffusers, images_of, is_diffusers_folder
 from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.run_folder import checkpoints_in
 from ddpm_lightning.runs.build import build, one_line
 from ddpm_lightning.runs.trust import check_targets
 from ddpm_lightning.torch_files import load_plain
@@ -57,7 +58,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"
+        last = path / "checkpoints" / "last.ckpt"
+        path = next((found for found in (last, *checkpoints_in(last.parent)) if found.is_file()), last)
     if not path.is_file():
         way_out = "give a file such as outputs/<day>/<time>/checkpoints/last.ckpt"
         raise UserError(f"ckpt_path={path} does not exist: {way_out}")

@@ -43,7 +43,27 @@ _FIXED = {
 
 _FREE = ("workers", "sizes", "max_damaged", "fused", "foreach")
 
-_NEEDED = {"overrides": list, "metrics_rows": int, "loops": dict, "optimizer_states": list, "callbacks": dict}
+_NEEDED: dict[str, type | tuple[type, ...]] = {
+    "overrides": list,
+    "metrics_rows": int,
+    "global_step": int,
+    "loops": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "callbacks": dict,
+}
+_NUMBER = (int, float)
+_KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {  # of what only some checkpoints have
+    "training_metrics": {
+        "sums": Tensor,
+        "images": int,
+        "seconds": _NUMBER,
+        "wall_seconds": _NUMBER,
+        "latest": dict,
+        "best": dict,
+    },
+    "summary": {"wall_seconds": _NUMBER, "final": dict},
+}
 
 
 class Start(NamedTuple):
@@ -99,7 +119,7 @@ def newest_start(folder: Path, *, warn: bool = True) -> Start:
     for path in found:
         try:
             checkpoint = load_checkpoint(path)
-            if lacking := [key for key, kind in _NEEDED.items() if not isinstance(checkpoint.get(key), kind)]:
+            if lacking := _lacking(checkpoint):
                 raise UserError(f"{path} is of another version: it lacks {', '.join(sorted(lacking))}")
         except UserError as error:
             if warn:
@@ -116,6 +136,17 @@ def newest_start(folder: Path, *, warn: bool = True) -> Start:
     if not isinstance(config, dict):
         raise UserError(f"resume={folder}: its config.yaml is no config; give a folder that train.py made")
     return Start(config, typed if isinstance(typed, list) else [], None, None)
+
+
+def _lacking(checkpoint: Mapping[str, Any]) -> list[str]:
+    """The keys under which a checkpoint has nothing, or something of another type."""
+    parts = [(checkpoint, _NEEDED), *((checkpoint[key], kinds) for key, kinds in _KINDS.items() if key in checkpoint)]
+    return [
+        key
+        for part, kinds in parts
+        for key, kind in kinds.items()
+        if not isinstance(part, Mapping) or not isinstance(part.get(key), kind)
+    ]
 
 
 def refuse_another(config: DictConfig, folder: Path) -> None:

@@ -1,7 +1,9 @@
 """Sets on the disk in their own formats, written here: every pixel is known."""
 
 import pickle
+import warnings
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torchvision
 from PIL import Image
 
 from ddpm_lightning import runs
-from ddpm_lightning.data.datasets import from_torchvision, huggingface, image_folder, read_images
+from ddpm_lightning.data.datasets import from_torchvision, huggingface, image_folder, read_images, read_picture
+from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
 from tests.conftest import train_config, write_fashion_mnist
 
@@ -219,3 +222,55 @@ def test_they_train(kind, tmp_path, request):
         ]
     runs.train(train_config(tmp_path / "run", *options))
     assert (tmp_path / "run" / "samples" / "grid_0000002.png").exists()
+
+
+def test_a_picture_is_opened_as_what_it_is_and_not_as_what_it_is_called(pictures, tmp_path, monkeypatch):
+    """Pillow would hand PostScript to Ghostscript, whatever the file's ending."""
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: started.append(args))
+    code = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "x.png").write_bytes(code)
+    for size in ((8, 8), (4, 4)):
+        with pytest.raises(ValueError, match="cannot identify image file"):
+            read_picture(tmp_path / "x.png", 3, size)
+        with pytest.raises(ValueError, match="cannot identify image file"):
+            read_picture(BytesIO(code), 3, size)
+    assert started == []
+
+
+def test_a_picture_is_refused_by_its_size_before_it_is_decoded(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((100, 100), np.uint8)).save(tmp_path / "x.png")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 9_999)
+    warnings.simplefilter("ignore")  # which is all that Pillow does, up to twice as many
+    with pytest.raises(ValueError, match="100 x 100 pixels are more than 9,999"):
+        read_picture(tmp_path / "x.png", 1, (8, 8))
+
+
+def test_a_set_that_does_not_fit_in_memory_is_refused_before_it_is_made():
+    images = ImageSet(torch.zeros(1797, 1, 8, 8, dtype=torch.uint8), torch.zeros(1797).long())
+    with pytest.raises(UserError, match=r"data.image_size=\[8192, 8192\]: the set's 1,797 images are 112 GiB as bytes"):
+        images.prepared(1, [8192, 8192], num_classes=None, val_fraction=0.1, seed=0)
+
+
+@pytest.mark.parametrize("name", ["pandas", "csv", "text", "webdataset", "imagefolder"])
+def test_a_reader_of_hugging_faces_library_is_no_set(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"data.root={name} is one of the library's own readers, and no set"):
+        huggingface(name, channels=1, image_size=(8, 8))
+
+
+def test_a_folder_with_the_name_of_a_reader_is_a_folder(parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    parquet.rename(tmp_path / "text")
+    monkeypatch.chdir(tmp_path)
+    assert len(huggingface("text", channels=1, image_size=(6, 8), image_column="picture").images) == 12
+
+
+def test_pickles_in_a_folder_of_hugging_face_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.pkl").write_bytes(pickle.dumps({"image": [1]}))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        huggingface(str(tmp_path / "set"), channels=1, image_size=(8, 8))

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ddpm_lightning import runs
 from ddpm_lightning.data.datamodule import ImageDataModule
+from ddpm_lightning.data.shards import Shard, read_records, stretch
 from ddpm_lightning.data.streams import Stream
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.trust import check_targets
@@ -376,3 +377,35 @@ def waited(condition, seconds=90):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+def sparse_header(name, size):
+    """A member of a tar file that holds one byte, and declares as many as are given."""
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.GNUTYPE_SPARSE
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
+    head[124:136], head[386:398], head[398:410] = b"00000000001\0", b"00000000000\0", b"00000000001\0"
+    head[483:495] = b"\x80" + size.to_bytes(11, "big")
+    head[148:156] = b" " * 8
+    head[148:156] = f"{sum(head):06o}\0 ".encode()
+    return bytes(head) + b"x".ljust(512, b"\0")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "large", "long name"])
+def test_a_file_that_declares_more_than_a_picture_has_is_not_read(tmp_path, kind):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        file = io.BytesIO()
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(file, format="png")
+        for name in ("0.png", "1.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(file.getvalue())
+            tar.addfile(info, io.BytesIO(file.getvalue()))
+    end = 2 * (512 + -(-info.size // 512) * 512)
+    info = tarfile.TarInfo("2.png")
+    info.size, info.type = 2**40, tarfile.REGTYPE if kind == "large" else tarfile.GNUTYPE_LONGNAME
+    head = sparse_header("2.png", 2**40) if kind == "sparse" else info.tobuf(tarfile.GNU_FORMAT)[:512]
+    held = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(held[:end] + head + held[end:])
+    samples = [*read_records(stretch([Shard(str(tmp_path / "0.tar"), 0, 3)], 0, 3))]
+    assert samples[0].damage is None  # and the next is not yet known to be complete
+    assert "1,099,511,627,776 bytes" in samples[1].damage

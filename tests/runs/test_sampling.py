@@ -1,5 +1,6 @@
 import os
 import pickle
+import warnings
 import zipfile
 
 import numpy as np
@@ -158,3 +159,68 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(tiny_run, tmp_path):
     )
     with pytest.raises(UserError, match="last.ckpt does not exist"):
         runs.load_denoiser(tmp_path)
+
+
+def test_a_folder_with_samples_is_refused_or_cleared_by_a_word(tiny_run, tmp_path):
+    """A folder with images of two draws would be measured as one."""
+    out = draw(tiny_run, tmp_path / "out", "format=png")
+    (out / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for options in (["format=npz"], ["format=grid"], ["format=png", "num_samples=3"]):
+        with pytest.raises(UserError, match=r"out_dir=.* holds samples already, such as .*png: .*overwrite=true"):
+            draw(tiny_run, out, *options)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    draw(tiny_run, out, "format=png", "num_samples=3", "seed=1", "overwrite=true")
+    assert sorted(path.name for path in out.iterdir()) == ["00000.png", "00001.png", "00002.png", "notes.txt"]
+    assert (out / "00000.png").read_bytes() != before["00000.png"]
+    draw(tiny_run, out, "overwrite=true")
+    assert sorted(path.name for path in out.iterdir()) == ["grid.png", "notes.txt"]
+    with pytest.raises(UserError, match="overwrite=perhaps is neither true nor false"):
+        draw(tiny_run, out, "overwrite=perhaps")
+
+
+@pytest.mark.parametrize("form", ["png", "npz", "grid"])
+def test_samples_are_written_whole_or_not_at_all(tiny_run, tmp_path, monkeypatch, form):
+    out = draw(tiny_run, tmp_path / "out", f"format={form}")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr("ddpm_lightning.runs.sampling.os.replace", full_disk)
+    monkeypatch.setattr("ddpm_lightning.files.os.replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        draw(tiny_run, tmp_path / "new", f"format={form}")
+    assert list((tmp_path / "new").iterdir()) == []
+    monkeypatch.setattr("ddpm_lightning.runs.sampling.np.savez_compressed", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        draw(tiny_run, out, f"format={form}", "seed=1", "overwrite=true")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def test_more_images_at_once_than_the_memory_holds_are_refused(tiny_run, tmp_path):
+    held = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
+    held["config"]["data"]["image_size"] = [8192, 8192]
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(held, tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(
+        UserError, match=r"batch_size=256: 256 images of \[1, 8192, 8192\] take 64 GiB, and this machine has"
+    ):
+        draw(tmp_path, tmp_path / "out", "num_samples=256")
+
+
+@pytest.mark.parametrize("kind", ["stride 0", "beyond its storage", "meta", "sparse"])
+def test_a_tensor_that_declares_more_than_it_holds_is_refused(tiny_run, tmp_path, kind):
+    """A copy of the first ended in a segmentation fault."""
+    held = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        held["optimizer_states"][0]["state"][0]["exp_avg"] = {
+            "stride 0": lambda: torch.zeros(1).expand(10**6, 10**6),
+            "beyond its storage": lambda: torch.zeros(4).as_strided((4,), (0,), 3),
+            "meta": lambda: torch.empty(10**6, 10**6, device="meta"),
+            "sparse": lambda: torch.sparse_coo_tensor(torch.zeros(1, 1).long(), torch.ones(1), (10**12,)),
+        }[kind]()
+    torch.save(held, tmp_path / "bad.ckpt")
+    with pytest.raises(UserError, match="is no checkpoint, or a damaged one .(it declares a tensor|it holds a tensor)"):
+        runs.load_checkpoint(tmp_path / "bad.ckpt")

@@ -95,7 +95,7 @@ def test_the_grid_in_training_is_the_one_that_sample_draws(tiny_run, tmp_path, s
         np.asarray(Image.open(p)) for p in (tmp_path / "grid.png", tiny_run / f"samples/grid_{step:07d}.png")
     )
     assert np.array_equal(ours, theirs)
-    runs.sample(config_of(*overrides, "weights=raw", name="sample"))
+    runs.sample(config_of(*overrides, "weights=raw", "overwrite=true", name="sample"))
     assert not np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), theirs)
 
 

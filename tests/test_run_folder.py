@@ -1,0 +1,124 @@
+"""What a run folder says, who holds it, and what may be removed of it."""
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.files import check_zip, replace_file, whole_or_nothing
+from ddpm_lightning.run_folder import (
+    by_step,
+    checkpoints_in,
+    hold,
+    is_going_on,
+    only_one_run,
+    refuse_links_out,
+    release,
+    remove_unbegun,
+)
+
+
+def test_steps_are_compared_by_number(tmp_path):
+    for step in (9_999_999, 10_000_000, 2, 12_345_678):
+        (tmp_path / f"step_{step:07d}.ckpt").touch()
+    for other in ("step_x.ckpt", "step_.ckpt", "grid_3.ckpt"):
+        (tmp_path / other).touch()
+    (tmp_path / "last.ckpt").touch()
+    steps = [int(path.stem[5:]) for path in by_step(tmp_path, "step", ".ckpt")]
+    assert steps == [2, 9_999_999, 10_000_000, 12_345_678]
+    assert [path.name for path in checkpoints_in(tmp_path)][::4] == ["step_12345678.ckpt", "last.ckpt"]
+
+
+def test_links_out_of_a_folder_are_refused_at_any_depth(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "wandb").mkdir()
+    other.mkdir()
+    (run / "last").symlink_to("checkpoints")  # inside
+    (run / "wandb" / "debug.log").symlink_to(other)  # W&B's own
+    refuse_links_out(run)
+    for place in (run / "metrics.csv", run / "checkpoints" / "x", run / "samples"):
+        place.symlink_to(other / "x")
+        with pytest.raises(UserError, match=f"{place} is a link to {other / 'x'}, outside of"):
+            refuse_links_out(run)
+        place.unlink()
+
+
+def test_a_folder_is_held_by_one_process(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "note").write_text("mine")
+    code = f"""
+import sys
+from pathlib import Path
+from ddpm_lightning.run_folder import hold
+hold(Path({str(tmp_path / "run")!r}))
+print("held", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        assert is_going_on(tmp_path / "run")
+        with pytest.raises(UserError, match="another run is going on in this folder"):
+            hold(tmp_path / "run")
+        process.kill()
+    assert hold(tmp_path / "run")
+    assert not hold(tmp_path / "run")  # by this process already
+    with only_one_run(tmp_path / "run"), pytest.raises(UserError, match="another run"), only_one_run(tmp_path / "run"):
+        pass
+    release(tmp_path / "run")
+    assert sorted(os.listdir(tmp_path / "run")) == ["note"]
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic link|loop"):
+        hold(tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_only_what_a_refused_start_made_is_removed(tmp_path):
+    made, there = tmp_path / "new" / "run", tmp_path / "old"
+    there.mkdir()
+    (there / "train.log").write_text("of a run that starts")
+    for folder in (made, there):
+        hold(folder)
+        (folder / ".hydra").mkdir()
+        remove_unbegun(folder, ".hydra", "train.log")
+    assert not made.parent.exists()
+    assert [path.name for path in there.iterdir()] == ["train.log"]
+    hold(there)
+    (there / "config.yaml").touch()
+    remove_unbegun(there, ".hydra", "train.log")
+    assert {path.name for path in there.iterdir()} == {"train.log", "config.yaml", ".lock"}
+    release(there)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with suppress(KeyError), replace_file(path) as file:
+        file.write("half")
+        raise KeyError
+    assert path.read_text() == "old"
+    (tmp_path / "link").symlink_to(path)
+    with replace_file(tmp_path / "link") as file:
+        file.write("new")
+    assert (path.read_text(), (tmp_path / "link").read_text()) == ("old", "new")
+    assert not (tmp_path / "link").is_symlink()
+    with suppress(KeyError), whole_or_nothing(tmp_path / "folder") as folder:
+        (folder / "x").touch()
+        raise KeyError
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "link"]
+
+
+def test_a_file_that_is_no_zip_is_named(tmp_path):
+    (tmp_path / "x").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="not a zip file"):
+        check_zip(tmp_path / "x")
+    with pytest.raises(OSError, match="No such file"):
+        check_zip(tmp_path / "y")
