@@ -141,8 +141,10 @@ def failed_jobs_in(folder: Path) -> dict[float, dict[str, str]]:
     """What a sweep's failed jobs left in its folder, by their numbers: "overrides" and "why"."""
     found: dict[float, dict[str, str]] = {}
     for path in (folder / FAILED_JOBS).glob("[0-9]*.json"):
-        with suppress(OSError, ValueError):
-            found[int(path.stem)] = json.loads(path.read_text())
+        with suppress(OSError, ValueError, RecursionError):
+            note = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(note, dict):
+                found[int(path.stem)] = {key: str(note.get(key, "")) for key in ("overrides", "why")}
     return dict(sorted(found.items()))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import within
 from ddpm_lightning.records import read_record
 from ddpm_lightning.report.comparison import Mean
 from ddpm_lightning.run_folder import configs_below, is_going_on, summary_of
@@ -46,8 +47,9 @@ class Run:
                 rows = [
                     {k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file) if row.get("step")
                 ]
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, csv.Error):
             return {}
+        rows = [row for row in rows if math.isfinite(row["step"])]
         clock = [(0.0, 0.0), *((r["step"], r["train/wall_seconds"]) for r in rows if "train/wall_seconds" in r)]
         seconds = np.interp([row["step"] for row in rows], *np.array(clock).T).tolist()
         found: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
@@ -76,7 +78,7 @@ class Setting:
     def mean(self, *keys: str) -> Mean | None:
         """Of an entry of the finished runs' summaries."""
         found = {run.seed: _at(run.summary, keys) for run in self.finished}
-        known = {seed: float(v) for seed, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
+        known = {seed: float(v) for seed, v in found.items() if within(v, "[-1e300, 1e300]")}
         return Mean(known) if known else None
 
 

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.report.reading import part
-from ddpm_lightning.runs.build import build
+from ddpm_lightning.runs.build import build, times_of
 from ddpm_lightning.runs.drawing import count_evaluations
 from ddpm_lightning.runs.trust import check_targets
 from ddpm_lightning.schedules import NoiseSchedule
@@ -15,6 +15,7 @@ from ddpm_lightning.schedules import NoiseSchedule
 __all__ = ["evaluations_of", "schedule_of"]
 
 T = TypeVar("T")
+_COUNTED = 20_000  # steps that are gone through to count what they ask of the network
 
 
 def schedule_of(config: Any) -> NoiseSchedule | None:
@@ -27,7 +28,10 @@ def evaluations_of(config: Any) -> int | None:
 
     def count() -> int:
         scale = None if part(config, "data.num_classes") is None else part(config, "guidance_scale")
-        return count_evaluations(_built(config, "sampler"), _built(config, "schedule"), scale)
+        sampler, schedule = _built(config, "sampler"), _built(config, "schedule")
+        if len(times_of(sampler, schedule)) > _COUNTED:
+            raise UserError("so many steps are not gone through for a table")
+        return count_evaluations(sampler, schedule, scale)
 
     return _tried(count)
 

@@ -2,24 +2,25 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import Stopped, UserError, brief
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.records import Vocabulary, read_record
 from ddpm_lightning.run_folder import checkpoints_in, refuse_links_out
 from ddpm_lightning.runs.checkpoint import differing, load_checkpoint
 from ddpm_lightning.runs.trust import check_paths, check_targets
 
-__all__ = ["Start", "fits", "newest_start", "refuse_another", "resumed", "same_data"]
+__all__ = ["Start", "blamed", "fits", "newest_start", "refuse_another", "resumed", "same_data"]
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,13 @@ _NEEDED: dict[str, type | tuple[type, ...]] = {
     "callbacks": dict,
 }
 _NUMBER = (int, float)
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    "ema_state_dict": dict,
+    "loss_guard": Tensor,
+    "rollbacks": int,
+    "training_metrics": dict,
+    "summary": dict,
+}
 _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {  # of what only some checkpoints have
     "training_metrics": {
         "sums": Tensor,
@@ -140,13 +148,34 @@ def newest_start(folder: Path, *, warn: bool = True) -> Start:
 
 def _lacking(checkpoint: Mapping[str, Any]) -> list[str]:
     """The keys under which a checkpoint has nothing, or something of another type."""
-    parts = [(checkpoint, _NEEDED), *((checkpoint[key], kinds) for key, kinds in _KINDS.items() if key in checkpoint)]
+    needed = {**_NEEDED, **{key: kind for key, kind in _OPTIONAL.items() if key in checkpoint}}
+    parts = [(checkpoint, needed), *((checkpoint[key], kinds) for key, kinds in _KINDS.items() if key in checkpoint)]
     return [
         key
         for part, kinds in parts
         for key, kind in kinds.items()
         if not isinstance(part, Mapping) or not isinstance(part.get(key), kind)
     ]
+
+
+@contextmanager
+def blamed(path: Path | None, still: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """An error that nobody foresaw is the checkpoint's that a run goes on from, as one sentence.
+
+    Args:
+        path: the checkpoint; None where the run begins, and the error is raised as it is.
+        still: whether it may be the checkpoint's, when it has come.
+    """
+    try:
+        yield
+    except (UserError, Stopped, OSError, MisconfigurationException):
+        raise
+    except Exception as error:
+        if path is None or not still():
+            raise
+        raise UserError(
+            f"{path} cannot be resumed from ({brief(error)}): give resume= a folder with another one"
+        ) from error
 
 
 def refuse_another(config: DictConfig, folder: Path) -> None:
@@ -177,9 +206,9 @@ def fits(module: DDPM, start: Start) -> None:
             f"resume: {start.path} is of another network: {len(wrong)} of its weights differ in name or shape, among them "
             f"{', '.join(wrong[:3])}; leave model=..., data=... and schedule=... as they were"
         )
-    average = start.checkpoint.get("ema_state_dict") or {}
+    average = start.checkpoint.get("ema_state_dict", {})
     weights = {name: parameter for name, parameter in module.named_parameters() if name in average}
-    if not isinstance(average, dict) or (wrong := differing(weights, average)):
+    if wrong := differing(weights, average):
         raise UserError(f"resume: the averaged weights in {start.path} are of another network: {', '.join(wrong[:3])}")
     if not _is_state_of(module, start.checkpoint["optimizer_states"]):
         raise UserError(

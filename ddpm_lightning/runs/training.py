@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, CSVLogger, LossGuard, WandbLogger
 from ddpm_lightning.callbacks.finite import refuse_broken
 from ddpm_lightning.data.datamodule import ImageDataModule
-from ddpm_lightning.errors import Diverged, Stopped, UserError, brief
+from ddpm_lightning.errors import Diverged, Stopped, UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import (
@@ -55,7 +55,7 @@ from ddpm_lightning.runs.processes import (
     requeue,
     take_gpu,
 )
-from ddpm_lightning.runs.resuming import Start, fits, newest_start, refuse_another, resumed, same_data
+from ddpm_lightning.runs.resuming import Start, blamed, fits, newest_start, refuse_another, resumed, same_data
 
 __all__ = ["train"]
 
@@ -101,24 +101,25 @@ def _train(config: DictConfig) -> float | None:
     torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
     seed_everything(config.seed, workers=True, verbose=False)
 
-    module, data = build_module(config), build("data", config.data)
-    if start is not None and start.path is not None:
-        fits(module, start)
-    elif config.init_from is not None:
-        _begin_with(module, Path(str(config.init_from)))
-    data.setup()  # what is wrong with the data is said before anything is written
-    if start is not None:
-        same_data(start, data.source.fingerprint)
-    overrides = _overrides(start)
-    callbacks = build_callbacks(config, plain, overrides=overrides, data_fingerprint=data.source.fingerprint)
-    trainer: Trainer = build(
-        "trainer",
-        config.trainer,
-        callbacks=callbacks,
-        logger=False,
-        default_root_dir=str(run_dir),
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-    )
+    with blamed(start and start.path):  # until then it is its config that is built
+        module, data = build_module(config), build("data", config.data)
+        if start is not None and start.path is not None:
+            fits(module, start)
+        elif config.init_from is not None:
+            _begin_with(module, Path(str(config.init_from)))
+        data.setup()  # what is wrong with the data is said before anything is written
+        if start is not None:
+            same_data(start, data.source.fingerprint)
+        overrides = _overrides(start)
+        callbacks = build_callbacks(config, plain, overrides=overrides, data_fingerprint=data.source.fingerprint)
+        trainer: Trainer = build(
+            "trainer",
+            config.trainer,
+            callbacks=callbacks,
+            logger=False,
+            default_root_dir=str(run_dir),
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        )
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
@@ -227,20 +228,13 @@ def _fit_and_go_back(
 def _explained(trainer: Trainer, run_dir: Path, path: Path | None) -> Iterator[None]:
     """What a user can mend, as one sentence."""
     try:
-        yield
+        with blamed(path, lambda: not _record_of(trainer).has_gone_on(trainer)):
+            yield
     except MisconfigurationException as error:
         raise UserError(f"trainer: {one_line(error)}") from error
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
         raise UserError(f"{what}; mend it, then go on with resume={run_dir}") from error
-    except (UserError, Stopped):
-        raise
-    except Exception as error:
-        if path is None or _record_of(trainer).has_gone_on(trainer):
-            raise
-        raise UserError(
-            f"{path} cannot be gone on from ({brief(error)}): give resume= a folder with another one"
-        ) from error
 
 
 @contextmanager

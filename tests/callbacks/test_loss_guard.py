@@ -12,7 +12,7 @@ from ddpm_lightning import runs
 from ddpm_lightning.callbacks import EMA, LossGuard
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.module import DDPM
-from tests.conftest import config_of, train_config
+from tests.conftest import ROOT, TINY, config_of, script, train_config
 from tests.runs.test_resuming import assert_equal, state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number of training batches")
@@ -164,3 +164,32 @@ def test_it_goes_back_so_often_and_no_more(tmp_path, monkeypatch):
     for rollback in (-1, 1.5, "often"):
         with pytest.raises(ValueError, match=f"rollback={rollback} will not do"):
             LossGuard(rollback=rollback)
+
+
+PATCH = """
+import math
+from ddpm_lightning.module import DDPM
+step = DDPM.training_step
+def broken(self, batch, batch_idx):
+    outputs = step(self, batch, batch_idx)
+    randomness = next(c for c in self.trainer.callbacks if type(c).__name__ == "Randomness")
+    if self.global_rank == 1 and randomness._batches == 5:
+        outputs = {key: value * math.nan if key != "t" else value for key, value in outputs.items()}
+    return outputs
+DDPM.training_step = broken
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_go_back_where_one_of_them_diverges(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(PATCH)  # which each of the processes reads when it starts
+    options = [*TINY, *ROLLBACK, "trainer=ddp_cpu", "logger=none", "data.batch_size=8"]
+    for name in ("one", "two"):
+        env = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        result = script("train.py", *options, f"hydra.run.dir={name}", cwd=tmp_path, env=env)
+        assert result.returncode == 0, result.stderr
+        assert "goes back to its checkpoint of step 4, and past the next 1 batches" in result.stdout
+    held = state(tmp_path / "one")
+    assert (held["global_step"], held["rollbacks"]) == (8, 1)
+    assert held["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"images": 9 * 16}]
+    assert_equal(final(tmp_path / "one"), final(tmp_path / "two"))
