@@ -36,7 +36,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
         UserError: where there is no such run or sweep, another process is at work in it, or a sweep's record asks for more.
     """
     asked = _value_of("resume", argv)
-    run_dir = _value_of("hydra.run.dir", argv) or _value_of("run_dir", argv)
+    run_dir = _value_of("run_dir", argv) or _value_of("hydra.run.dir", argv)
     if os.environ.get(_DONE) and os.environ[_DONE] == asked:
         return list(argv)
     if asked in (None, "null", ""):
@@ -79,16 +79,17 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
     typed = [
         argument for argument in argv if not argument.startswith("resume=") and argument not in ("-m", "--multirun")
     ]
-    before = [text for kind in ("hydra", "task") for text in sweep["overrides"][kind] if text not in typed]
+    before = [text for kind in ("hydra", "task") for text in sweep["overrides"][kind]]
     before = [text for text in before if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
     words = _vocabulary(sweep["job"].get("config_name"))
     for text in before:
-        if why := words.objection(text):
+        if text not in typed and (why := words.objection(text)):
             raise UserError(
                 f"{folder / SWEEP} records {text!r:.200}, which is not replayed from a file, since {why}: if you trust it, type it "
                 f"yourself beside resume={folder}"
             )
-    return ["-m", *before, *typed, f"hydra.sweep.dir={quoted(folder)}"]
+    more = [text for text in typed if text not in before]  # the jobs keep their order, and so their numbers
+    return ["-m", *before, *more, f"hydra.sweep.dir={quoted(folder)}"]
 
 
 def _newest_sweep() -> Path:

@@ -29,6 +29,7 @@ __all__ = [
     "newest_whole",
     "only_one_run",
     "refuse_links_out",
+    "refuse_pipes",
     "refuse_used",
     "remove_leftovers",
     "remove_unbegun",
@@ -86,17 +87,34 @@ def refuse_links_out(folder: Path) -> None:
     """Refuse to write into a folder in which a link, at any depth, leads out of it: what is written or deleted there lies elsewhere.
 
     Raises:
-        UserError: that names the link.
+        UserError: that names the link, or something that is neither a file nor a folder.
     """
     inside = folder.resolve()
+    for path in _below(folder):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UserError(
+                f"{path} is a link to {path.resolve()}, outside of {folder}: put a copy in its place, or remove it"
+            )
+
+
+def refuse_pipes(folder: Path) -> None:
+    """Refuse to read a folder that holds anything but files, folders and links: reading a pipe would wait for ever.
+
+    Raises:
+        UserError: that names it.
+    """
+    for _ in _below(folder):
+        pass
+
+
+def _below(folder: Path) -> Iterator[Path]:
     for at, folders, files in os.walk(folder):
         if Path(at).name == "wandb":
             folders.clear()  # W&B's own parts hold links to its log files; it writes each part of a run to a new folder
         for path in [Path(at) / name for name in (*folders, *files)]:
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise UserError(
-                    f"{path} is a link to {path.resolve()}, outside of {folder}: put a copy in its place, or remove it"
-                )
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path} is neither a file nor a folder: remove it")
+            yield path
 
 
 def refuse_used(folder: Path, sign: str) -> None:

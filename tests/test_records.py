@@ -5,6 +5,7 @@ import yaml
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.records import Vocabulary, length, read_record, recorded_sweep
+from ddpm_lightning.resume import complete_arguments
 
 WORDS = Vocabulary(["data", "callbacks", "loss", "sweep", "experiment", "schedule", "logger"], ["seed", "init_from"])
 
@@ -116,3 +117,14 @@ def test_the_length_of_a_range_without_its_values():
     parse = OverridesParser.create().parse_override
     assert length(parse("seed=range(0,1000000000000)").value()) == 10**12
     assert length(parse("seed=range(0,1,0.25)").value()) == 4
+
+
+def test_a_sweeps_line_that_is_not_replayed_is_typed_again(tmp_path, monkeypatch):
+    monkeypatch.delenv("DDPM_SCRIPT", raising=False)
+    lines = ["seed=0,1", "callbacks.checkpoint.dirpath=/scratch/run", "data=digits"]
+    record = {"overrides": {"task": lines, "hydra": []}, "sweeper": {"params": None}, "job": {"config_name": "train"}}
+    (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": record}))
+    with pytest.raises(UserError, match=r"records 'callbacks.checkpoint.dirpath=/scratch/run', .*since it says where"):
+        complete_arguments(["-m", f"resume={tmp_path}"])
+    argv = complete_arguments(["-m", lines[1], f"resume={tmp_path}", "logger=none"])
+    assert argv == ["-m", *lines, "logger=none", f"hydra.sweep.dir='{tmp_path}'"]

@@ -16,6 +16,7 @@ from ddpm_lightning.run_folder import (
     is_going_on,
     only_one_run,
     refuse_links_out,
+    refuse_pipes,
     release,
     remove_unbegun,
 )
@@ -45,6 +46,14 @@ def test_links_out_of_a_folder_are_refused_at_any_depth(tmp_path):
         with pytest.raises(UserError, match=f"{place} is a link to {other / 'x'}, outside of"):
             refuse_links_out(run)
         place.unlink()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "summary.json")
+    for refuse in (refuse_links_out, refuse_pipes):
+        with pytest.raises(UserError, match="summary.json is neither a file nor a folder: remove it"):
+            refuse(tmp_path)
 
 
 def test_a_folder_is_held_by_one_process(tmp_path):

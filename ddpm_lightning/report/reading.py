@@ -17,7 +17,7 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import within
 from ddpm_lightning.records import read_record
 from ddpm_lightning.report.comparison import Mean
-from ddpm_lightning.run_folder import configs_below, is_going_on, summary_of
+from ddpm_lightning.run_folder import configs_below, is_going_on, refuse_pipes, summary_of
 
 __all__ = ["Run", "Setting", "job_number", "leaves", "part", "read_runs", "settings_of"]
 
@@ -90,6 +90,7 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give a sweep's, multirun/<day>/<time>, or a run's")
+    refuse_pipes(folder)
     runs = [run for path in configs_below(folder) if (run := _read(path.parent)) is not None]
     if not runs:
         raise UserError(f"{folder} holds no run of train.py: give a sweep's folder, multirun/<day>/<time>, or a run's")
