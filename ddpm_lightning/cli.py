@@ -42,8 +42,10 @@ def user_errors() -> Iterator[None]:
         try:
             yield
         except (UserError, OmegaConfBaseException, OSError) as error:
-            remove_unbegun(Path(HydraConfig.get().runtime.output_dir), ".hydra", "train.log")
-            if HydraConfig.get().mode == RunMode.MULTIRUN or "DDPM_TRACEBACK" in os.environ:
+            hydra = HydraConfig.get()
+            in_a_sweep = hydra.mode == RunMode.MULTIRUN
+            remove_unbegun(Path(hydra.runtime.output_dir), ".hydra", "train.log", job=in_a_sweep)
+            if in_a_sweep or "DDPM_TRACEBACK" in os.environ:
                 raise
             _failed.append(error)
 

@@ -16,6 +16,7 @@ __all__ = [
     "TELL",
     "agreed",
     "check_preset",
+    "is_first",
     "is_sweep",
     "name_run",
     "quoted",
@@ -76,6 +77,11 @@ def check_preset(argv: Sequence[str]) -> None:
 def quoted(value: Any) -> str:
     """A text as Hydra reads it back, whatever is in it."""
     return "'" + str(value).replace("'", r"\'") + "'"
+
+
+def is_first() -> bool:
+    """Whether this is the first process of its run; the others may find what the first one has written."""
+    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 def srun_tasks() -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ddpm_lightning import menu
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import SCRIPT, agreed, is_sweep, quoted, srun_tasks
+from ddpm_lightning.launch import SCRIPT, agreed, is_first, is_sweep, quoted, srun_tasks
 from ddpm_lightning.records import Vocabulary, recorded_sweep
 from ddpm_lightning.run_folder import (
     SWEEP,
@@ -15,7 +15,6 @@ from ddpm_lightning.run_folder import (
     hold,
     is_going_on,
     refuse_links_out,
-    refuse_used,
     unfinished_runs,
 )
 from ddpm_lightning.sweep_plan import planned
@@ -40,14 +39,11 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     if os.environ.get(_DONE) and os.environ[_DONE] == asked:
         return list(argv)
     if asked in (None, "null", ""):
-        if run_dir is not None and "$" not in run_dir and _is_first() and not is_sweep(argv) and _trains():
-            refuse_used(Path(run_dir), "config.yaml")  # before Hydra writes its own record there
-            hold(Path(run_dir))
         return list(argv)
     if is_sweep(argv) or (Path(asked) / SWEEP).exists():
         return _complete_sweep(asked, argv)
     folder = Path(agreed("resume", lambda: str(_folder(asked, run_dir))))
-    if _is_first():
+    if is_first():
         refuse_links_out(folder)
         hold(folder)
     from ddpm_lightning.runs.resuming import newest_start  # torch is imported only when there is work
@@ -120,10 +116,6 @@ def _conf() -> Path:
     return beside if (beside / "train.yaml").is_file() else Path(__file__).parents[1] / "conf"
 
 
-def _trains() -> bool:
-    return Path(os.environ.get(SCRIPT, "")).stem not in {*menu.scripts(_conf())} - {"train"}
-
-
 def _folder(asked: str, run_dir: str | None) -> Path:
     if asked != "auto":
         folder = Path(asked)
@@ -146,11 +138,6 @@ def _folder(asked: str, run_dir: str | None) -> Path:
             f"resume={asked}: {folder} is no run folder: it holds no config.yaml; give one that train.py made"
         )
     return folder
-
-
-def _is_first() -> bool:
-    """Whether this is the first process of its run; the others may find what the first one has written."""
-    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 def _value_of(key: str, argv: Sequence[str]) -> str | None:

@@ -4,6 +4,7 @@ import atexit
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence, Set
@@ -42,6 +43,11 @@ SWEEP = "multirun.yaml"  # in a sweep's folder: its config
 FAILED_JOBS = "failed_jobs"  # in a sweep's folder: a file for each job that failed
 
 _LOCK = ".lock"
+_LEFTOVER = re.compile(  # the names that `replace_file` gives to our own files while they are written
+    r"\.((step_\d+|last|best)\.ckpt|config\.yaml|overrides\.yaml|(summary|evaluation\w*)\.json|metrics\.csv|[a-z_\d]+\.(png|gif)|"
+    r"\d+-\d+\.npz)\.\d+",
+    re.ASCII,
+)
 
 
 @dataclass
@@ -242,30 +248,35 @@ def release(folder: Path) -> None:
             path.rmdir()
 
 
-def remove_unbegun(folder: Path, *records: str) -> None:
+def remove_unbegun(folder: Path, *records: str, job: bool = False) -> None:
     """Remove what this process has written for a run or a sweep that was refused: its records, and the folders that are empty then.
 
-    Nothing is removed of a folder that holds anything else, and nothing that was there before.
+    Nothing is removed of a folder that this process does not hold, or that holds anything else, and nothing that was there before.
+
+    Args:
+        folder: the run's or the sweep's.
+        records: the names of its records.
+        job: whether it is a job's, in the folder of a sweep that is held; then the first record must be there.
     """
-    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {*records, _LOCK}:
-        return
     held = _held.get(folder.resolve())
-    # A folder that was named is held, so that it is known what was in it; Hydra's own name is new.
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    mine = held is not None or (job and records[0] in names)
+    if not mine or not names <= {*records, _LOCK}:
+        return
     for path in [folder / name for name in records if held is None or name not in held.there]:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     release(folder)
     if held is None:
-        default = folder.absolute().parent.parent.parent == Path.cwd()
         with suppress(OSError):
-            for path in (folder, folder.parent, folder.parent.parent) if default else (folder,):
-                path.rmdir()
+            folder.rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process had not finished writing."""
     for below in (folder, folder / "checkpoints", folder / "samples"):
-        for path in below.glob(".*.[0-9]*"):
-            path.unlink(missing_ok=True)
+        for path in below.glob(".*"):
+            if _LEFTOVER.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def _try_to_lock(file: IO[str]) -> bool:

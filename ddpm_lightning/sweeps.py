@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.launch import JOB, JOBS, TELL
+from ddpm_lightning.launch import JOB, JOBS, TELL, is_first
 from ddpm_lightning.records import recorded_sweep
 from ddpm_lightning.run_folder import (
     FAILED_JOBS,
@@ -31,6 +31,7 @@ from ddpm_lightning.run_folder import (
     has_finished,
     hold,
     refuse_links_out,
+    refuse_used,
     remove_unbegun,
 )
 from ddpm_lightning.sweep_plan import announce_jobs, check_sweep, swept
@@ -42,18 +43,23 @@ _seconds: list[float] = []  # that this process's jobs took, one after the other
 
 
 class Jobs(Callback):
-    """Prepares a sweep: its folder is held, its jobs learn how many they are, and what an earlier start noted of them is forgotten.
+    """Holds the folder of a run or a sweep before Hydra writes to it, and prepares a sweep.
 
-    Hydra's own sweeper records the sweep in its folder, others do not.
+    A sweep's jobs learn how many they are, and what an earlier start noted of them is forgotten. Hydra's own sweeper
+    records the sweep in its folder, others do not.
     """
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if "resume" not in config or config.resume is not None or not is_first():
+            return  # nothing is trained, or the folder is held already, or by another process of this run
+        with _refused():
+            folder = Path(config.hydra.run.dir)
+            refuse_used(folder, "config.yaml")
+            hold(folder)
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
+        with _refused():
             self._prepare(config)
-        except (UserError, HydraException) as error:  # Hydra makes a warning of all but an exit, and goes on
-            sys.exit(f"error: {error}")
-        except OSError as error:
-            sys.exit(f"error: {error.filename}: {error.strerror}: give another path, or mend this one")
 
     @staticmethod
     def _prepare(config: DictConfig) -> None:
@@ -144,6 +150,17 @@ def tell_sweep(sentence: str) -> None:
     """Hand this process's error to the sweep that started it, if one did."""
     if path := os.environ.get(TELL):
         Path(path).write_text(sentence)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Hydra makes a warning of all errors but an exit, and goes on."""
+    try:
+        yield
+    except (UserError, HydraException) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}: give another path, or mend this one")
 
 
 def _refuse_another(config: DictConfig, folder: Path) -> None:

@@ -18,7 +18,7 @@ from ddpm_lightning.callbacks.steps import has_stepped
 from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.run_folder import by_step, newest_whole
+from ddpm_lightning.run_folder import by_step, checkpoints_in, newest_whole
 from ddpm_lightning.torch_files import load_plain
 
 __all__ = ["AtomicCheckpointIO", "BestCheckpoint", "NewestCheckpoint"]
@@ -95,6 +95,15 @@ class BestCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.file)
             _tell(trainer, self)
 
+    def forget_after(self, step: int) -> None:
+        """Remove the file where it is of a later step, since the run goes back to this one."""
+        try:
+            later = load_plain(self.file)["global_step"] > step
+        except (OSError, ValueError, LookupError, TypeError):
+            return
+        if later:
+            self.file.unlink()
+
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best}
 
@@ -112,7 +121,7 @@ class NewestCheckpoint(Checkpoint):
         dirpath: the folder.
         every_n_train_steps: optimiser steps between two; None for none by steps.
         every_n_minutes: minutes between two, looked at when metrics are logged; None for none by time.
-        save_top_k: how many of the newest are kept; -1 keeps all.
+        save_top_k: how many of the newest are kept, and the newest of those by steps alone; -1 keeps all.
 
     Raises:
         ValueError: for numbers that are none of these.
@@ -149,6 +158,11 @@ class NewestCheckpoint(Checkpoint):
         return self.folder / "last.ckpt"
 
     file = last
+
+    def by_steps_alone(self) -> list[Path]:
+        """The checkpoints that every run of this config writes, newest first: those by time or on a signal depend on the machine."""
+        every, saved = self._every_n_steps, checkpoints_in(self.folder)
+        return [path for path in saved if path.stem[:5] == "step_" and every and int(path.stem[5:]) % every == 0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
@@ -204,8 +218,11 @@ class NewestCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             _link(path, self.last)
             if self._keep != -1:
-                for old in by_step(self.folder, "step", ".ckpt")[: -self._keep]:
-                    old.unlink()
+                saved = by_step(self.folder, "step", ".ckpt")
+                kept = {*saved[-self._keep :], *self.by_steps_alone()[:1]}
+                for old in saved:
+                    if old not in kept:
+                        old.unlink()
         _tell(trainer, self)
 
     @staticmethod

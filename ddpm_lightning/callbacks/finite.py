@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from ddpm_lightning.callbacks.ema import EMA
 from ddpm_lightning.errors import Diverged
 from ddpm_lightning.run_folder import newest_whole
-from ddpm_lightning.sharding import whole
 
 __all__ = ["diverged", "refuse_broken"]
 
@@ -30,10 +29,10 @@ def refuse_broken(trainer: Trainer, pl_module: Any) -> None:
         "the optimizer's state": [value for state in states for value in state.values()],
     }
     for what, values in found.items():
-        tensors = [v for v in values if isinstance(v, Tensor) and v.is_floating_point() and v.numel()]
-        kinds = [[v for v in tensors if isinstance(v, DTensor) is shared_out] for shared_out in (True, False)]
-        largest = [whole(torch.nn.utils.get_total_norm(kind, math.inf)) for kind in kinds if kind]
-        broken = torch.as_tensor(float(not all(value.isfinite() for value in largest)), device=pl_module.device)
+        # Each rank looks at its own part: one whose part of a weight is empty has no norm of it.
+        parts = [v.to_local() if isinstance(v, DTensor) else v for v in values if isinstance(v, Tensor)]
+        largest = torch.nn.utils.get_total_norm([p for p in parts if p.is_floating_point() and p.numel()], math.inf)
+        broken = torch.as_tensor(float(not largest.isfinite()), device=trainer.strategy.root_device)
         if trainer.strategy.reduce(broken, reduce_op="max"):
             raise diverged(trainer, what, trainer.global_step)
     for key, value in trainer.callback_metrics.items():

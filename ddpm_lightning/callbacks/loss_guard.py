@@ -1,6 +1,5 @@
 """A loss or a gradient that is NaN or infinite ends the run or takes it back, and spikes are counted."""
 
-import logging
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ddpm_lightning.ranges import is_whole
 
 __all__ = ["LossGuard"]
 
-log = logging.getLogger(__name__)
+_LEAST_SCALE = 2.0**-10  # of a float16 loss, which begins with 2^16 and is halved at each overflow
 
 
 class LossGuard(Callback):
@@ -26,7 +25,8 @@ class LossGuard(Callback):
     Args:
         spike: a loss above this multiple of the mean of the last hundred or so counts as a spike.
         rollback: how often a run may go back to its newest whole checkpoint, past the batches up to the one that it diverged
-            on, before it ends. The batches that are left out depend on the run's own numbers alone, and so does the result.
+            on, before it ends. Only checkpoints by step count (`every_n_train_steps`): those by time or on a signal depend on the
+            machine, and the result would too.
 
     Raises:
         ValueError: for a multiple of 1 or less, or a number of times that is none.
@@ -68,39 +68,36 @@ class LossGuard(Callback):
             self.check(trainer)
             refuse_broken(trainer, pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check(trainer)
+
     def check(self, trainer: Trainer) -> None:
         """Look at what the device knows, on all ranks.
 
         Raises:
-            Diverged: where a loss or a gradient was no finite number.
+            Diverged: where a loss or a gradient was no finite number, or float16 has found no scale at which it is one.
         """
+        if (scaler := _scaler(trainer)) is not None and scaler.get_scale() < _LEAST_SCALE:
+            raise diverged(trainer, "the gradient", trainer.global_step)
         if step := int(trainer.strategy.reduce(self._broken.clone(), reduce_op="max")):
             raise diverged(trainer, "the loss or its gradient", step)
 
-    def go_back(self, error: Diverged, *, step: int, accumulate: int) -> bool:
-        """Whether the run may go on from its checkpoint of this step; if so, the batches up to the error are left out from there.
+    @property
+    def may_go_back(self) -> bool:
+        """Whether the run may go back once more."""
+        return self._went_back < self._rollback
+
+    def go_back(self, error: Diverged, *, step: int, accumulate: int) -> None:
+        """Leave out the batches up to an error when the run goes on from its checkpoint of a step.
 
         Args:
-            error: why.
+            error: why it goes back.
             step: the checkpoint's.
             accumulate: batches per step.
         """
-        if self._went_back >= self._rollback:
-            return False
         self._went_back += 1
         before = self._skipped[1] if self._skipped is not None and self._skipped[0] == step else 0
         self._skipped = (step, before + (error.step - step) * accumulate)
-        log.warning(
-            "%s became NaN or infinite at step %d: the run goes back to its checkpoint of step %d, and past the next %d batches "
-            "(time %d of callbacks.loss_guard.rollback=%d)",
-            error.what,
-            error.step,
-            step,
-            self._skipped[1],
-            self._went_back,
-            self._rollback,
-        )
-        return True
 
     def spikes(self, trainer: Trainer) -> int:
         """Spikes so far, of all ranks; a collective call."""

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
+
+from ddpm_lightning.images import open_image
 
 __all__ = ["TensorBoardLogger"]
 
@@ -24,7 +25,7 @@ class TensorBoardLogger(LightningTensorBoardLogger):
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for i, path in enumerate(videos):
-            with Image.open(path) as picture:
+            with open_image(Path(path)) as picture:
                 width, height = picture.size
             image = Summary.Image(
                 height=height, width=width, colorspace=3, encoded_image_string=Path(path).read_bytes()

@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from tempfile import gettempdir, mkdtemp
+from tempfile import mkdtemp
 from typing import IO, Any
 from urllib.error import URLError
 
@@ -70,8 +69,7 @@ def from_torchvision(
         found = source(root=root, download=False)
     except (RuntimeError, FileNotFoundError):
         try:
-            with _one_at_a_time(Path(root)):  # the others find it there
-                found = _downloaded(source, Path(root))
+            found = _downloaded(source, Path(root))
         except (URLError, RuntimeError, OSError) as error:
             name = getattr(source, "func", source).__name__
             raise UserError(
@@ -93,34 +91,61 @@ def from_torchvision(
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    name = sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    with (Path(gettempdir()) / f"ddpm_lightning_{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    """Hold a folder that exists, against other processes on this machine and, where its file system has locks, on others."""
+    path = folder / f"{_PARTIAL}lock"
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                    continue  # its last holder has removed it, and someone else made a new one
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def _downloaded(source: Callable[..., Any], root: Path) -> Any:
     """The set, downloaded beside its place and moved there; of a download in vain, or cut short, nothing is left but what was there."""
-    with suppress(RuntimeError, FileNotFoundError):
-        return source(root=root, download=False)  # another process was first
     made = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)
-    for cut_short in root.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(cut_short, ignore_errors=True)
-    partial = Path(mkdtemp(prefix=_PARTIAL, dir=root))
     try:
-        source(root=partial, download=True)
-        for path in sorted(partial.rglob("*")):
-            if not path.is_dir():
-                place = root / path.relative_to(partial)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, place)
+        with _one_at_a_time(root):
+            with suppress(RuntimeError, FileNotFoundError):
+                return source(root=root, download=False)  # another process was first
+            for cut_short in root.glob(f"{_PARTIAL}*/"):
+                shutil.rmtree(cut_short, ignore_errors=True)
+            partial = Path(mkdtemp(prefix=_PARTIAL, dir=root))
+            try:
+                _lend(source, root, partial)
+                source(root=partial, download=True)
+                for path in sorted(partial.rglob("*")):
+                    if not path.is_dir():
+                        place = root / path.relative_to(partial)
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        os.replace(path, place)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
             for path in made:
                 path.rmdir()  # refused where anything is in it
     return source(root=root, download=False)
+
+
+def _lend(source: Callable[..., Any], root: Path, partial: Path) -> None:
+    """Other names for the set's files that are there already, such as an archive that was put in place by hand."""
+    kind = getattr(source, "func", source)
+    folders = {kind.__name__, getattr(kind, "base_folder", kind.__name__)}
+    for path in [*root.glob("*"), *(below for name in folders for below in (root / name).rglob("*"))]:
+        if path.is_file() and not path.name.startswith(_PARTIAL):
+            place = partial / path.relative_to(root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # a file system without such names: it is downloaded
+                os.link(path, place)
 
 
 def image_folder(root: str | Path, *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01) -> ImageSet:

@@ -131,11 +131,12 @@ class Row(NamedTuple):
     buffer: int
     seed: int
     flip: bool
+    first: int = 0  # the pass that it begins with
 
     def records(self, lane: int, lanes: int, *, skip: int) -> Iterator[tuple[Record, bool]]:
         """A lane's samples in order, behind the first `skip` ones, and whether each is to be mirrored."""
         images = total(self.shards)
-        for epoch in count():
+        for epoch in count(self.first):
             part = (lane + epoch) % lanes  # in turn, so that no lane has the longer part of each pass
             start, stop = part * images // lanes, (part + 1) * images // lanes
             if skip >= stop - start:

@@ -1,6 +1,7 @@
 """A set that is held in memory: how it is split, and served in an order that is computed from the seed."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import count
 from math import ceil
 from typing import NamedTuple
@@ -209,7 +210,7 @@ class InMemory(Source):
         self._labelled = labelled
         self._val_fraction = val_fraction
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return fingerprint(*self._data)
 

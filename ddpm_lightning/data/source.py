@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,14 +52,13 @@ class Endless(ABC):
             self._position += self._images
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         return {"images": self._position}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a state's place; with "skip", so many batches behind it. Earlier versions have counted batches."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a state's place; with "skip", so many batches behind it."""
         self.close()
-        images = state["images"] if "images" in state else state["batches"] * self._images
-        self._position = images + state.get("skip", 0) * self._images
+        self._position = state["images"] + state.get("skip", 0) * self._images
 
     def close(self) -> None:
         """End the workers, if there are any; the next batch starts others."""

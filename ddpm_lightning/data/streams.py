@@ -11,6 +11,7 @@ from hashlib import sha256
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -47,11 +48,34 @@ class StreamLoader(Endless):
         self._reader = reader
         self._row_of_passes = row
         self._place = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
+        self._lanes = [batch_size, world_size, workers]
+        self._begun = [
+            0,
+            0,
+        ]  # the pass that these lanes began with, and the images that all ranks had been given by then
         self._workers = workers
 
     def _batches_from(self, position: int) -> Iterator[Batch]:
-        number = position // self._images  # exact where neither the processes nor the batch size were changed
-        return _read(Lanes(self._reader, self._row_of_passes, number=number, **self._place), self._workers)
+        first, before = self._begun
+        row, number = self._row_of_passes._replace(first=first), (position - before) // self._images
+        return _read(Lanes(self._reader, row, number=number, **self._place), self._workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "lanes": self._lanes, "begun": self._begun}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `Endless`; where other lanes were read, the rest of their pass is left out, so that no image comes twice in it."""
+        super().load_state_dict(state)
+        self._begun = first, before = state.get("begun", [0, 0])
+        if state.get("lanes", self._lanes) != self._lanes:
+            passes = -(-(self._position - before) // total(self._row_of_passes.shards))
+            self._begun = [first + passes, self._position]
+            if self._place["rank"] == 0:
+                log.warning(
+                    "data: the processes, data.dataset.workers or data.batch_size have changed: the stream goes on with its next pass, "
+                    "the number %d",
+                    first + passes + 1,
+                )
 
 
 class OnceLoader:
@@ -77,7 +101,8 @@ class Stream(Source):
     waits for another's data; with fewer shards than lanes, some read parts of one shard. Within its part a lane
     shuffles block by block of `buffer` samples, in an order drawn from (seed, pass, part, block). Batch m of a rank is
     the next of its lane m mod workers. All this is known from m, the seed and the numbers of processes and workers: a
-    run that goes on with the same opens the shard where it stopped, and no image before it is decoded. The place of a damaged image is
+    run that goes on with the same opens the shard where it stopped, and no image before it is decoded; with others it goes on with
+    the next pass. The place of a damaged image is
     taken by the next whole one of its lane, for the same reason.
 
     Args:

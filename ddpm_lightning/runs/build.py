@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.callbacks import EMA, CSVLogger, NewestCheckpoint, Randomness, StopSignals, TrainingMetrics
+from ddpm_lightning.callbacks.finite import refuse_broken
 from ddpm_lightning.data.points import SHAPE
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
@@ -79,6 +80,9 @@ class StoreRun(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started_at = trainer.global_step
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_broken(trainer, pl_module)  # while the weights are on their device
+
     def has_gone_on(self, trainer: Trainer) -> bool:
         """Whether more than one step was taken since the run was started or resumed."""
         return self._started_at is not None and trainer.global_step > self._started_at + 1
@@ -107,6 +111,12 @@ class StoreRun(Callback):
         checkpoint["summary"] = {"wall_seconds": self.wall_seconds, "final": self.metrics(trainer)["final"]}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._started_at is not None:
+            return  # it goes back, and the clock runs on
+        for state in checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]:
+            if "batches" in state:  # of an earlier version, which counted those of each process
+                processes = len(checkpoint["training_metrics"]["sums"])
+                state["images"] = state.pop("batches") * checkpoint["config"]["data"]["batch_size"] * processes
         if "summary" in checkpoint:
             self._earlier, self._final = checkpoint["summary"]["wall_seconds"], dict(checkpoint["summary"]["final"])
         elif "training_metrics" in checkpoint:  # of an earlier version

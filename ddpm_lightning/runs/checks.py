@@ -68,9 +68,20 @@ def check_config(config: DictConfig) -> None:
             "features=custom is for evaluate.py, since a run that goes on builds nothing out of its checkpoint that we do not "
             "ship: choose features=classifier or features=inception"
         )
+    _check_rollback(config)
     _check_metric(config)
     _check_kinds(config)
     _check_trainer(config.trainer)
+
+
+def _check_rollback(config: DictConfig) -> None:
+    guard, strategy = config.callbacks.get("loss_guard"), config.trainer.strategy
+    shared_out = isinstance(strategy, DictConfig) and str(strategy.get("_target_")).endswith(".FSDP2")
+    if shared_out and guard is not None and guard.get("rollback"):
+        raise UserError(
+            f"callbacks.loss_guard.rollback={guard.rollback}: a run whose weights are sharded across GPUs cannot go back "
+            "within one start: leave it at 0, and resume"
+        )
 
 
 def _check_metric(config: DictConfig) -> None:

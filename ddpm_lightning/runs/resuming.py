@@ -20,7 +20,7 @@ from ddpm_lightning.run_folder import checkpoints_in, refuse_links_out
 from ddpm_lightning.runs.checkpoint import differing, load_checkpoint
 from ddpm_lightning.runs.trust import check_paths, check_targets
 
-__all__ = ["Start", "blamed", "fits", "newest_start", "refuse_another", "resumed", "same_data"]
+__all__ = ["Start", "blamed", "first_whole", "fits", "newest_start", "refuse_another", "resumed", "same_data"]
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,10 @@ def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
     start = newest_start(folder)
     held, typed = _moved(start.config, str(start.config.get("run_dir")), str(folder)), set()
     if HydraConfig.initialized():
-        before, now = _plain(compose("train", _vocabulary(config).replayable(start.overrides))), _plain(config)
+        replayed = _vocabulary(config).replayable(start.overrides)
+        before, now = _plain(compose("train", replayed)), _plain(config)
+        for key in _typed_keys(replayed):  # whatever the config was made of, this is what it was
+            _put(before, key, _at(held, key))
         _refuse_changes(before, now, folder)
         held = {**{key: value for key, value in now.items() if key not in held}, **held}
         typed = {*_change(held, before, now)}
@@ -124,16 +127,8 @@ def newest_start(folder: Path, *, warn: bool = True) -> Start:
     if not (folder / "config.yaml").exists():
         raise UserError(f"resume={folder} is no run folder: it holds no config.yaml; give one that train.py made")
     found = checkpoints_in(folder / "checkpoints")
-    for path in found:
-        try:
-            checkpoint = load_checkpoint(path)
-            if lacking := _lacking(checkpoint):
-                raise UserError(f"{path} is of another version: it lacks {', '.join(sorted(lacking))}")
-        except UserError as error:
-            if warn:
-                log.warning("%s (going on from the one before it)", error)
-        else:
-            return Start(checkpoint["config"], checkpoint["overrides"], path, checkpoint)
+    if (start := first_whole(found, warn=warn)) is not None:
+        return start
     if found:
         raise UserError(f"resume={folder}: none of its {len(found)} checkpoints can be read; start a new run")
     if warn:
@@ -144,6 +139,21 @@ def newest_start(folder: Path, *, warn: bool = True) -> Start:
     if not isinstance(config, dict):
         raise UserError(f"resume={folder}: its config.yaml is no config; give a folder that train.py made")
     return Start(config, typed if isinstance(typed, list) else [], None, None)
+
+
+def first_whole(paths: Sequence[Path], *, warn: bool = True) -> Start | None:
+    """The first of these checkpoints that is whole and of this version; None where none is."""
+    for path in paths:
+        try:
+            checkpoint = load_checkpoint(path)
+            if lacking := _lacking(checkpoint):
+                raise UserError(f"{path} is of another version: it lacks {', '.join(sorted(lacking))}")
+        except UserError as error:
+            if warn:
+                log.warning("%s (going on from the one before it)", error)
+        else:
+            return Start(checkpoint["config"], checkpoint["overrides"], path, checkpoint)
+    return None
 
 
 def _lacking(checkpoint: Mapping[str, Any]) -> list[str]:
@@ -271,6 +281,22 @@ def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: P
                 f"{key} cannot be changed{change} when a run is resumed, since {why}: leave it away, or start a new run with "
                 f"init_from={folder}"
             )
+
+
+def _typed_keys(replayed: Sequence[str]) -> list[str]:
+    """The keys and groups, dotted, of the overrides that do not come from the run's record."""
+    typed = list(HydraConfig.get().overrides.task)
+    for text in replayed:  # they come first
+        typed = typed[1:] if typed[:1] == [text] else typed
+    return [text.lstrip("+~").partition("=")[0].replace("/", ".") for text in typed]
+
+
+def _put(node: Any, key: str, value: Any) -> None:
+    """Put a value in a config's place, where the config has that place."""
+    above, _, last = key.rpartition(".")
+    node = _at(node, above) if above else node
+    if isinstance(node, dict) and last in node and value is not None:
+        node[last] = value
 
 
 def _fixed_part(node: Any) -> Any:

@@ -22,8 +22,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, CSVLogger, LossGuard, WandbLogger
-from ddpm_lightning.callbacks.finite import refuse_broken
+from ddpm_lightning.callbacks import (
+    EMA,
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    CSVLogger,
+    LossGuard,
+    NewestCheckpoint,
+    WandbLogger,
+)
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.errors import Diverged, Stopped, UserError
 from ddpm_lightning.files import replace_file
@@ -55,7 +62,7 @@ from ddpm_lightning.runs.processes import (
     requeue,
     take_gpu,
 )
-from ddpm_lightning.runs.resuming import Start, blamed, fits, newest_start, refuse_another, resumed, same_data
+from ddpm_lightning.runs.resuming import Start, blamed, first_whole, fits, refuse_another, resumed, same_data
 
 __all__ = ["train"]
 
@@ -210,18 +217,33 @@ def _fit_and_go_back(
                     ckpt_path=path and str(path),
                     weights_only=None if path is None else True,
                 )
-                refuse_broken(trainer, module)
             return
         except Diverged as error:
-            guard = next((callback for callback in trainer.callbacks if isinstance(callback, LossGuard)), None)
-            before = newest_start(run_dir)
-            if before.checkpoint is None or guard is None:
-                raise
-            step = before.checkpoint["global_step"]
-            if not guard.go_back(error, step=step, accumulate=trainer.accumulate_grad_batches):
+            if (before := _back(trainer, error)) is None:
                 raise
             path = before.path
             _go_back(run_dir, trainer.loggers, before.rows)
+
+
+def _back(trainer: Trainer, error: Diverged) -> Start | None:
+    """The checkpoint that the loss guard lets the run go back to, the newest whole one of those that do not depend on the machine."""
+    guard = next((callback for callback in trainer.callbacks if isinstance(callback, LossGuard)), None)
+    newest = next((callback for callback in trainer.callbacks if isinstance(callback, NewestCheckpoint)), None)
+    if guard is None or newest is None or not guard.may_go_back:
+        return None
+    before = first_whole(newest.by_steps_alone())
+    if before is None or before.checkpoint is None:
+        return None
+    step = before.checkpoint["global_step"]
+    guard.go_back(error, step=step, accumulate=trainer.accumulate_grad_batches)
+    _say(
+        f"{error.what} became NaN or infinite at step {error.step}: back to the checkpoint of step {step}, and past the batches up to "
+        "there"
+    )
+    for callback in trainer.callbacks:
+        if isinstance(callback, BestCheckpoint) and trainer.is_global_zero:
+            callback.forget_after(step)
+    return Start(before.config, before.overrides, before.path, {"metrics_rows": before.rows})
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def test_a_stream_goes_on_where_its_state_says(shards, workers, stop):
     first, second = loader(shards, **options), loader(shards, **options)
     for _ in islice(endless(first), stop):
         pass
-    assert first.state_dict() == {"images": stop * 6}  # and not what the workers have read ahead
+    assert first.state_dict()["images"] == stop * 6  # and not what the workers have read ahead
     second.load_state_dict(first.state_dict())
     for ours, theirs in zip(islice(endless(second), 14 - stop), whole[stop:], strict=True):
         assert torch.equal(ours.x0, theirs.x0)
@@ -150,9 +150,31 @@ def test_a_state_far_on_opens_no_shard_before_its_place(shards, monkeypatch):
     opened, read = [], lanes.read_records
     monkeypatch.setattr(lanes, "read_records", lambda pieces: read(opened.append(p) or p for p in pieces))
     far = loader(shards, batch_size=1, buffer=4)
-    far.load_state_dict({"batches": 40_000 + 38})
+    far.load_state_dict({"images": 40_000 + 38})
     next(iter(far))
     assert len(opened) == 1
+
+
+@pytest.mark.parametrize("change", [{"world_size": 2}, {"workers": 2}, {"batch_size": 4}])
+def test_with_other_lanes_it_goes_on_with_the_next_pass(shards, caplog, change):
+    """No image comes twice in a pass, and the next one is whole, in the order that it has from its beginning."""
+    first = loader(shards, batch_size=5)
+    for _ in islice(endless(first), 5):  # 25 of 40 images
+        pass
+    others = {"batch_size": 5, **change}
+    ranks = [loader(shards, rank=r, **others) for r in range(others.get("world_size", 1))]
+    for one in ranks:
+        one.load_state_dict(first.state_dict())
+    assert caplog.text.count("the stream goes on with its next pass, the number 2") == 1
+    turns = [endless(one) for one in ranks]
+    batches = 40 // (others["batch_size"] * len(ranks))
+    seen = [i for _ in range(batches) for turn in turns for i in next(turn).ids.tolist()]
+    assert sorted(seen) == list(range(40))
+    assert ranks[0].state_dict()["images"] == 25 + 40
+    again = loader(shards, rank=0, **others)
+    again.load_state_dict(ranks[0].state_dict())  # of the same lanes: nothing is left out
+    assert torch.equal(next(iter(again)).ids, next(turns[0]).ids)
+    assert caplog.text.count("the stream goes on") == 1
 
 
 def test_flips_mirror_half_of_the_images(shards):
@@ -223,7 +245,7 @@ def test_a_damaged_image_is_named_counted_and_left_out(shards, workers, caplog):
     assert f"00017 of {shards / '00002.tar'} (" in caplog.text
     assert caplog.text.count("is damaged and left out") == 1
     half = loader(shards, max_damaged=0.1)
-    half.load_state_dict({"batches": 4})
+    half.load_state_dict({"images": 4 * 5})
     assert flat(ids(half, 4)) == flat(ids(loader(shards, max_damaged=0.1), 8))[20:]
 
 
@@ -317,7 +339,7 @@ def test_it_trains_and_goes_on_as_if_it_had_not_stopped(shards, tmp_path, labels
     runs.train(train_config(tmp_path / "part", *options, "trainer.max_steps=4"))
     config = train_config(tmp_path / "unused", *options, f"resume={tmp_path / 'part'}")
     held = torch.load(tmp_path / "part" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert held["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"images": 20}]
+    assert held["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["images"] == 20
     held["config"]["trainer"]["max_steps"] = 6
     torch.save(held, tmp_path / "part" / "checkpoints" / "last.ckpt")
     for other in (tmp_path / "part" / "checkpoints").glob("step*"):
