@@ -1,6 +1,7 @@
 """What is neither training nor sampling: `python -m ddpm_lightning schedules | likelihood | features | export | report`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.cli import sentence
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, brief
 
 __all__ = ["main"]
 
@@ -22,6 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:  # what lies in a folder may be a stranger's
+        if "DDPM_TRACEBACK" in os.environ:
+            raise
+        print(f"error: {brief(error)}; DDPM_TRACEBACK=1 shows where it failed", file=sys.stderr)
         return 1
     return 0
 

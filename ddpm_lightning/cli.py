@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.completion import answer_shell, asks_for_completion
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.help import show_help, wants_help
 from ddpm_lightning.launch import SCRIPT, TELL, check_preset, name_run, run_name
 from ddpm_lightning.mistakes import check_groups, mistake
@@ -79,6 +79,10 @@ def run(main: Callable[[], Any]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if _lacks_memory(error):
+            error = UserError(
+                f"the memory does not suffice ({brief(error)}): give a smaller batch size, or smaller images"
+            )
         remove_refused()
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         if first:
@@ -92,6 +96,10 @@ def run(main: Callable[[], Any]) -> None:
         if first:
             print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _end_with_parent() -> None:

@@ -21,8 +21,13 @@ def replace_file(path: Path, mode: str = "w", newline: str | None = None) -> Ite
     A link at `path` is replaced, not followed.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    new = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)  # no link at this name is followed
+    text: dict[str, Any] = (
+        {} if "b" in mode else {"newline": newline, "encoding": "utf-8", "errors": "backslashreplace"}
+    )
     try:
-        with beside.open(mode, newline=newline, encoding=None if "b" in mode else "utf-8") as file:
+        with os.fdopen(new, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

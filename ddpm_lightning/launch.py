@@ -75,7 +75,13 @@ def check_preset(argv: Sequence[str]) -> None:
 
 
 def quoted(value: Any) -> str:
-    """A text as Hydra reads it back, whatever is in it."""
+    """A path as Hydra reads it back.
+
+    Raises:
+        UserError: for one that Hydra would read as another.
+    """
+    if "${" in str(value) or "\\" in str(value):
+        raise UserError(f"{value}: a folder whose name holds ${{ or a backslash cannot be resumed: rename it")
     return "'" + str(value).replace("'", r"\'") + "'"
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,20 @@ from ddpm_lightning.run_folder import SWEEP
 
 __all__ = ["NAMES", "WRITTEN_TO", "Vocabulary", "length", "read_record", "recorded_sweep"]
 
-WRITTEN_TO = ("cache_dir", "default_root_dir", "dir", "dirpath", "folder", "run_dir", "save_dir")  # keys of paths
-NAMES = ("name", "version")  # keys of what loggers may append to a path
-_BYTES = 2**22  # a record is a few kilobytes
+WRITTEN_TO = (  # keys of paths
+    "cache_dir",
+    "default_root_dir",
+    "dir",
+    "dirpath",
+    "folder",
+    "out_dir",
+    "run_dir",
+    "save_dir",
+    "sub_dir",
+)
+NAMES = ("name", "version", "filename_suffix")  # keys of what loggers may append to a path
+_BYTES = 2**18  # a record is a few kilobytes
+_LINES, _LINE = 1_000, 10_000  # overrides, and characters of one
 _JOBS = 10_000  # of a range
 
 # Of Hydra's own part, what a sweep runs on and how many at once: numbers and words.
@@ -44,12 +56,14 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-# As OmegaConf reads YAML: days are texts, and 1e-4 is a number.
+# As OmegaConf reads YAML: days are texts, 1e-4 is a number, and 1:1 is none.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*[eE][-+]?\d+$"), [*"-+0123456789"])
+_FLOAT = r"[-+]?((\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][\d_]*)$"), [*"-+0123456789"])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), [*"-+0123456789."])
 
 
 def read_record(path: Path) -> Any:
@@ -61,10 +75,26 @@ def read_record(path: Path) -> Any:
     try:
         if not path.is_file() or path.stat().st_size > _BYTES:
             raise ValueError(f"it is no file of at most {_BYTES:,} bytes")
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        record = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        _check_types(record)
+        return record
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         why = " ".join(str(error).split())[:160]
         raise UserError(f"{path} cannot be read as a record of ours ({why}): choose another folder") from error
+
+
+def _check_types(record: Any) -> None:
+    left = [record]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            left += [*node, *node.values()]
+            if not all(isinstance(key, str) for key in node):
+                raise ValueError("it has a key that is no text")
+        elif isinstance(node, list):
+            left += node
+        elif not isinstance(node, str | int | float | None):
+            raise ValueError(f"it holds a {type(node).__name__}")
 
 
 def recorded_sweep(folder: Path) -> dict[str, Any]:
@@ -98,21 +128,25 @@ class Vocabulary:
     Args:
         groups: the config groups at the top, such as "data".
         keys: the other keys at the top, such as "seed".
+        hydra: whether what a sweep runs on may be said, too.
     """
 
-    def __init__(self, groups: Collection[str], keys: Collection[str]):
+    def __init__(self, groups: Collection[str], keys: Collection[str], *, hydra: bool = False):
+        self._with_hydra = hydra
         self._groups = {group for group in groups if group.partition("/")[0] != "hydra"}
         self._keys = {*self._groups, *keys} - {"hydra", "resume", *WRITTEN_TO}
         self._parser = OverridesParser.create()
 
     def replayable(self, overrides: Iterable[Any]) -> list[str]:
         """Those of a record's overrides that name our own groups and keys and give them plain values."""
-        return [text for text in overrides if self.objection(text) is None]
+        return [text for text in islice(overrides, _LINES) if self.objection(text) is None]
 
     def objection(self, text: Any) -> str | None:
         """Why an override of a record is not replayed; None where it is."""
         if not isinstance(text, str) or text.startswith("-"):
             return "it is a flag, and no key with a value"
+        if len(text) > _LINE:
+            return f"it has more than {_LINE:,} characters"
         try:
             override = self._parser.parse_override(text)
             value = override.value()
@@ -137,6 +171,8 @@ class Vocabulary:
 
     def _hydra(self, key: str, override: Override) -> str | None:
         value = override.value()
+        if not self._with_hydra:
+            return "it sets what Hydra itself does"
         if key.startswith(_PARAMS) and isinstance(value, str | int | float | QuotedString):
             text = value.text if isinstance(value, QuotedString) else value
             return self.objection(f"{key.removeprefix(_PARAMS)}={text}")
@@ -156,6 +192,8 @@ def _all(value: Any, test: Any) -> bool:
 
 def length(sweep: RangeSweep) -> float:
     """About how many values a range has, without listing them."""
+    if not sweep.step:
+        return float("inf")
     numbers = sweep.range()
     return abs((float(numbers.stop) - float(numbers.start)) / float(numbers.step)) if numbers.step else float("inf")
 
@@ -187,4 +225,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= _LINES
+        and all(isinstance(text, str) and len(text) <= _LINE for text in value)
+    )

@@ -44,6 +44,8 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
         return _complete_sweep(asked, argv)
     folder = Path(agreed("resume", lambda: str(_folder(asked, run_dir))))
     if is_first():
+        if (folder / "train.log").is_dir():
+            raise UserError(f"{folder / 'train.log'} is a folder, and the run's log file goes there: remove it")
         refuse_links_out(folder)
         hold(folder)
     from ddpm_lightning.runs.resuming import newest_start  # torch is imported only when there is work
@@ -52,7 +54,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     flags = [argument for argument in typed if argument.startswith("-")]
     overrides = [argument for argument in typed if not argument.startswith("-")]
     os.environ[_DONE] = str(folder)
-    before = _vocabulary("train").replayable(newest_start(folder, warn=False).overrides)
+    before = _vocabulary("train", hydra=False).replayable(newest_start(folder, warn=False).overrides)
     # Hydra's record of the overrides is left as it is: training adds to it when it has found nothing wrong.
     resume = [
         f"resume={quoted(folder)}",
@@ -77,7 +79,7 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
     ]
     before = [text for kind in ("hydra", "task") for text in sweep["overrides"][kind]]
     before = [text for text in before if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-    words = _vocabulary(sweep["job"].get("config_name"))
+    words = _vocabulary(sweep["job"].get("config_name"), hydra=True)
     for text in before:
         if text not in typed and (why := words.objection(text)):
             raise UserError(
@@ -102,12 +104,12 @@ def _newest_sweep() -> Path:
     )
 
 
-def _vocabulary(script: Any) -> Vocabulary:
+def _vocabulary(script: Any, *, hydra: bool) -> Vocabulary:
     conf = _conf()
     if script not in menu.scripts(conf):
         raise UserError(f"the folder's record is of {script!r:.50}, which is no script of ours: choose another folder")
     groups = {group.name for group in menu.groups(conf, script)}
-    return Vocabulary(groups, {setting.key for setting in menu.settings(conf, script)})
+    return Vocabulary(groups, {setting.key for setting in menu.settings(conf, script)}, hydra=hydra)
 
 
 def _conf() -> Path:

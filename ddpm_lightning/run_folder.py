@@ -43,6 +43,7 @@ SWEEP = "multirun.yaml"  # in a sweep's folder: its config
 FAILED_JOBS = "failed_jobs"  # in a sweep's folder: a file for each job that failed
 
 _LOCK = ".lock"
+_SUMMARY = 2**20  # bytes at most
 _LEFTOVER = re.compile(  # the names that `replace_file` gives to our own files while they are written
     r"\.((step_\d+|last|best)\.ckpt|config\.yaml|overrides\.yaml|(summary|evaluation\w*)\.json|metrics\.csv|[a-z_\d]+\.(png|gif)|"
     r"\d+-\d+\.npz)\.\d+",
@@ -97,10 +98,9 @@ def refuse_links_out(folder: Path) -> None:
     """
     inside = folder.resolve()
     for path in _below(folder):
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
-            raise UserError(
-                f"{path} is a link to {path.resolve()}, outside of {folder}: put a copy in its place, or remove it"
-            )
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and not target.is_relative_to(inside):
+            raise UserError(f"{path} is a link to {target}, outside of {folder}: put a copy in its place, or remove it")
 
 
 def refuse_pipes(folder: Path) -> None:
@@ -115,12 +115,14 @@ def refuse_pipes(folder: Path) -> None:
 
 def _below(folder: Path) -> Iterator[Path]:
     for at, folders, files in os.walk(folder):
-        if Path(at).name == "wandb":
-            folders.clear()  # W&B's own parts hold links to its log files; it writes each part of a run to a new folder
         for path in [Path(at) / name for name in (*folders, *files)]:
-            if path.exists() and not (path.is_file() or path.is_dir()):
+            if path.is_symlink() and not os.path.exists(path) and not os.path.lexists(os.path.realpath(path)):
+                pass  # it leads nowhere yet, and is looked at as a link
+            elif not (path.is_file() or path.is_dir()):
                 raise UserError(f"{path} is neither a file nor a folder: remove it")
             yield path
+        # W&B's own parts in a run's folder hold links to its log files; it writes each part of a run to a new folder.
+        folders[:] = [name for name in folders if name != "wandb" or "config.yaml" not in files]
 
 
 def refuse_used(folder: Path, sign: str) -> None:
@@ -137,8 +139,11 @@ def refuse_used(folder: Path, sign: str) -> None:
 
 def summary_of(folder: Path) -> dict[str, Any]:
     """What the run's summary says, nothing of a run that has none, or one whose checksum is wrong."""
+    path = folder / "summary.json"
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if not path.is_file() or path.stat().st_size > _SUMMARY:
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict) or found.pop("sha256", None) not in (None, _digest(found)):
@@ -186,9 +191,12 @@ def unfinished_runs(*roots: str) -> list[Path]:
 
 def is_going_on(folder: Path) -> bool:
     """Whether a process trains in this folder."""
+    path = folder / _LOCK
     try:
-        with (folder / _LOCK).open() as file:
-            return not _try_to_lock(file)
+        if not path.is_file():
+            return False
+        with path.open() as file:
+            return not _try_to_lock(file, path)
     except OSError:
         return False
 
@@ -226,7 +234,7 @@ def hold(folder: Path) -> bool:
     there = {path.name for path in folder.iterdir()}
     # Neither emptied nor, where it is a link, followed.
     file = os.fdopen(os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
-    if not _try_to_lock(file):
+    if not _try_to_lock(file, folder / _LOCK):
         file.close()
         raise _is_held(folder)
     _held[key] = _Hold(file, made, there)
@@ -279,7 +287,7 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _try_to_lock(file: IO[str]) -> bool:
+def _try_to_lock(file: IO[str], path: Path) -> bool:
     for wait in (0.3, 0):  # another process may just be looking whether the run goes on
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -289,5 +297,7 @@ def _try_to_lock(file: IO[str]) -> bool:
             return True  # a file system without locks
         else:
             # Its last holder may have removed the file since it was opened, and someone else made a new one.
-            return os.path.exists(file.name) and os.fstat(file.fileno()).st_ino == os.stat(file.name).st_ino
+            with suppress(FileNotFoundError):
+                return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+            return False
     return False

@@ -34,7 +34,10 @@ def planned(hydra: Any) -> tuple[list[str], int]:
         _check_range(override, searched)
     if searched:
         return [*sweeps], hydra["sweeper"]["n_trials"]
-    return [*sweeps], math.prod(len([*override.sweep_string_iterator()]) for override in sweeps.values())
+    jobs = math.prod(len([*override.sweep_string_iterator()]) for override in sweeps.values())
+    if jobs > _JOBS:
+        raise UserError(f"the sweep has {jobs:,} jobs, more than {_JOBS:,}: give fewer values")
+    return [*sweeps], jobs
 
 
 def check_sweep(hydra: Any) -> None:
@@ -48,6 +51,8 @@ def check_sweep(hydra: Any) -> None:
         if value < 1 and not (endless and value == -1):
             more = ", or -1 for as many as there are cores" * endless
             raise UserError(f"hydra.{part}.{key}={value} will not do: give a whole number, 1 or more{more}")
+        if key == "n_jobs" and value > max(64, 4 * (os.cpu_count() or 1)):
+            raise UserError(f"hydra.{part}.{key}={value} is more than this machine can run at once: give fewer")
     direction = hydra.sweeper.get("direction", "minimize")
     if getattr(direction, "name", direction) not in ("minimize", "maximize"):
         raise UserError(

@@ -1,5 +1,6 @@
 """Folders and files that a stranger wrote, drawn by a fuzzer: none acts, none crashes, each is refused in a sentence or is harmless."""
 
+import bz2
 import io
 import json
 import os
@@ -101,6 +102,11 @@ OVERRIDES = (  # lines of a record; NODE is one of those above
     "++logger.tensorboard={_target_: ddpm_lightning.callbacks.TensorBoardLogger, save_dir: VICTIM, name: x}",
     "logger=tensorboard logger.tensorboard.name=../../../../VICTIM",
     "run_dir=VICTIM",
+    "+logger.tensorboard.sub_dir=VICTIM",
+    "out_dir=VICTIM",
+    "hydra.sweeper.params.seed=1",
+    "hydra.launcher.n_jobs=100000",
+    "seed=range(0,5,0)",
     "resume=VICTIM",
     "seed=${oc.create:NODE}",
     "seed=${run_name:}",
@@ -582,6 +588,142 @@ def png_that_declares(width, height):
 def training():
     rest = ["callbacks.neighbours=null", "callbacks.log_snr=null", "callbacks.trajectory=null", "trainer.max_steps=1"]
     return ["train.py", *TINY, *rest, "logger=none", "data.batch_size=2"]
+
+
+def named_like_a_resolver(yard):
+    """Hydra would read the name as another folder's."""
+    strange = yard.path / "outputs" / "s" / "${now:..}" / "victim"
+    shutil.move(yard.run, strange)
+    return ["train.py", "resume=auto", "trainer.max_steps=6"], "holds ${ or a backslash"
+
+
+def named_like_a_part_that_is_not_searched(yard):
+    strange = yard.path / "outputs" / "wandb"
+    shutil.move(yard.run, strange)
+    (strange / ".hydra").symlink_to(yard.victim)
+    return ["train.py", f"resume={strange}"], "is a link to"
+
+
+def evaluations_elsewhere(yard):
+    (yard.run / "evaluations").mkdir()
+    (yard.run / "evaluations" / "bits_epsilon_small_0123456789ab").symlink_to(yard.victim)
+    options = ["num_samples=10", "sampler.num_steps=2", "features.num_steps=1", "bits_images=1", "device=cpu"]
+    return ["evaluate.py", f"ckpt_path={yard.run}", f"cache_dir={yard.run / 'cache'}", *options], "is a link to"
+
+
+def links_at_temporary_names(yard):
+    for pid in range(1, 32769, 8):  # those of every process here, in eight starts
+        (yard.run / f".report.html.{pid}").symlink_to(yard.victim / "note")
+    return ["-m", "ddpm_lightning", "report", str(yard.run)], None
+
+
+def a_state_of_single_numbers(yard):
+    """A fused kernel goes by the parameter's size."""
+
+    def change(checkpoint):
+        for state in checkpoint["optimizer_states"][0]["state"].values():
+            state |= {"exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1)}
+        checkpoint["optimizer_states"][0]["param_groups"][0]["fused"] = True
+
+    edit(yard.run, change)
+    return ["train.py", f"resume={yard.run}", "trainer.max_steps=6"], "the optimizer's state in"
+
+
+def a_root_to_download_to(yard):
+    def change(checkpoint):
+        source = {"_target_": "torchvision.datasets.MNIST", "_partial_": True}
+        dataset = {"_target_": "ddpm_lightning.data.datasets.from_torchvision", "_partial_": True, "source": source}
+        checkpoint["config"]["data"]["dataset"] = {**dataset, "channels": 1, "image_size": [8, 8]}
+        checkpoint["config"]["data"]["root"] = str(yard.victim)
+
+    (yard.victim / ".ddpm_lightning_download_mine").mkdir()
+    edit(yard.run, change)
+    return ["train.py", f"resume={yard.run}"], "which a checkpoint names, does not hold MNIST"
+
+
+def a_pipe(yard):
+    (yard.run / "summary.json").unlink()
+    os.mkfifo(yard.run / "summary.json")
+    return ["train.py", "resume=auto"], "is neither a file nor a folder"
+
+
+def a_member_of_negative_size(yard):
+    folder = yard.run / "shards"
+    folder.mkdir()
+    info = tarfile.TarInfo("1.png")
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
+    head[124:136] = b"\xff" * 10 + (-512 & 0xFFFF).to_bytes(2, "big")
+    head[148:156] = b" " * 8
+    head[148:156] = f"{sum(head):06o}\0 ".encode()
+    for number in range(2):
+        (folder / f"{number}.tar").write_bytes(bytes(head) * 2 + b"\0" * 1024)
+    return [
+        *training(),
+        "data=webdataset",
+        f"data.root={folder}",
+        f"hydra.run.dir={yard.run / 'new'}",
+    ], "cannot be read"
+
+
+def a_shard_that_unpacks_to_gigabytes(yard):
+    folder = yard.run / "shards"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.tar").write_bytes(bz2.compress(b"\0" * 2**24))
+    return [
+        *training(),
+        "data=webdataset",
+        f"data.root={folder}",
+        f"hydra.run.dir={yard.run / 'new'}",
+    ], "cannot be read"
+
+
+def parts_of_other_types(yard):
+    edit(yard.run, lambda checkpoint: checkpoint["config"].update(callbacks=None, logger=5))
+    return ["train.py", f"resume={yard.run}"], "cannot be resumed from"
+
+
+def a_loop(yard):
+    (yard.run / "x").symlink_to("x")
+    return ["train.py", f"resume={yard.run}"], None
+
+
+FOUND = (
+    named_like_a_resolver,
+    named_like_a_part_that_is_not_searched,
+    evaluations_elsewhere,
+    links_at_temporary_names,
+    a_state_of_single_numbers,
+    a_root_to_download_to,
+    a_pipe,
+    a_member_of_negative_size,
+    a_shard_that_unpacks_to_gigabytes,
+    parts_of_other_types,
+    a_loop,
+)
+
+
+def test_what_an_attacker_has_found(tiny_run, tmp_path):
+    yards, starts, says = [], [], []
+    for number, make in enumerate(FOUND):
+        yard = Yard(tmp_path, tiny_run, number)
+        (yard.run / "summary.json").write_text("{}")
+        argv, sentence = make(yard)
+        own = [
+            path for path in (yard.run, yard.path / "outputs" / "s", yard.path / "outputs" / "wandb") if path.exists()
+        ]
+        yards.append((yard, yard.around(*own), own))
+        starts.append({"argv": argv, "cwd": str(yard.path)})
+        says.append(sentence)
+    results = start_all(starts)
+    for make, result, sentence, (yard, before, own) in zip(FOUND, results, says, yards, strict=True):
+        told = f"{make.__name__}\n{result}"
+        assert yard.around(*own) == before, told
+        assert "Traceback" not in result["err"], told
+        if sentence is not None:
+            assert result["code"] == 1, told
+            assert sentence in result["err"], told
+            assert len([line for line in result["err"].splitlines() if line.startswith("error: ")]) == 1, told
 
 
 MAKERS = (diffusers_folder, dataset_folder, picture_folder, shard_folder)

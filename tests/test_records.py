@@ -7,7 +7,9 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.records import Vocabulary, length, read_record, recorded_sweep
 from ddpm_lightning.resume import complete_arguments
 
-WORDS = Vocabulary(["data", "callbacks", "loss", "sweep", "experiment", "schedule", "logger"], ["seed", "init_from"])
+WORDS = Vocabulary(
+    ["data", "callbacks", "loss", "sweep", "experiment", "schedule", "logger"], ["seed", "init_from"], hydra=True
+)
 
 
 @pytest.mark.parametrize(

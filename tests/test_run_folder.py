@@ -37,6 +37,7 @@ def test_links_out_of_a_folder_are_refused_at_any_depth(tmp_path):
     run, other = tmp_path / "run", tmp_path / "other"
     (run / "checkpoints").mkdir(parents=True)
     (run / "wandb").mkdir()
+    (run / "config.yaml").touch()
     other.mkdir()
     (run / "last").symlink_to("checkpoints")  # inside
     (run / "wandb" / "debug.log").symlink_to(other)  # W&B's own

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.files import replace_file
 
 __all__ = ["CSVLogger"]
@@ -68,8 +69,13 @@ class CSVLogger(Logger):
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self.path.open(newline="") as file:
+                return list(csv.DictReader(file))
+        except (ValueError, csv.Error) as error:
+            raise UserError(
+                f"{self.path} cannot be read ({brief(error)}): remove it, and the run goes on without its rows"
+            ) from error
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         assert self._columns is not None

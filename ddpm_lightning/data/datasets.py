@@ -52,7 +52,12 @@ def digits() -> ImageSet:
 
 
 def from_torchvision(
-    source: Callable[..., Any], *, root: str | Path, channels: int, image_size: Sequence[int]
+    source: Callable[..., Any],
+    *,
+    root: str | Path,
+    channels: int,
+    image_size: Sequence[int],
+    download: bool = True,
 ) -> ImageSet:
     """One of torchvision's sets, downloaded on first use.
 
@@ -61,17 +66,23 @@ def from_torchvision(
         root: the folder that it lies in, or is downloaded to.
         channels: as in `read_images`, for sets that are files; the others are converted by the data module.
         image_size: likewise.
+        download: whether the set may be downloaded to that folder.
 
     Raises:
         UserError: where the set is neither on the disk nor to be had.
     """
     try:
         found = source(root=root, download=False)
-    except (RuntimeError, FileNotFoundError):
+    except (RuntimeError, FileNotFoundError) as error:
+        name = getattr(source, "func", source).__name__
+        if not download:
+            raise UserError(
+                f"data.root={root}, which a checkpoint names, does not hold {name}: give the set's folder by data.root=... (evaluate.py: "
+                "data_root=...); it is downloaded where it is not there"
+            ) from error
         try:
             found = _downloaded(source, Path(root))
         except (URLError, RuntimeError, OSError) as error:
-            name = getattr(source, "func", source).__name__
             raise UserError(
                 f"data.root={root} does not hold {name}, and it cannot be downloaded ({' '.join(str(error).split())}): "
                 "download it where there is a network, and give the folder by data.root=..."
@@ -296,6 +307,8 @@ def _from_table(cell: Any, channels: int, size: tuple[int, int], name: str) -> n
     held = cell if isinstance(cell, dict) else {}
     file = BytesIO(held["bytes"]) if held.get("bytes") else Path(str(held.get("path")))
     try:
+        if isinstance(file, Path) and not file.is_file():
+            raise ValueError(f"there is no file {file}")
         return read_picture(file, channels, size)
     except ValueError as error:
         raise UserError(f"{name} cannot be read ({error}): mend it, or leave it out") from error
@@ -304,7 +317,8 @@ def _from_table(cell: Any, channels: int, size: tuple[int, int], name: str) -> n
 def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits in 32: Pillow would cut them off at 255
-        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        levels = np.asarray(image).clip(0, 65535).astype(np.uint16)  # n/257, rounded: there are no halves
+        image = Image.fromarray(((levels + np.uint32(128)) // np.uint32(257)).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

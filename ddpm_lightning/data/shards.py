@@ -13,11 +13,13 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import urlparse
 
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import is_whole
 
 __all__ = ["Record", "Shard", "find_shards", "read_records", "stretch", "total"]
 
 
 _FILE = 2**28  # bytes of a sample's file; what is larger is no picture
+_SHARDS = 1_000_000
 _HEADER = 2**20  # bytes of a name, or of other words about a file
 
 
@@ -25,6 +27,8 @@ class Member(tarfile.TarInfo):
     """A file in a tar file, whose size is looked at before it is read: a few bytes can declare more than a memory holds."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        if self.size < 0:
+            raise tarfile.ReadError(f"it declares {self.size:,} bytes")
         words = self.type in (*_WORDS, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
         if words and self.size > _HEADER:
             raise tarfile.ReadError(f"it has a name, or words about a file, of {self.size:,} bytes")
@@ -124,6 +128,9 @@ def _expanded(pattern: str) -> list[str]:
         raise UserError(
             "data=webdataset needs the package webdataset: pip install 'ddpm_lightning[webdataset]'"
         ) from error
+    for low, high in re.findall(r"\{(\d+)\.\.(\d+)", pattern):
+        if abs(int(high) - int(low)) > _SHARDS:
+            raise UserError(f"data.root={pattern} stands for more than {_SHARDS:,} shards: give a shorter range")
     found: list[str] = []
     for url in [pattern] if os.path.exists(pattern) else expand_urls(pattern):
         path, scheme = Path(url), urlparse(url).scheme
@@ -134,10 +141,10 @@ def _expanded(pattern: str) -> list[str]:
                 raise UserError(f"data.root={pattern} is no plain URL: leave quotes and the like out of it")
             found.append(url)
         elif path.is_dir():
-            found += map(str, path.glob("*.tar"))
+            found += [str(shard) for shard in path.glob("*.tar") if shard.is_file()]
         elif path.is_file():
             found.append(url)
-        elif matches := glob(url):
+        elif matches := [match for match in glob(url) if Path(match).is_file()]:
             found += matches
         else:
             raise UserError(f"data.root={pattern}: there is no shard {url}; give the path of those that there are")
@@ -150,7 +157,10 @@ def _name(url: str) -> str:
 
 def _sizes(path: str) -> dict[str, int]:
     try:
-        return {str(name): int(samples) for name, samples in json.loads(Path(path).read_text()).items()}
+        sizes = {str(name): int(samples) for name, samples in json.loads(Path(path).read_text()).items()}
+        if not all(is_whole(samples, "[1, 1e8]") for samples in sizes.values()):
+            raise ValueError("a shard has from 1 to 1e8 samples")
+        return sizes
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -167,7 +177,7 @@ def _count(url: str, image_keys: Sequence[str]) -> int:
         )
     samples, seen, last = 0, set(), None
     try:
-        with tarfile.open(url, tarinfo=Member) as tar:
+        with tarfile.open(url, "r:" if url.endswith(".tar") else "r:*", tarinfo=Member) as tar:
             for member in tar:
                 _check_size(member)
                 key, ending = _key_of(member)
@@ -224,7 +234,7 @@ def _samples(url: str) -> Generator[dict[str, Any], None, None]:
 
 def _files(file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
     """The files in a shard, in the form in which webdataset groups them to samples."""
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as tar:
+    with tarfile.open(fileobj=file, mode="r|" if url.endswith(".tar") else "r|*", tarinfo=Member) as tar:
         for member in tar:
             if _key_of(member)[0] is not None:
                 _check_size(member)

@@ -21,6 +21,8 @@ WEIGHTS = "diffusion_pytorch_model"
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: give the folder of a DDPMPipeline, with unet/ and scheduler/") from error

@@ -144,7 +144,7 @@ def _read(folder: Path) -> Run | None:
     if not typed:
         with suppress(UserError):
             typed = read_record(folder / ".hydra" / "overrides.yaml")
-    split = [str(text).lstrip("+~").partition("=") for text in (typed if isinstance(typed, list) else [])]
+    split = [str(text)[:500].lstrip("+~").partition("=") for text in (typed if isinstance(typed, list) else [])]
     ours = {key: value.strip("'\"") for key, _, value in split if not key.startswith("hydra.") and not _is_noise(key)}
     return Run(folder, config, ours, summary, status)
 

@@ -23,7 +23,7 @@ from ddpm_lightning.runs.checkpoint import data_config_of, denoiser_of, load_che
 from ddpm_lightning.runs.drawing import make_out_dir
 from ddpm_lightning.runs.ranks import Ranks
 from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
-from ddpm_lightning.runs.trust import check_targets
+from ddpm_lightning.runs.trust import check_targets, without_download
 
 __all__ = ["bits_folder", "bits_in_shards", "measure_bits_per_dim"]
 
@@ -59,7 +59,7 @@ def measure_bits_per_dim(
         )
     denoiser = denoiser_of(held, weights=weights)
     check_targets(node, "data")
-    data: ImageDataModule = build("data", OmegaConf.create(node))
+    data: ImageDataModule = build("data", OmegaConf.create(without_download(node)))
     data.setup()
     held_out = held_out_of(data)
     if not len(held_out.images):

@@ -76,6 +76,7 @@ class StoreRun(Callback):
         self._earlier = 0.0  # seconds of the run before it was resumed
         self._final: dict[str, float] = {}  # the last values by then
         self._started_at: int | None = None
+        self._has_saved = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started_at = trainer.global_step
@@ -83,9 +84,10 @@ class StoreRun(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_broken(trainer, pl_module)  # while the weights are on their device
 
-    def has_gone_on(self, trainer: Trainer) -> bool:
-        """Whether more than one step was taken since the run was started or resumed."""
-        return self._started_at is not None and trainer.global_step > self._started_at + 1
+    @property
+    def has_saved(self) -> bool:
+        """Whether a checkpoint was written since the run was started or resumed."""
+        return self._has_saved
 
     @property
     def wall_seconds(self) -> float:
@@ -104,6 +106,7 @@ class StoreRun(Callback):
         return {"images_per_second": final.get("train/images_per_second"), "final": final, "best": best}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._has_saved = True
         checkpoint["config"] = self._config
         checkpoint["overrides"] = self.overrides
         checkpoint["metrics_rows"] = sum(logger.rows for logger in trainer.loggers if isinstance(logger, CSVLogger))

@@ -105,6 +105,8 @@ def _evaluate(config: DictConfig, mine: Ranks) -> Path:
     beside = run_dir_of(drawing.path) / "evaluations"
     name = f"{type(drawing.sampler).__name__.lower()}_{drawing.steps}_{digest}"
     out = beside / name if config.out_dir is None else Path(str(config.out_dir))
+    if config.out_dir is None:
+        make_out_dir(beside, run_dir=run_dir_of(drawing.path))
     make_out_dir(out, run_dir=run_dir_of(drawing.path) if config.out_dir is None else None)
     seeds = range(config.seed, config.seed + config.repeats)
     # By what they depend on, since a folder of the user's may hold those of another model.

@@ -9,7 +9,7 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.build import build
 from ddpm_lightning.runs.drawing import Drawing
 from ddpm_lightning.runs.scores import FEWEST
-from ddpm_lightning.runs.trust import check_targets
+from ddpm_lightning.runs.trust import check_targets, without_download
 
 __all__ = ["check_sets", "data_of", "reference_of"]
 
@@ -20,7 +20,8 @@ def data_of(config: DictConfig, drawing: Drawing) -> ImageDataModule:
         node = config.data
     elif "_target_" in drawing.data:
         check_targets(drawing.data, "data")
-        node = OmegaConf.create(dict(drawing.data))
+        held = dict(drawing.data) if config.data_root is not None else without_download(drawing.data)
+        node = OmegaConf.create(held)
     else:
         raise UserError(
             f"ckpt_path={drawing.path} does not say what it was trained on: choose data=..., as in data=cifar10"

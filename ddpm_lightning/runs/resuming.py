@@ -75,12 +75,16 @@ _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {  # of what only some c
 
 
 class Start(NamedTuple):
-    """Where a run goes on from: its config, the overrides that made it, and the checkpoint; None where nothing had been saved."""
+    """Where a run goes on from: its config, the overrides that made it, and the checkpoint; None where nothing had been saved.
+
+    `typed` are the dotted keys that were typed when it was resumed.
+    """
 
     config: dict[str, Any]
     overrides: Sequence[str]
     path: Path | None
     checkpoint: dict[str, Any] | None
+    typed: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> int:
@@ -111,7 +115,8 @@ def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
         typed = {*_change(held, before, now)}
     check_targets(held, "run", typed=typed)
     check_paths(held, folder, typed=typed)
-    return OmegaConf.create({**held, "resume": None, "run_dir": str(folder)}), start
+    config = OmegaConf.create({**held, "resume": None, "run_dir": str(folder)})
+    return config, start._replace(typed=frozenset(typed))
 
 
 def newest_start(folder: Path, *, warn: bool = True) -> Start:
@@ -164,16 +169,25 @@ def _lacking(checkpoint: Mapping[str, Any]) -> list[str]:
         key
         for part, kinds in parts
         for key, kind in kinds.items()
-        if not isinstance(part, Mapping) or not isinstance(part.get(key), kind)
+        if not isinstance(part, Mapping) or not isinstance(part.get(key), kind) or not _is_sound(key, part[key])
     ]
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    """Whether numbers are such as can be reckoned with, and metrics numbers by name."""
+    if isinstance(value, int | float):
+        return isinstance(value, float) or abs(value) < 10**18
+    if key in ("final", "latest", "best"):
+        return all(isinstance(k, str) and isinstance(v, int | float) and _is_sound(k, v) for k, v in value.items())
+    return True
 
 
 @contextmanager
 def blamed(path: Path | None, still: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """An error that nobody foresaw is the checkpoint's that a run goes on from, as one sentence.
+    """An error that nobody foresaw is the checkpoint's or the folder's that a run goes on from, as one sentence.
 
     Args:
-        path: the checkpoint; None where the run begins, and the error is raised as it is.
+        path: the checkpoint or folder; None where the run begins, and the error is raised as it is.
         still: whether it may be the checkpoint's, when it has come.
     """
     try:
@@ -184,7 +198,7 @@ def blamed(path: Path | None, still: Callable[[], bool] = lambda: True) -> Itera
         if path is None or not still():
             raise
         raise UserError(
-            f"{path} cannot be resumed from ({brief(error)}): give resume= a folder with another one"
+            f"{path} cannot be resumed from ({brief(error)}): give another folder; DDPM_TRACEBACK=1 shows where it failed"
         ) from error
 
 
@@ -254,16 +268,18 @@ def _is_state_of(module: DDPM, states: list[Any]) -> bool:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if len(states) != 1 or not isinstance(states[0], dict) or not isinstance(states[0].get("state"), dict):
         return False
+    groups = states[0].get("param_groups")
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        return False
+    fused = any(group.get("fused") for group in [*groups, *optimizer.param_groups])
     for number, state in states[0]["state"].items():
         if not isinstance(number, int) or not 0 <= number < len(parameters) or not isinstance(state, dict):
             return False
         like = parameters[number]
-        for value in state.values():
-            if (
-                isinstance(value, Tensor)
-                and value.numel() != 1
-                and (value.shape, value.dtype) != (like.shape, like.dtype)
-            ):
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or (value.shape, value.dtype) == (like.shape, like.dtype):
+                continue
+            if value.numel() != 1 or (fused and name != "step"):
                 return False
     return True
 

@@ -63,6 +63,7 @@ from ddpm_lightning.runs.processes import (
     take_gpu,
 )
 from ddpm_lightning.runs.resuming import Start, blamed, first_whole, fits, refuse_another, resumed, same_data
+from ddpm_lightning.runs.trust import without_download
 
 __all__ = ["train"]
 
@@ -98,18 +99,20 @@ def _one_of_a_sweep(config: DictConfig) -> float | None:
 
 
 def _train(config: DictConfig) -> float | None:
-    start = None
+    start, resumed_from = None, None
     if config.resume is not None:
-        config, start = resumed(config)
-    _check(config)
-    run_dir = Path(str(config.run_dir))
-    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    _quieten()
-    torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
-    seed_everything(config.seed, workers=True, verbose=False)
+        resumed_from = Path(str(config.resume))
+        with blamed(resumed_from):
+            config, start = resumed(config)
+    with blamed(resumed_from):  # until it trains, it is the folder's config that is built
+        _check(config)
+        run_dir = Path(str(config.run_dir))
+        plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        _quieten()
+        torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
+        seed_everything(config.seed, workers=True, verbose=False)
 
-    with blamed(start and start.path):  # until then it is its config that is built
-        module, data = build_module(config), build("data", config.data)
+        module, data = build_module(config), build("data", _data_config(config, start))
         if start is not None and start.path is not None:
             fits(module, start)
         elif config.init_from is not None:
@@ -127,22 +130,30 @@ def _train(config: DictConfig) -> float | None:
             default_root_dir=str(run_dir),
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         )
-    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
-    if config.compile:
-        compile_model(module.denoiser, trainer.strategy.root_device)
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+        if config.compile:
+            compile_model(module.denoiser, trainer.strategy.root_device)
     with _held(run_dir, start):
         parameters = sum(p.numel() for p in module.parameters())
         _say(f"Training {parameters:,} parameters for {_steps(config)}, {trainer.world_size} process(es): {run_dir}")
-        trainer.loggers = loggers = build_loggers(config, run_dir)
-        _save_config(config, run_dir)
-        if start is not None:
-            _go_back(run_dir, loggers, start.rows)
-            _record(run_dir, overrides)
-        for logger in loggers:
-            logger.log_hyperparams({**plain, "parameters": parameters, **_origin(data, overrides)})
-        return _optimized(config, _fit(trainer, module, data, start and start.path, run_dir=run_dir))
+        with blamed(resumed_from):
+            trainer.loggers = loggers = build_loggers(config, run_dir)
+            _save_config(config, run_dir)
+            if start is not None:
+                _go_back(run_dir, loggers, start.rows)
+                _record(run_dir, overrides)
+            for logger in loggers:
+                logger.log_hyperparams({**plain, "parameters": parameters, **_origin(data, overrides)})
+        return _optimized(config, _fit(trainer, module, data, start, run_dir=run_dir))
+
+
+def _data_config(config: DictConfig, start: Start | None) -> DictConfig:
+    """The data's part of the config; what a folder says, and nobody has typed, is no place to download to."""
+    typed = start is None or any(key.startswith("data") for key in start.typed)
+    held: Any = OmegaConf.to_container(config.data)
+    return config.data if typed else OmegaConf.create(without_download(held))
 
 
 def _check(config: DictConfig) -> None:
@@ -154,18 +165,18 @@ def _check(config: DictConfig) -> None:
 
 def _optimized(config: DictConfig, summary: Mapping[str, Any]) -> float | None:
     """What a sweeper such as Optuna is told."""
-    best: float | None = summary["best"].get(config.optimized_metric)
-    return best
+    best = summary.get("best")
+    return best.get(config.optimized_metric) if isinstance(best, Mapping) else None
 
 
 def _fit(
-    trainer: Trainer, module: DDPM, data: LightningDataModule, path: Path | None, *, run_dir: Path
+    trainer: Trainer, module: DDPM, data: LightningDataModule, start: Start | None, *, run_dir: Path
 ) -> dict[str, Any]:
     """Train, and say how it ended: to the caller, to W&B, in summary.json and on the screen."""
     record = _record_of(trainer)
     status, signum = "failed", None
     try:
-        _fit_and_go_back(trainer, module, data, path, run_dir=run_dir)
+        _fit_and_go_back(trainer, module, data, start, run_dir=run_dir)
         status = "finished"
     except Stopped as stopped:
         status, signum = "interrupted", stopped.signum
@@ -204,12 +215,13 @@ def _record_of(trainer: Trainer) -> StoreRun:
 
 
 def _fit_and_go_back(
-    trainer: Trainer, module: DDPM, data: LightningDataModule, path: Path | None, *, run_dir: Path
+    trainer: Trainer, module: DDPM, data: LightningDataModule, start: Start | None, *, run_dir: Path
 ) -> None:
     """Train; a run that diverges goes back to its newest whole checkpoint, as often as its loss guard lets it."""
+    path, resumed_from = start and start.path, start and (start.path or run_dir)
     while True:
         try:
-            with _explained(trainer, run_dir, path):
+            with _explained(trainer, run_dir, resumed_from):
                 # Only our own checkpoints come here, read as plain data.
                 trainer.fit(
                     module,
@@ -250,7 +262,7 @@ def _back(trainer: Trainer, error: Diverged) -> Start | None:
 def _explained(trainer: Trainer, run_dir: Path, path: Path | None) -> Iterator[None]:
     """What a user can mend, as one sentence."""
     try:
-        with blamed(path, lambda: not _record_of(trainer).has_gone_on(trainer)):
+        with blamed(path, lambda: not _record_of(trainer).has_saved):
             yield
     except MisconfigurationException as error:
         raise UserError(f"trainer: {one_line(error)}") from error

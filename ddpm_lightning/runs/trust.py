@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.records import NAMES, WRITTEN_TO
 
-__all__ = ["WANDB", "check_paths", "check_targets"]
+__all__ = ["WANDB", "check_paths", "check_targets", "without_download"]
 
 WANDB = (
     "ddpm_lightning.callbacks.WandbLogger",
@@ -26,6 +26,8 @@ _WANDB_KEYS = {
     "group",
     "tags",
 }  # others reach wandb.init
+
+_TENSORBOARD_KEYS = {"_target_", "save_dir", "name", "version", "log_graph", "default_hp_metric", "prefix"}
 
 _DEPTH, _NODES = 32, 100_000  # of a config; ours have 7 levels and some hundred values
 
@@ -169,14 +171,32 @@ def check_paths(node: Any, folder: Path, *, typed: Collection[str] = (), key: st
         check_paths(value, folder, typed=typed, key=below)
         if not isinstance(value, str) or below in typed:
             continue
-        path = Path(value) if name in WRITTEN_TO else None
+        path = value if name in WRITTEN_TO else None
         if name in NAMES:  # behind save_dir, by loggers
-            path = Path(str(node.get("save_dir", folder)), value)
-        if path is not None and not path.resolve().is_relative_to(folder.resolve()):
+            path = os.path.join(str(node.get("save_dir", folder)), value)
+        if path is not None and not _is_inside(path, folder):
             raise UserError(
                 f"the checkpoint asks to write to {below}={value}, outside of its run's folder: refused; if that is what you "
                 "want, type it"
             )
+
+
+def _is_inside(path: str, folder: Path) -> bool:
+    """Whether a path, its links followed, lies in a folder; not where someone would read more than a path in it."""
+    if path.startswith("~") or set(path) & {"$", "\0"}:
+        return False
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(folder.resolve())
+    except (OSError, ValueError):
+        return False
+
+
+def without_download(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A data config from a checkpoint, whose folder nobody has typed, so that nothing is downloaded there."""
+    dataset = node.get("dataset")
+    if isinstance(dataset, Mapping) and str(dataset.get("_target_")).endswith(".from_torchvision"):
+        return {**node, "dataset": {**dataset, "download": False}}
+    return {**node}
 
 
 def _check_node(node: Mapping[str, Any], role: Role) -> None:
@@ -190,6 +210,8 @@ def _check_node(node: Mapping[str, Any], role: Role) -> None:
         raise UserError("the checkpoint's config has arguments without a name: refused")
     if odd := [name for name in node if name.startswith("_") and name not in ("_target_", "_partial_")]:
         raise UserError(f"the checkpoint's config sets {', '.join(sorted(odd))}: refused")
+    if str(node.get("_target_")).endswith("TensorBoardLogger") and (odd := sorted({*node} - _TENSORBOARD_KEYS)):
+        raise UserError(f"the checkpoint's config sets {', '.join(odd)} of TensorBoard's logger: refused")
     if node.get("_target_") in WANDB and (odd := sorted({*node} - _WANDB_KEYS)):
         raise UserError(f"the checkpoint's config sets {', '.join(odd)} of W&B's logger: refused")
 
