@@ -1,7 +1,4 @@
-"""What a set of images is compared by: modules that turn uint8 images (N, C, H, W) into features (N, D).
-
-A module may also have `classify(features) -> logits`, which the Inception Score needs.
-"""
+"""Modules that turn uint8 images (N, C, H, W) into features (N, D), and by `classify(features)` to logits, which sets are compared by."""
 
 import logging
 import math
@@ -41,12 +38,11 @@ __all__ = [
 ]
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_HASH = "6726825d"  # the begin of its SHA-256, which its name ends in
+INCEPTION_HASH = "6726825d"  # the begin of its SHA-256
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 _VERSION = 1  # of the classifier and its training: a change that changes its features gets the next number
 
 log = logging.getLogger(__name__)
-
 Whole = Callable[[], ImageSet]  # gives the whole data set, as bytes
 
 
@@ -198,8 +194,8 @@ def classifier(
     if path.exists():
         try:
             saved = load_plain(path)
-            accuracy = float(saved["test_accuracy"])
-            model = Classifier(data.images.shape[1], num_classes, num_steps=num_steps, test_accuracy=accuracy)
+            model = Classifier(data.images.shape[1], num_classes, num_steps=num_steps)
+            model.test_accuracy = float(saved["test_accuracy"])
             model.load_state_dict(saved["state_dict"])
             return model.eval()
         except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:

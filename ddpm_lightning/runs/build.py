@@ -4,7 +4,6 @@ import logging
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -22,8 +21,7 @@ from omegaconf import DictConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ddpm_lightning.callbacks import EMA, CSVLogger, NewestCheckpoint, Randomness, StopSignals, TrainingMetrics
-from ddpm_lightning.callbacks.finite import refuse_broken
+from ddpm_lightning.callbacks import EMA, CSVLogger, NewestCheckpoint, Randomness, StopSignals
 from ddpm_lightning.data.points import SHAPE
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
@@ -32,12 +30,12 @@ from ddpm_lightning.losses import Objective
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import SWEEP
+from ddpm_lightning.runs.store_run import StoreRun
 from ddpm_lightning.runs.trust import WANDB
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = [
-    "StoreRun",
     "build",
     "build_callbacks",
     "build_loggers",
@@ -57,73 +55,6 @@ log = logging.getLogger(__name__)
 
 # What a network's number of weights depends on most.
 SIZES = ("base_channels", "channel_multipliers", "num_res_blocks", "hidden_size", "depth", "num_classes", "in_channels")
-
-
-class StoreRun(Callback):
-    """Puts into every checkpoint what a run needs to go on, and what its summary says of all its parts together.
-
-    Args:
-        config: resolved, as plain data.
-        overrides: that made it.
-        data_fingerprint: of the images that the run learns.
-    """
-
-    def __init__(self, config: Mapping[str, Any], overrides: Sequence[str], data_fingerprint: str | None = None):
-        self._config = config
-        self.overrides = list(overrides)
-        self._data_fingerprint = data_fingerprint
-        self._began = time.monotonic()
-        self._earlier = 0.0  # seconds of the run before it was resumed
-        self._final: dict[str, float] = {}  # the last values by then
-        self._started_at: int | None = None
-        self._has_saved = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started_at = trainer.global_step
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_broken(trainer, pl_module)  # while the weights are on their device
-
-    @property
-    def has_saved(self) -> bool:
-        """Whether a checkpoint was written since the run was started or resumed."""
-        return self._has_saved
-
-    @property
-    def wall_seconds(self) -> float:
-        """Since the run was started, without the time between two of its parts."""
-        return self._earlier + time.monotonic() - self._began
-
-    def metrics(self, trainer: Trainer) -> dict[str, Any]:
-        """The last value of each metric, and the best of the validations'."""
-        final = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        best: dict[str, float] = {}
-        for callback in trainer.callbacks:
-            if isinstance(callback, TrainingMetrics):
-                final |= callback.latest
-                best = callback.best
-        final = {**self._final, **final}
-        return {"images_per_second": final.get("train/images_per_second"), "final": final, "best": best}
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._has_saved = True
-        checkpoint["config"] = self._config
-        checkpoint["overrides"] = self.overrides
-        checkpoint["metrics_rows"] = sum(logger.rows for logger in trainer.loggers if isinstance(logger, CSVLogger))
-        checkpoint["data_fingerprint"] = self._data_fingerprint
-        checkpoint["summary"] = {"wall_seconds": self.wall_seconds, "final": self.metrics(trainer)["final"]}
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._started_at is not None:
-            return  # it goes back, and the clock runs on
-        for state in checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]:
-            if "batches" in state:  # of an earlier version, which counted those of each process
-                processes = len(checkpoint["training_metrics"]["sums"])
-                state["images"] = state.pop("batches") * checkpoint["config"]["data"]["batch_size"] * processes
-        if "summary" in checkpoint:
-            self._earlier, self._final = checkpoint["summary"]["wall_seconds"], dict(checkpoint["summary"]["final"])
-        elif "training_metrics" in checkpoint:  # of an earlier version
-            self._earlier = checkpoint["training_metrics"]["wall_seconds"]
 
 
 def build(key: str, node: DictConfig, **kwargs: Any) -> Any:

@@ -11,13 +11,13 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from ddpm_lightning.errors import Stopped, UserError, brief
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.records import Vocabulary, read_record
 from ddpm_lightning.run_folder import checkpoints_in, refuse_links_out
 from ddpm_lightning.runs.checkpoint import differing, load_checkpoint
+from ddpm_lightning.runs.soundness import is_state_of, lacking
 from ddpm_lightning.runs.trust import check_paths, check_targets
 
 __all__ = ["Start", "blamed", "first_whole", "fits", "newest_start", "refuse_another", "resumed", "same_data"]
@@ -43,35 +43,6 @@ _FIXED = {
 
 
 _FREE = ("workers", "sizes", "max_damaged", "fused", "foreach")
-
-_NEEDED: dict[str, type | tuple[type, ...]] = {
-    "overrides": list,
-    "metrics_rows": int,
-    "global_step": int,
-    "loops": dict,
-    "optimizer_states": list,
-    "lr_schedulers": list,
-    "callbacks": dict,
-}
-_NUMBER = (int, float)
-_OPTIONAL: dict[str, type | tuple[type, ...]] = {
-    "ema_state_dict": dict,
-    "loss_guard": Tensor,
-    "rollbacks": int,
-    "training_metrics": dict,
-    "summary": dict,
-}
-_KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {  # of what only some checkpoints have
-    "training_metrics": {
-        "sums": Tensor,
-        "images": int,
-        "seconds": _NUMBER,
-        "wall_seconds": _NUMBER,
-        "latest": dict,
-        "best": dict,
-    },
-    "summary": {"wall_seconds": _NUMBER, "final": dict},
-}
 
 
 class Start(NamedTuple):
@@ -151,35 +122,14 @@ def first_whole(paths: Sequence[Path], *, warn: bool = True) -> Start | None:
     for path in paths:
         try:
             checkpoint = load_checkpoint(path)
-            if lacking := _lacking(checkpoint):
-                raise UserError(f"{path} is of another version: it lacks {', '.join(sorted(lacking))}")
+            if missing := lacking(checkpoint):
+                raise UserError(f"{path} is of another version: it lacks {', '.join(sorted(missing))}")
         except UserError as error:
             if warn:
                 log.warning("%s (going on from the one before it)", error)
         else:
             return Start(checkpoint["config"], checkpoint["overrides"], path, checkpoint)
     return None
-
-
-def _lacking(checkpoint: Mapping[str, Any]) -> list[str]:
-    """The keys under which a checkpoint has nothing, or something of another type."""
-    needed = {**_NEEDED, **{key: kind for key, kind in _OPTIONAL.items() if key in checkpoint}}
-    parts = [(checkpoint, needed), *((checkpoint[key], kinds) for key, kinds in _KINDS.items() if key in checkpoint)]
-    return [
-        key
-        for part, kinds in parts
-        for key, kind in kinds.items()
-        if not isinstance(part, Mapping) or not isinstance(part.get(key), kind) or not _is_sound(key, part[key])
-    ]
-
-
-def _is_sound(key: str, value: Any) -> bool:
-    """Whether numbers are such as can be reckoned with, and metrics numbers by name."""
-    if isinstance(value, int | float):
-        return isinstance(value, float) or abs(value) < 10**18
-    if key in ("final", "latest", "best"):
-        return all(isinstance(k, str) and isinstance(v, int | float) and _is_sound(k, v) for k, v in value.items())
-    return True
 
 
 @contextmanager
@@ -234,7 +184,7 @@ def fits(module: DDPM, start: Start) -> None:
     weights = {name: parameter for name, parameter in module.named_parameters() if name in average}
     if wrong := differing(weights, average):
         raise UserError(f"resume: the averaged weights in {start.path} are of another network: {', '.join(wrong[:3])}")
-    if not _is_state_of(module, start.checkpoint["optimizer_states"]):
+    if not is_state_of(module, start.checkpoint["optimizer_states"]):
         raise UserError(
             f"resume: the optimizer's state in {start.path} is of another network, or damaged: start a new run"
         )
@@ -260,28 +210,6 @@ def same_data(start: Start, fingerprint: str) -> None:
             f"data: the images or labels are not those that the run has learned (fingerprint {before}, now {fingerprint}): give "
             f"the folder of those by data.root=..., or start a new run with init_from={start.path}"
         )
-
-
-def _is_state_of(module: DDPM, states: list[Any]) -> bool:
-    """Whether each tensor is a parameter's in shape and type, or one number: fused kernels go by the parameter's size."""
-    optimizer = module.configure_optimizers()["optimizer"]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if len(states) != 1 or not isinstance(states[0], dict) or not isinstance(states[0].get("state"), dict):
-        return False
-    groups = states[0].get("param_groups")
-    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        return False
-    fused = any(group.get("fused") for group in [*groups, *optimizer.param_groups])
-    for number, state in states[0]["state"].items():
-        if not isinstance(number, int) or not 0 <= number < len(parameters) or not isinstance(state, dict):
-            return False
-        like = parameters[number]
-        for name, value in state.items():
-            if not isinstance(value, Tensor) or (value.shape, value.dtype) == (like.shape, like.dtype):
-                continue
-            if value.numel() != 1 or (fused and name != "step"):
-                return False
-    return True
 
 
 def _vocabulary(config: DictConfig) -> Vocabulary:

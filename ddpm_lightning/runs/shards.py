@@ -50,8 +50,9 @@ def read_shards(folder: Path, count: int, size: int) -> dict[str, Tensor]:
     for items in _shards(count, size):
         part = _load(folder, items)
         if part is None or part.keys() != (parts or [part])[0].keys():
+            what = "damaged" if _path(folder, items).exists() else "missing"
             raise UserError(
-                f"{_path(folder, items)} is missing or damaged: let all processes see one folder (out_dir=, cache_dir=), and start again"
+                f"{_path(folder, items)} is {what}: let all processes see one folder (out_dir=, cache_dir=), and start again"
             )
         parts.append(part)
     return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}

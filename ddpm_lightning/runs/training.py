@@ -1,11 +1,7 @@
 """What `train.py` does."""
 
 import logging
-import os
-import re
-import shlex
 import signal
-import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,44 +13,35 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.callbacks import (
     EMA,
     AtomicCheckpointIO,
-    BestCheckpoint,
-    CSVLogger,
-    LossGuard,
-    NewestCheckpoint,
     WandbLogger,
 )
-from ddpm_lightning.data.datamodule import ImageDataModule
-from ddpm_lightning.errors import Diverged, Stopped, UserError
+from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import (
-    by_step,
     has_finished,
     only_one_run,
     refuse_used,
-    remove_leftovers,
     summary_of,
     write_summary,
 )
 from ddpm_lightning.runs.build import (
-    StoreRun,
     build,
     build_callbacks,
     build_loggers,
     build_module,
     compile_model,
-    one_line,
 )
 from ddpm_lightning.runs.checkpoint import differing, load_denoiser
 from ddpm_lightning.runs.checks import check_config
+from ddpm_lightning.runs.ending import closing_words, origin_of
+from ddpm_lightning.runs.fitting import fit_and_go_back, record_of, rewind
 from ddpm_lightning.runs.processes import (
     end_children,
     in_processes_of_its_own,
@@ -62,7 +49,7 @@ from ddpm_lightning.runs.processes import (
     requeue,
     take_gpu,
 )
-from ddpm_lightning.runs.resuming import Start, blamed, first_whole, fits, refuse_another, resumed, same_data
+from ddpm_lightning.runs.resuming import Start, blamed, fits, refuse_another, resumed, same_data
 from ddpm_lightning.runs.trust import without_download
 
 __all__ = ["train"]
@@ -142,10 +129,10 @@ def _train(config: DictConfig) -> float | None:
             trainer.loggers = loggers = build_loggers(config, run_dir)
             _save_config(config, run_dir)
             if start is not None:
-                _go_back(run_dir, loggers, start.rows)
+                rewind(run_dir, loggers, start.rows)
                 _record(run_dir, overrides)
             for logger in loggers:
-                logger.log_hyperparams({**plain, "parameters": parameters, **_origin(data, overrides)})
+                logger.log_hyperparams({**plain, "parameters": parameters, **origin_of(data, overrides)})
         return _optimized(config, _fit(trainer, module, data, start, run_dir=run_dir))
 
 
@@ -173,10 +160,10 @@ def _fit(
     trainer: Trainer, module: DDPM, data: LightningDataModule, start: Start | None, *, run_dir: Path
 ) -> dict[str, Any]:
     """Train, and say how it ended: to the caller, to W&B, in summary.json and on the screen."""
-    record = _record_of(trainer)
+    record = record_of(trainer)
     status, signum = "failed", None
     try:
-        _fit_and_go_back(trainer, module, data, start, run_dir=run_dir)
+        fit_and_go_back(trainer, module, data, start, run_dir=run_dir)
         status = "finished"
     except Stopped as stopped:
         status, signum = "interrupted", stopped.signum
@@ -206,69 +193,8 @@ def _fit(
         wandb = [c.finish(0 if status == "finished" else 1) for c in trainer.loggers if isinstance(c, WandbLogger)]
         if status != "failed":
             averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)
-            _say(_closing_words(run_dir, summary, wandb, averaged=averaged))
+            _say(closing_words(run_dir, summary, wandb, averaged=averaged))
     return summary
-
-
-def _record_of(trainer: Trainer) -> StoreRun:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, StoreRun))
-
-
-def _fit_and_go_back(
-    trainer: Trainer, module: DDPM, data: LightningDataModule, start: Start | None, *, run_dir: Path
-) -> None:
-    """Train; a run that diverges goes back to its newest whole checkpoint, as often as its loss guard lets it."""
-    path, resumed_from = start and start.path, start and (start.path or run_dir)
-    while True:
-        try:
-            with _explained(trainer, run_dir, resumed_from):
-                # Only our own checkpoints come here, read as plain data.
-                trainer.fit(
-                    module,
-                    datamodule=data,
-                    ckpt_path=path and str(path),
-                    weights_only=None if path is None else True,
-                )
-            return
-        except Diverged as error:
-            if (before := _back(trainer, error)) is None:
-                raise
-            path = before.path
-            _go_back(run_dir, trainer.loggers, before.rows)
-
-
-def _back(trainer: Trainer, error: Diverged) -> Start | None:
-    """The checkpoint that the loss guard lets the run go back to, the newest whole one of those that do not depend on the machine."""
-    guard = next((callback for callback in trainer.callbacks if isinstance(callback, LossGuard)), None)
-    newest = next((callback for callback in trainer.callbacks if isinstance(callback, NewestCheckpoint)), None)
-    if guard is None or newest is None or not guard.may_go_back:
-        return None
-    before = first_whole(newest.by_steps_alone())
-    if before is None or before.checkpoint is None:
-        return None
-    step = before.checkpoint["global_step"]
-    guard.go_back(error, step=step, accumulate=trainer.accumulate_grad_batches)
-    _say(
-        f"{error.what} became NaN or infinite at step {error.step}: back to the checkpoint of step {step}, and past the batches up to "
-        "there"
-    )
-    for callback in trainer.callbacks:
-        if isinstance(callback, BestCheckpoint) and trainer.is_global_zero:
-            callback.forget_after(step)
-    return Start(before.config, before.overrides, before.path, {"metrics_rows": before.rows})
-
-
-@contextmanager
-def _explained(trainer: Trainer, run_dir: Path, path: Path | None) -> Iterator[None]:
-    """What a user can mend, as one sentence."""
-    try:
-        with blamed(path, lambda: not _record_of(trainer).has_saved):
-            yield
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {one_line(error)}") from error
-    except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
-        raise UserError(f"{what}; mend it, then go on with resume={run_dir}") from error
 
 
 @contextmanager
@@ -278,7 +204,7 @@ def _held(run_dir: Path, start: Start | None) -> Iterator[None]:
         yield
         return
     if start is None:
-        refuse_used(run_dir, "metrics.csv")
+        refuse_used(run_dir, "config.yaml")
     with only_one_run(run_dir):
         yield
 
@@ -312,40 +238,6 @@ def _steps(config: DictConfig) -> str:
     return f"{config.trainer.max_epochs} epochs" if steps == -1 else f"{steps} steps"
 
 
-def _closing_words(run_dir: Path, summary: Mapping[str, Any], wandb: list[str | None], *, averaged: bool) -> str:
-    folder, final = Path(os.path.relpath(run_dir)), summary["final"]
-    losses = [f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss") if key in final]
-    how = f"{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
-    lines = ["", ", ".join([how, *losses])]
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    pictures = [path for name in ("grid", "scatter") for path in by_step(folder / "samples", name, ".png")]
-    for name, path in (
-        ("checkpoint", checkpoint),
-        ("metrics", folder / "metrics.csv"),
-        *[("samples", path) for path in pictures[-1:]],
-    ):
-        if path.exists():
-            lines.append(f"  {name:<11} {path}")
-    lines += [f"  {'W&B':<11} {where}" for where in wandb if where]
-    if checkpoint.exists():
-        plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
-        argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
-        lines.append(f"Go on with: python sample.py {argument}" + " weights=raw" * (not averaged))
-    return "\n".join(lines)
-
-
-def _origin(data: ImageDataModule, overrides: list[str]) -> dict[str, Any]:
-    """What a run is made of besides its config: its data, the code's commit, and what was typed."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None  # installed from a wheel, or git is not there
-    return {"data_fingerprint": data.source.fingerprint, "git_commit": commit, "overrides": overrides}
-
-
 def _overrides(start: Start | None) -> list[str]:
     """What was typed for this run, from its start on; what its record could not put on the command line again, too."""
     typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
@@ -365,16 +257,6 @@ def _is_one_of_a_sweep() -> bool:
 def _save_config(config: DictConfig, run_dir: Path) -> None:
     with replace_file(run_dir / "config.yaml") as file:
         OmegaConf.save(config, file, resolve=True)
-
-
-@rank_zero_only
-def _go_back(run_dir: Path, loggers: list[Logger], rows: int) -> None:
-    """The folder as it was at the checkpoint."""
-    (run_dir / "summary.json").unlink(missing_ok=True)
-    remove_leftovers(run_dir)
-    for logger in loggers:
-        if isinstance(logger, CSVLogger):
-            logger.rewind(rows)
 
 
 @rank_zero_only

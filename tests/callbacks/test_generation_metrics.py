@@ -31,10 +31,11 @@ def rows(folder, key):
 
 
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "cache"))  # and not cache_dir, which a resume wants typed again
+
     def of(name, *overrides):
-        cache = f"callbacks.generation_metrics.cache_dir='{tmp_path / 'cache'}'"
-        return train_config(tmp_path / name, *FID, cache, "trainer.max_steps=8", *overrides)
+        return train_config(tmp_path / name, *FID, "trainer.max_steps=8", *overrides)
 
     return of
 

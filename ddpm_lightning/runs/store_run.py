@@ -1,0 +1,79 @@
+"""What every checkpoint holds of its run besides Lightning's own."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ddpm_lightning.callbacks import CSVLogger, TrainingMetrics
+from ddpm_lightning.callbacks.finite import refuse_broken
+
+__all__ = ["StoreRun"]
+
+
+class StoreRun(Callback):
+    """Puts into every checkpoint what a run needs to go on, and what its summary says of all its parts together.
+
+    Args:
+        config: resolved, as plain data.
+        overrides: that made it.
+        data_fingerprint: of the images that the run learns.
+    """
+
+    def __init__(self, config: Mapping[str, Any], overrides: Sequence[str], data_fingerprint: str | None = None):
+        self._config = config
+        self.overrides = list(overrides)
+        self._data_fingerprint = data_fingerprint
+        self._began = time.monotonic()
+        self._earlier = 0.0  # seconds of the run before it was resumed
+        self._final: dict[str, float] = {}  # the last values by then
+        self._started_at: int | None = None
+        self._has_saved = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started_at = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_broken(trainer, pl_module)  # while the weights are on their device
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether a checkpoint was written since the run was started or resumed."""
+        return self._has_saved
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the run was started, without the time between two of its parts."""
+        return self._earlier + time.monotonic() - self._began
+
+    def metrics(self, trainer: Trainer) -> dict[str, Any]:
+        """The last value of each metric, and the best of the validations'."""
+        final = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        best: dict[str, float] = {}
+        for callback in trainer.callbacks:
+            if isinstance(callback, TrainingMetrics):
+                final |= callback.latest
+                best = callback.best
+        final = {**self._final, **final}
+        return {"images_per_second": final.get("train/images_per_second"), "final": final, "best": best}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._has_saved = True
+        checkpoint["config"] = self._config
+        checkpoint["overrides"] = self.overrides
+        checkpoint["metrics_rows"] = sum(logger.rows for logger in trainer.loggers if isinstance(logger, CSVLogger))
+        checkpoint["data_fingerprint"] = self._data_fingerprint
+        checkpoint["summary"] = {"wall_seconds": self.wall_seconds, "final": self.metrics(trainer)["final"]}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._started_at is not None:
+            return  # it goes back, and the clock runs on
+        for state in checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]:
+            if "batches" in state:  # of an earlier version, which counted those of each process
+                processes = len(checkpoint["training_metrics"]["sums"])
+                state["images"] = state.pop("batches") * checkpoint["config"]["data"]["batch_size"] * processes
+        if "summary" in checkpoint:
+            self._earlier, self._final = checkpoint["summary"]["wall_seconds"], dict(checkpoint["summary"]["final"])
+        elif "training_metrics" in checkpoint:  # of an earlier version
+            self._earlier = checkpoint["training_metrics"]["wall_seconds"]
