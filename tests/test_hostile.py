@@ -454,7 +454,7 @@ def command(name, yard):
     return {
         "resume": ["train.py", f"resume={yard.run}", "trainer.max_steps=6"],
         "sample": ["sample.py", f"ckpt_path={checkpoint}", "num_samples=2", "sampler.num_steps=2", "device=cpu"],
-        "init_from": ["train.py", *TINY, "logger=none", f"init_from={checkpoint}", f"hydra.run.dir={yard.run / 'new'}"],
+        "init_from": [*training(), f"init_from={checkpoint}", f"hydra.run.dir={yard.run / 'new'}"],
         "export": ["-m", "ddpm_lightning", "export", checkpoint, str(yard.run / "exported")],
         "likelihood": ["-m", "ddpm_lightning", "likelihood", checkpoint, "--num-images", "1"],
         "report": ["-m", "ddpm_lightning", "report", str(yard.run)],
@@ -586,8 +586,10 @@ def png_that_declares(width, height):
 
 
 def training():
-    rest = ["callbacks.neighbours=null", "callbacks.log_snr=null", "callbacks.trajectory=null", "trainer.max_steps=1"]
-    return ["train.py", *TINY, *rest, "logger=none", "data.batch_size=2"]
+    off = ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
+    tiny = [text for text in TINY if not text.startswith(tuple(f"callbacks.{name}" for name in off))]
+    rest = [*(f"callbacks.{name}=null" for name in off), "trainer.max_steps=1"]
+    return ["train.py", *tiny, *rest, "logger=none", "data.batch_size=2"]
 
 
 def named_like_a_resolver(yard):
