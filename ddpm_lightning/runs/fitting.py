@@ -17,7 +17,7 @@ from ddpm_lightning.runs.build import one_line
 from ddpm_lightning.runs.resuming import Start, blamed, first_whole
 from ddpm_lightning.runs.store_run import StoreRun
 
-__all__ = ["fit_and_go_back", "record_of", "rewind"]
+__all__ = ["fit_and_go_back", "record_of", "rewind", "say"]
 
 
 def fit_and_go_back(
@@ -54,7 +54,7 @@ def _back(trainer: Trainer, error: Diverged) -> Start | None:
         return None
     step = before.checkpoint["global_step"]
     guard.go_back(error, step=step, accumulate=trainer.accumulate_grad_batches)
-    _say(
+    say(
         f"{error.what} became NaN or infinite at step {error.step}: back to the checkpoint of step {step}, and past the batches up to "
         "there"
     )
@@ -92,5 +92,6 @@ def rewind(run_dir: Path, loggers: list[Logger], rows: int) -> None:
 
 
 @rank_zero_only
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell the user, once for all processes."""
     print(text, flush=True)

@@ -20,7 +20,17 @@ from ddpm_lightning.runs.checkpoint import differing, load_checkpoint
 from ddpm_lightning.runs.soundness import is_state_of, lacking
 from ddpm_lightning.runs.trust import check_paths, check_targets
 
-__all__ = ["Start", "blamed", "first_whole", "fits", "newest_start", "refuse_another", "resumed", "same_data"]
+__all__ = [
+    "Start",
+    "blamed",
+    "first_whole",
+    "fits",
+    "newest_start",
+    "refuse_another",
+    "resumed",
+    "same_data",
+    "typed_behind",
+]
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +89,8 @@ def resumed(config: DictConfig) -> tuple[DictConfig, Start]:
     if HydraConfig.initialized():
         replayed = _vocabulary(config).replayable(start.overrides)
         before, now = _plain(compose("train", replayed)), _plain(config)
-        for key in _typed_keys(replayed):  # whatever the config was made of, this is what it was
+        for text in typed_behind(replayed):  # whatever the config was made of, this is what it was
+            key = text.lstrip("+~").partition("=")[0].replace("/", ".")
             _put(before, key, _at(held, key))
         _refuse_changes(before, now, folder)
         held = {**{key: value for key, value in now.items() if key not in held}, **held}
@@ -227,12 +238,12 @@ def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: P
             )
 
 
-def _typed_keys(replayed: Sequence[str]) -> list[str]:
-    """The keys and groups, dotted, of the overrides that do not come from the run's record."""
-    typed = list(HydraConfig.get().overrides.task)
-    for text in replayed:  # they come first
+def typed_behind(record: Sequence[str]) -> list[str]:
+    """This start's overrides without those that its run's record has put before them."""
+    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    for text in record:
         typed = typed[1:] if typed[:1] == [text] else typed
-    return [text.lstrip("+~").partition("=")[0].replace("/", ".") for text in typed]
+    return typed
 
 
 def _put(node: Any, key: str, value: Any) -> None:

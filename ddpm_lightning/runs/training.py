@@ -41,7 +41,7 @@ from ddpm_lightning.runs.build import (
 from ddpm_lightning.runs.checkpoint import differing, load_denoiser
 from ddpm_lightning.runs.checks import check_config
 from ddpm_lightning.runs.ending import closing_words, origin_of
-from ddpm_lightning.runs.fitting import fit_and_go_back, record_of, rewind
+from ddpm_lightning.runs.fitting import fit_and_go_back, record_of, rewind, say
 from ddpm_lightning.runs.processes import (
     end_children,
     in_processes_of_its_own,
@@ -49,7 +49,7 @@ from ddpm_lightning.runs.processes import (
     requeue,
     take_gpu,
 )
-from ddpm_lightning.runs.resuming import Start, blamed, fits, refuse_another, resumed, same_data
+from ddpm_lightning.runs.resuming import Start, blamed, fits, refuse_another, resumed, same_data, typed_behind
 from ddpm_lightning.runs.trust import without_download
 
 __all__ = ["train"]
@@ -124,7 +124,7 @@ def _train(config: DictConfig) -> float | None:
             compile_model(module.denoiser, trainer.strategy.root_device)
     with _held(run_dir, start):
         parameters = sum(p.numel() for p in module.parameters())
-        _say(f"Training {parameters:,} parameters for {_steps(config)}, {trainer.world_size} process(es): {run_dir}")
+        say(f"Training {parameters:,} parameters for {_steps(config)}, {trainer.world_size} process(es): {run_dir}")
         with blamed(resumed_from):
             trainer.loggers = loggers = build_loggers(config, run_dir)
             _save_config(config, run_dir)
@@ -193,7 +193,7 @@ def _fit(
         wandb = [c.finish(0 if status == "finished" else 1) for c in trainer.loggers if isinstance(c, WandbLogger)]
         if status != "failed":
             averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)
-            _say(closing_words(run_dir, summary, wandb, averaged=averaged))
+            say(closing_words(run_dir, summary, wandb, averaged=averaged))
     return summary
 
 
@@ -240,13 +240,8 @@ def _steps(config: DictConfig) -> str:
 
 def _overrides(start: Start | None) -> list[str]:
     """What was typed for this run, from its start on; what its record could not put on the command line again, too."""
-    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    typed = [text for text in typed if not text.startswith(("resume=", "run_dir="))]
-    if start is None:
-        return typed
-    for text in start.overrides:  # those that were replayed come first
-        typed = typed[1:] if typed[:1] == [text] else typed
-    return [*map(str, start.overrides), *typed]
+    record = [] if start is None else [*map(str, start.overrides)]
+    return [*record, *(text for text in typed_behind(record) if not text.startswith(("resume=", "run_dir=")))]
 
 
 def _is_one_of_a_sweep() -> bool:
@@ -266,8 +261,3 @@ def _record(run_dir: Path, overrides: list[str]) -> None:
         (run_dir / ".hydra").mkdir(exist_ok=True)
         with replace_file(run_dir / ".hydra" / "overrides.yaml") as file:
             OmegaConf.save(OmegaConf.create(overrides), file)
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)
