@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.completion import answer_shell, asks_for_completion
+from ddpm_lightning.environment import SCRIPT, TELL
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.help import show_help, wants_help
-from ddpm_lightning.launch import SCRIPT, TELL, check_preset, name_run, run_name
+from ddpm_lightning.launch import check_preset, name_run, run_name
 from ddpm_lightning.mistakes import check_groups, mistake
 from ddpm_lightning.resume import complete_arguments
 from ddpm_lightning.run_folder import remove_unbegun

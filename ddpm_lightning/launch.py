@@ -5,29 +5,18 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from ddpm_lightning.errors import UserError
 
 __all__ = [
-    "JOB",
-    "JOBS",
-    "SCRIPT",
-    "TELL",
     "agreed",
     "check_preset",
     "is_first",
     "is_sweep",
     "name_run",
-    "quoted",
     "run_name",
     "srun_tasks",
 ]
-
-JOB = "DDPM_JOB"  # which of a sweep's jobs this process is, for people
-JOBS = "DDPM_JOBS"  # how many there are
-SCRIPT = "DDPM_SCRIPT"  # the entry point that the user started
-TELL = "DDPM_TELL_SWEEP"  # the file in which a job with processes of its own leaves its error's sentence
 
 _NAME = "DDPM_RUN_NAME"
 
@@ -72,17 +61,6 @@ def check_preset(argv: Sequence[str]) -> None:
         raise UserError("sweep=samplers trains nothing, and is for evaluate.py: python evaluate.py sweep=samplers")
     if preset in ("schedules", "predictions", "optuna") and script == "evaluate":
         raise UserError(f"sweep={preset} trains models, and is for train.py: python train.py sweep={preset}")
-
-
-def quoted(value: Any) -> str:
-    """A path as Hydra reads it back.
-
-    Raises:
-        UserError: for one that Hydra would read as another.
-    """
-    if "${" in str(value) or "\\" in str(value):
-        raise UserError(f"{value}: a folder whose name holds ${{ or a backslash cannot be resumed: rename it")
-    return "'" + str(value).replace("'", r"\'") + "'"
 
 
 def is_first() -> bool:

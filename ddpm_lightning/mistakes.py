@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning import menu
+from ddpm_lightning.environment import SCRIPT
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import SCRIPT
 
 __all__ = ["check_groups", "mistake"]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lightning import menu
+from ddpm_lightning.environment import SCRIPT, quoted
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import SCRIPT, agreed, is_first, is_sweep, quoted, srun_tasks
+from ddpm_lightning.launch import agreed, is_first, is_sweep, srun_tasks
 from ddpm_lightning.records import Vocabulary, recorded_sweep
 from ddpm_lightning.run_folder import (
     SWEEP,

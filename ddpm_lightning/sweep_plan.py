@@ -8,8 +8,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import RangeSweep
 
+from ddpm_lightning.environment import JOBS
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import JOBS
 from ddpm_lightning.records import length
 
 __all__ = ["announce_jobs", "check_sweep", "planned", "swept"]

@@ -20,9 +20,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_lightning.environment import JOB, JOBS, TELL
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.launch import JOB, JOBS, TELL, is_first
+from ddpm_lightning.launch import is_first
 from ddpm_lightning.records import recorded_sweep
 from ddpm_lightning.run_folder import (
     FAILED_JOBS,

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from ddpm_lightning.launch import JOB
+from ddpm_lightning.environment import JOB
 
 __all__ = ["Progress"]
 

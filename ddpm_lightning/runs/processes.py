@@ -18,8 +18,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 
+from ddpm_lightning.environment import SCRIPT, quoted
 from ddpm_lightning.errors import Stopped, UserError
-from ddpm_lightning.launch import SCRIPT, quoted
 
 __all__ = ["end_children", "in_processes_of_its_own", "keep_freed_memory", "requeue", "take_gpu"]
 
