@@ -3,16 +3,16 @@
 import hydra
 from omegaconf import DictConfig
 
-from ddpm_lightning import cli
+from ddpm_lightning.cli import entry
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
 def main(config: DictConfig) -> None:
     from ddpm_lightning import runs  # torch is imported only when there is work
 
-    with cli.user_errors():
+    with entry.user_errors():
         runs.sample(config)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

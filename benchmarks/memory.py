@@ -12,7 +12,7 @@ import tempfile
 from hydra import compose, initialize
 from lightning.pytorch import Callback
 
-import ddpm_lightning.cli  # noqa: F401  registers the resolvers of conf/
+import ddpm_lightning.cli.entry  # noqa: F401  registers the resolvers of conf/
 from ddpm_lightning.runs import training
 from ddpm_lightning.runs.build import build_callbacks
 

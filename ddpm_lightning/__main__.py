@@ -10,7 +10,7 @@ from typing import NoReturn
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_lightning.cli import sentence
+from ddpm_lightning.cli.entry import sentence
 from ddpm_lightning.errors import UserError, brief
 
 __all__ = ["main"]

@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import settings
 
-import ddpm_lightning.cli  # noqa: F401  registers the resolvers of conf/
+import ddpm_lightning.cli.entry  # noqa: F401  registers the resolvers of conf/
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ddpm_lightning import runs
-from ddpm_lightning.cli import sentence
+from ddpm_lightning.cli.entry import sentence
 from ddpm_lightning.errors import UserError
 from tests.conftest import TINY, config_of, script
 

@@ -10,9 +10,9 @@ import time
 import pytest
 import yaml
 
-from ddpm_lightning import menu
-from ddpm_lightning.completion import completions
-from ddpm_lightning.help import help_text
+from ddpm_lightning.cli import menu
+from ddpm_lightning.cli.completion import completions
+from ddpm_lightning.cli.help import help_text
 from tests.conftest import ROOT, script
 
 CONF = ROOT / "conf"

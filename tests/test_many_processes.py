@@ -17,7 +17,8 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm_lightning import launch, seeds
+from ddpm_lightning import seeds
+from ddpm_lightning.cli import launch
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.losses import Loss

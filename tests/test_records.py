@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
+from ddpm_lightning.cli.resume import complete_arguments
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.records import Vocabulary, length, read_record, recorded_sweep
-from ddpm_lightning.resume import complete_arguments
 
 WORDS = Vocabulary(
     ["data", "callbacks", "loss", "sweep", "experiment", "schedule", "logger"], ["seed", "init_from"], hydra=True

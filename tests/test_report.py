@@ -315,12 +315,12 @@ def test_nothing_to_compare_is_said_in_a_sentence(tmp_path, capsys):
 
 
 def test_a_report_that_cannot_be_written_leaves_the_sweep_alone(tmp_path, capsys):
-    from ddpm_lightning.sweeps import Report
+    from ddpm_lightning.cli.sweeps import Report
 
     Report().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "gone")}}}))
     assert "no report: " in capsys.readouterr().err
 
 
 def test_the_callback_is_light():
-    code = "import sys, ddpm_lightning.sweeps as s; s.Report(); sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib')))"
+    code = "import sys, ddpm_lightning.cli.sweeps as s; s.Report(); sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,13 +15,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-from ddpm_lightning import runs, sweeps
+from ddpm_lightning import runs
+from ddpm_lightning.cli import sweeps
+from ddpm_lightning.cli.sweeps import planned
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import only_one_run
 from ddpm_lightning.runs.resuming import refuse_another
 from ddpm_lightning.schedules import NoiseSchedule
-from ddpm_lightning.sweep_plan import planned
 from tests.conftest import ROOT, TINY, script, script_started, train_config
 from tests.runs.test_resuming import assert_equal, assert_same_run
 from tests.test_scripts import run_folders

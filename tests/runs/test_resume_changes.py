@@ -11,9 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from ddpm_lightning import runs
+from ddpm_lightning.cli.resume import complete_arguments
 from ddpm_lightning.data.loaders import ImageSet, TrainLoader
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.resume import complete_arguments
 from ddpm_lightning.run_folder import release
 from tests.conftest import ROOT, TINY, train_config, write_fashion_mnist
 from tests.forked import start_all

@@ -1,30 +1,33 @@
-"""A sweep's jobs: each says which it is, one that fails leaves the others alone, and at the end all that failed are named."""
+"""A sweep and its jobs: how many there are and in what they differ, how each one starts and ends, and which of them failed."""
 
 import json
+import math
 import os
 import shlex
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import RangeSweep
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_lightning.cli.launch import is_first
 from ddpm_lightning.environment import JOB, JOBS, TELL
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.launch import is_first
-from ddpm_lightning.records import recorded_sweep
+from ddpm_lightning.records import length, recorded_sweep
 from ddpm_lightning.run_folder import (
     FAILED_JOBS,
     SWEEP,
@@ -35,9 +38,11 @@ from ddpm_lightning.run_folder import (
     refuse_used,
     remove_unbegun,
 )
-from ddpm_lightning.sweep_plan import announce_jobs, check_sweep, swept
 
-__all__ = ["Jobs", "Report", "failed_jobs", "job", "remove_refused", "tell_sweep"]
+__all__ = ["Jobs", "Report", "failed_jobs", "job", "planned", "remove_refused", "swept", "tell_sweep"]
+
+_JOBS = 100_000  # of a range
+_SWEPT = "DDPM_SWEPT"  # the keys in which the jobs differ
 
 _sweep: list[Path] = []  # this process's sweep, if it started one
 _seconds: list[float] = []  # that this process's jobs took, one after the other
@@ -196,3 +201,75 @@ def _announce(hydra: Any, ended_before: bool) -> None:
         left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         end = f", about {left} to the sweep's end"
     print(f"\n{which.capitalize()}: {' '.join(swept(hydra.overrides.task))}{end}", flush=True)
+
+
+def planned(hydra: Any) -> tuple[list[str], int]:
+    """The keys in which a sweep's jobs differ, and how many jobs there are, as its `hydra` node says.
+
+    Raises:
+        HydraException: for overrides that cannot be read.
+        UserError: for a range that has no values, or has all in between where a list is wanted, and for too many jobs.
+    """
+    chosen = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*chosen, *hydra["overrides"]["task"]])
+    last = {override.get_key_element(): override for override in parsed}
+    sweeps = {key.lstrip("+~"): override for key, override in last.items() if override.is_sweep_override()}
+    searched = "n_trials" in hydra["sweeper"]
+    for override in sweeps.values():
+        _check_range(override, searched)
+    if searched:
+        return [*sweeps], hydra["sweeper"]["n_trials"]
+    jobs = math.prod(len([*override.sweep_string_iterator()]) for override in sweeps.values())
+    if jobs > _JOBS:
+        raise UserError(f"the sweep has {jobs:,} jobs, more than {_JOBS:,}: give fewer values")
+    return [*sweeps], jobs
+
+
+def check_sweep(hydra: Any) -> None:
+    """Refuse numbers that a sweep's launcher and sweeper, as its `hydra` node names them, would come to grief over.
+
+    Raises:
+        UserError: that names the key, its value and the way out.
+    """
+    for part, key in (("sweeper", "n_trials"), ("sweeper", "n_jobs"), ("launcher", "n_jobs")):
+        value, endless = hydra[part].get(key, 1), part == "launcher"
+        if value < 1 and not (endless and value == -1):
+            more = ", or -1 for as many as there are cores" * endless
+            raise UserError(f"hydra.{part}.{key}={value} will not do: give a whole number, 1 or more{more}")
+        if key == "n_jobs" and value > max(64, 4 * (os.cpu_count() or 1)):
+            raise UserError(f"hydra.{part}.{key}={value} is more than this machine can run at once: give fewer")
+    direction = hydra.sweeper.get("direction", "minimize")
+    if getattr(direction, "name", direction) not in ("minimize", "maximize"):
+        raise UserError(
+            f"hydra.sweeper.direction={direction} will not do: choose minimize, since all metrics are less where better"
+        )
+
+
+def announce_jobs(config: Any) -> None:
+    """Let a sweep's jobs know in what they differ and how many they are, wherever its launcher runs them.
+
+    Raises:
+        HydraException, UserError: see `planned`.
+    """
+    keys, jobs = planned(config.hydra)
+    os.environ[_SWEPT], os.environ[JOBS] = ",".join(keys), str(jobs)
+
+
+def swept(overrides: Sequence[str]) -> list[str]:
+    """A job's overrides that the other jobs of its sweep do not share; all of them where none is known to differ."""
+    keys = os.environ.get(_SWEPT, "").split(",")
+    return [text for text in overrides if text.lstrip("+~").partition("=")[0] in keys] or [*overrides]
+
+
+def _check_range(override: Any, searched: bool) -> None:
+    if isinstance(values := override.value(), RangeSweep) and length(values) > _JOBS:
+        raise UserError(f"{override.input_line} gives more than {_JOBS:,} jobs: give a larger step, or an earlier end")
+    if not override.is_interval_sweep():
+        return
+    interval, text = override.value(), override.input_line
+    if not searched:
+        raise UserError(f"{text} is a search, and wants sweep=optuna; or give a list of values, as in 1,2,3")
+    if not interval.start < interval.end or ("log" in interval.tags and interval.start <= 0):
+        raise UserError(
+            f"{text} will not do: give two numbers, the lower one first, and above 0 where it is tagged log"
+        )

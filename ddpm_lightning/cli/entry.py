@@ -16,16 +16,15 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_lightning.completion import answer_shell, asks_for_completion
+from ddpm_lightning.cli.completion import answer_shell, asks_for_completion
+from ddpm_lightning.cli.help import show_help, wants_help
+from ddpm_lightning.cli.launch import check_preset, name_run, run_name
+from ddpm_lightning.cli.mistakes import check_groups, mistake
+from ddpm_lightning.cli.resume import complete_arguments
+from ddpm_lightning.cli.sweeps import failed_jobs, job, remove_refused, swept, tell_sweep
 from ddpm_lightning.environment import SCRIPT, TELL
 from ddpm_lightning.errors import UserError, brief
-from ddpm_lightning.help import show_help, wants_help
-from ddpm_lightning.launch import check_preset, name_run, run_name
-from ddpm_lightning.mistakes import check_groups, mistake
-from ddpm_lightning.resume import complete_arguments
 from ddpm_lightning.run_folder import remove_unbegun
-from ddpm_lightning.sweep_plan import swept
-from ddpm_lightning.sweeps import failed_jobs, job, remove_refused, tell_sweep
 
 __all__ = ["run", "user_errors"]
 

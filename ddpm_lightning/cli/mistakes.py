@@ -11,7 +11,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_lightning import menu
+from ddpm_lightning.cli import menu
 from ddpm_lightning.environment import SCRIPT
 from ddpm_lightning.errors import UserError
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_lightning import menu
+from ddpm_lightning.cli import menu
+from ddpm_lightning.cli.launch import agreed, is_first, is_sweep, srun_tasks
+from ddpm_lightning.cli.sweeps import planned
 from ddpm_lightning.environment import SCRIPT, quoted
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.launch import agreed, is_first, is_sweep, srun_tasks
 from ddpm_lightning.records import Vocabulary, recorded_sweep
 from ddpm_lightning.run_folder import (
     SWEEP,
@@ -18,7 +19,6 @@ from ddpm_lightning.run_folder import (
     refuse_links_out,
     unfinished_runs,
 )
-from ddpm_lightning.sweep_plan import planned
 
 __all__ = ["complete_arguments"]
 

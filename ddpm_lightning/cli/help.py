@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ddpm_lightning import menu
+from ddpm_lightning.cli import menu
 
 __all__ = ["help_text", "show_help", "wants_help"]
 

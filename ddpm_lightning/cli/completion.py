@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning import menu
+from ddpm_lightning.cli import menu
 from ddpm_lightning.errors import UserError
 
 __all__ = ["answer_shell", "asks_for_completion", "completions"]

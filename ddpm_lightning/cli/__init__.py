@@ -1,0 +1,1 @@
+"""The command line: from what a user types to a config that Hydra reads, and from errors to sentences."""
