@@ -16,10 +16,10 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
+from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.seeds import derive

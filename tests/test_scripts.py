@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddpm_lightning.data.datasets import digits
-from ddpm_lightning.fingerprint import fingerprint
+from ddpm_lightning.data.fingerprint import fingerprint
 from tests.conftest import ROOT, TINY, script
 from tests.wandb_files import wandb_contents, wandb_records
 

@@ -116,7 +116,7 @@ def _vocabulary(script: Any, *, hydra: bool) -> Vocabulary:
 def _conf() -> Path:
     """The configs beside the script that was started, or else ours."""
     beside = Path(os.environ.get(SCRIPT, "")).resolve().parent / "conf"
-    return beside if (beside / "train.yaml").is_file() else Path(__file__).parents[1] / "conf"
+    return beside if (beside / "train.yaml").is_file() else Path(__file__).parents[2] / "conf"
 
 
 def _folder(asked: str, run_dir: str | None) -> Path:

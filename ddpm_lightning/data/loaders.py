@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.source import Batch, Endless, Source
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.seeds import derive
 
 __all__ = ["EvalLoader", "ImageSet", "InMemory", "TrainLoader", "check_size"]

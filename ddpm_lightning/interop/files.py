@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.errors import UserError, brief
-from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.torch_files import load_plain
 
 __all__ = ["WEIGHTS", "check_new", "read_json", "read_weights", "save_weights", "write_json"]

@@ -10,11 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lightning.data.datamodule import ImageDataModule
+from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.fingerprint import fingerprint
 from ddpm_lightning.images import SeededNoise, from_uint8
 from ddpm_lightning.likelihood import VARIANCES, BitsPerDim, bits_per_dim
 from ddpm_lightning.plots import draw_bits_by_step
