@@ -4,18 +4,18 @@ from ddpm_lightning.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoi
 from ddpm_lightning.callbacks.csv_logger import CSVLogger
 from ddpm_lightning.callbacks.ema import EMA
 from ddpm_lightning.callbacks.generation_metrics import GenerationMetrics
-from ddpm_lightning.callbacks.log_snr import LogSNRCurve
 from ddpm_lightning.callbacks.loss_guard import LossGuard
-from ddpm_lightning.callbacks.neighbours import Neighbours
+from ddpm_lightning.callbacks.pictures.grid import SampleGrid
+from ddpm_lightning.callbacks.pictures.log_snr import LogSNRCurve
+from ddpm_lightning.callbacks.pictures.neighbours import Neighbours
+from ddpm_lightning.callbacks.pictures.scatter import Scatter
+from ddpm_lightning.callbacks.pictures.schedule_curves import ScheduleCurves
+from ddpm_lightning.callbacks.pictures.trajectory import Trajectory
 from ddpm_lightning.callbacks.progress import Progress
 from ddpm_lightning.callbacks.randomness import Randomness
-from ddpm_lightning.callbacks.sample_grid import SampleGrid
-from ddpm_lightning.callbacks.scatter import Scatter
-from ddpm_lightning.callbacks.schedule_curves import ScheduleCurves
 from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.callbacks.tensorboard import TensorBoardLogger
 from ddpm_lightning.callbacks.training_metrics import TrainingMetrics
-from ddpm_lightning.callbacks.trajectory import Trajectory
 from ddpm_lightning.callbacks.wandb_logger import WandbLogger
 
 __all__ = [

@@ -11,8 +11,8 @@ from PIL import Image, ImageSequence
 
 from ddpm_lightning import runs, schedules
 from ddpm_lightning.callbacks import LogSNRCurve, Neighbours, SampleGrid, Trajectory
-from ddpm_lightning.callbacks.log_snr import noise_errors, times_at
-from ddpm_lightning.callbacks.neighbours import nearest
+from ddpm_lightning.callbacks.pictures.log_snr import noise_errors, times_at
+from ddpm_lightning.callbacks.pictures.neighbours import nearest
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.images import cells, from_uint8
 from ddpm_lightning.samplers import DDIM

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm_lightning.callbacks.pictures import Pictures
+from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.callbacks.ranks import drawn_together
 from ddpm_lightning.images import grid, rows_by_label, to_uint8
 

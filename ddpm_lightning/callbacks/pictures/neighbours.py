@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from ddpm_lightning.callbacks.pictures import Pictures
+from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.data.loaders import InMemory
 from ddpm_lightning.images import grid, to_uint8
 from ddpm_lightning.ranges import is_whole

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lightning.callbacks.pictures import Pictures
+from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.images import labels_in_turn
 from ddpm_lightning.ranges import is_whole
 
