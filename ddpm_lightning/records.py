@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.moved import rename_targets
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import SWEEP
 
@@ -77,6 +78,7 @@ def read_record(path: Path) -> Any:
             raise ValueError(f"it is no file of at most {_BYTES:,} bytes")
         record = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         _check_types(record)
+        rename_targets(record)
         return record
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         why = " ".join(str(error).split())[:160]

@@ -99,7 +99,7 @@ OVERRIDES = (  # lines of a record; NODE is one of those above
     "data=webdataset data.root='pipe:touch TRACE'",
     "callbacks.checkpoint.dirpath=VICTIM/checkpoints",
     "callbacks.sample_grid.folder=VICTIM/samples",
-    "++logger.tensorboard={_target_: ddpm_lightning.callbacks.TensorBoardLogger, save_dir: VICTIM, name: x}",
+    "++logger.tensorboard={_target_: ddpm_lightning.loggers.TensorBoardLogger, save_dir: VICTIM, name: x}",
     "logger=tensorboard logger.tensorboard.name=../../../../VICTIM",
     "run_dir=VICTIM",
     "+logger.tensorboard.sub_dir=VICTIM",
@@ -324,10 +324,10 @@ PATHS = (
         "logger",
         "t",
         None,
-        {"_target_": "ddpm_lightning.callbacks.TensorBoardLogger", "save_dir": "RUN", "name": "../../x"},
+        {"_target_": "ddpm_lightning.loggers.TensorBoardLogger", "save_dir": "RUN", "name": "../../x"},
     ),
-    ("logger", "t", None, {"_target_": "ddpm_lightning.callbacks.TensorBoardLogger", "save_dir": "VICTIM"}),
-    ("logger", "w", None, {"_target_": "ddpm_lightning.callbacks.WandbLogger", "project": "x", "save_dir": "VICTIM"}),
+    ("logger", "t", None, {"_target_": "ddpm_lightning.loggers.TensorBoardLogger", "save_dir": "VICTIM"}),
+    ("logger", "w", None, {"_target_": "ddpm_lightning.loggers.WandbLogger", "project": "x", "save_dir": "VICTIM"}),
 )
 TENSORS = ("stride 0", "offset", "meta", "sparse", "nan", "shape", "dtype", "none", "text", "huge step")
 FILES = ("bomb", "two names", "code", "code outside", "cut", "empty", "text", "numbers", "no zip", "nested", "cycle")

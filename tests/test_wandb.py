@@ -13,8 +13,9 @@ import wandb
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lightning import runs
-from ddpm_lightning.callbacks import BestCheckpoint, NewestCheckpoint, WandbLogger
-from ddpm_lightning.callbacks.wandb_logger import _SETTINGS
+from ddpm_lightning.callbacks import BestCheckpoint, NewestCheckpoint
+from ddpm_lightning.loggers import WandbLogger
+from ddpm_lightning.loggers.wandb import _SETTINGS
 from tests.conftest import TINY, config_of, script, train_config
 from tests.runs.test_resuming import interrupted
 from tests.wandb_files import wandb_contents, wandb_records

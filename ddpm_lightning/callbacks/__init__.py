@@ -1,7 +1,6 @@
 """What happens beside the training step."""
 
 from ddpm_lightning.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, NewestCheckpoint
-from ddpm_lightning.callbacks.csv_logger import CSVLogger
 from ddpm_lightning.callbacks.ema import EMA
 from ddpm_lightning.callbacks.generation_metrics import GenerationMetrics
 from ddpm_lightning.callbacks.loss_guard import LossGuard
@@ -14,15 +13,12 @@ from ddpm_lightning.callbacks.pictures.trajectory import Trajectory
 from ddpm_lightning.callbacks.progress import Progress
 from ddpm_lightning.callbacks.randomness import Randomness
 from ddpm_lightning.callbacks.stop_signals import StopSignals
-from ddpm_lightning.callbacks.tensorboard import TensorBoardLogger
 from ddpm_lightning.callbacks.training_metrics import TrainingMetrics
-from ddpm_lightning.callbacks.wandb_logger import WandbLogger
 
 __all__ = [
     "EMA",
     "AtomicCheckpointIO",
     "BestCheckpoint",
-    "CSVLogger",
     "GenerationMetrics",
     "LogSNRCurve",
     "LossGuard",
@@ -34,8 +30,6 @@ __all__ = [
     "Scatter",
     "ScheduleCurves",
     "StopSignals",
-    "TensorBoardLogger",
     "TrainingMetrics",
     "Trajectory",
-    "WandbLogger",
 ]

@@ -21,11 +21,12 @@ from omegaconf import DictConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ddpm_lightning.callbacks import EMA, CSVLogger, NewestCheckpoint, Randomness, StopSignals
+from ddpm_lightning.callbacks import EMA, NewestCheckpoint, Randomness, StopSignals
 from ddpm_lightning.data.points import SHAPE
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import replace_file
+from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.losses import Objective
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.ranges import is_whole

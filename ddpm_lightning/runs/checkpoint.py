@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.interop import from_diffusers, images_of, is_diffusers_folder
+from ddpm_lightning.moved import rename_targets
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import checkpoints_in
 from ddpm_lightning.runs.build import build, one_line
@@ -71,6 +72,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in _NEEDED):
         raise UserError(f"ckpt_path={path} is no checkpoint of ddpm_lightning: it lacks config or weights")
+    rename_targets([checkpoint["config"], checkpoint.get("overrides")])
     return checkpoint
 
 

@@ -9,8 +9,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ddpm_lightning.callbacks import BestCheckpoint, CSVLogger, LossGuard, NewestCheckpoint
+from ddpm_lightning.callbacks import BestCheckpoint, LossGuard, NewestCheckpoint
 from ddpm_lightning.errors import Diverged, UserError
+from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import remove_leftovers
 from ddpm_lightning.runs.build import one_line

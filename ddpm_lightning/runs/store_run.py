@@ -6,8 +6,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ddpm_lightning.callbacks import CSVLogger, TrainingMetrics
+from ddpm_lightning.callbacks import TrainingMetrics
 from ddpm_lightning.callbacks.finite import refuse_broken
+from ddpm_lightning.loggers import CSVLogger
 
 __all__ = ["StoreRun"]
 

@@ -16,13 +16,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.callbacks import (
-    EMA,
-    AtomicCheckpointIO,
-    WandbLogger,
-)
+from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
+from ddpm_lightning.loggers import WandbLogger
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import (
     has_finished,

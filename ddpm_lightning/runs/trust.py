@@ -12,7 +12,7 @@ from ddpm_lightning.records import NAMES, WRITTEN_TO
 __all__ = ["WANDB", "check_paths", "check_targets", "without_download"]
 
 WANDB = (
-    "ddpm_lightning.callbacks.WandbLogger",
+    "ddpm_lightning.loggers.WandbLogger",
     "lightning.pytorch.loggers.WandbLogger",
 )  # the latter in old checkpoints
 _WANDB_KEYS = {
@@ -109,7 +109,7 @@ _ROLES = {
         parts={"sampler": "sampler", "features": "features"},
     ),
     "loggers": Role(parts={"*": "logger"}),
-    "logger": Role([WANDB[1]], ["ddpm_lightning.callbacks"], base="lightning.pytorch.loggers.Logger"),
+    "logger": Role([WANDB[1]], ["ddpm_lightning.loggers"], base="lightning.pytorch.loggers.Logger"),
     "trainer": Role(
         ["lightning.pytorch.Trainer"],
         parts={"strategy": "strategy", "plugins": "plugin"},

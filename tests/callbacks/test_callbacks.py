@@ -6,8 +6,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ddpm_lightning.callbacks import EMA, CSVLogger, Randomness
+from ddpm_lightning.callbacks import EMA, Randomness
 from ddpm_lightning.callbacks.ema import averaged_weights
+from ddpm_lightning.loggers import CSVLogger
 
 
 class Walk(LightningModule):

@@ -212,7 +212,7 @@ def test_a_config_that_writes_elsewhere_is_refused(whole, tmp_path, node, key, p
         ),
         (
             "logger",
-            {"wandb": {"_target_": "ddpm_lightning.callbacks.WandbLogger", "id": "of-another-run"}},
+            {"wandb": {"_target_": "ddpm_lightning.loggers.WandbLogger", "id": "of-another-run"}},
             "sets id of W&B's logger: refused",
         ),
         (
@@ -289,7 +289,7 @@ def test_a_part_in_the_place_of_another_is_refused():
         ("run", {"callbacks": {"a": {"_target_": "ddpm_lightning.callbacks.EMA", "decay": loader}}}),
         ("run", {"data": network}),
         ("run", {"seed": loader}),
-        ("run", {"callbacks": {"a": {"_target_": "ddpm_lightning.callbacks.WandbLogger"}}}),
+        ("run", {"callbacks": {"a": {"_target_": "ddpm_lightning.loggers.WandbLogger"}}}),
         ("run", {"logger": {"a": {"_target_": "ddpm_lightning.callbacks.EMA"}}}),
         ("sampler", {"_target_": "ddpm_lightning.samplers.reverse_step"}),
         ("features", {"_target_": "ddpm_lightning.features.custom", "net": network}),

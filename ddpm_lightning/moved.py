@@ -1,0 +1,30 @@
+"""Classes that have moved: checkpoints, run folders and sweeps from before name them where they were."""
+
+import re
+from typing import Any
+
+__all__ = ["rename_targets"]
+
+_MOVED = {
+    "ddpm_lightning.callbacks.CSVLogger": "ddpm_lightning.loggers.CSVLogger",
+    "ddpm_lightning.callbacks.TensorBoardLogger": "ddpm_lightning.loggers.TensorBoardLogger",
+    "ddpm_lightning.callbacks.WandbLogger": "ddpm_lightning.loggers.WandbLogger",
+    "ddpm_lightning.sweeps.Jobs": "ddpm_lightning.cli.sweeps.Jobs",
+    "ddpm_lightning.sweeps.Report": "ddpm_lightning.cli.sweeps.Report",
+}
+_OLD = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, _MOVED))})(?![\w.])")
+
+
+def rename_targets(node: Any) -> None:
+    """Replace, in place, the old names in a config or in a list of overrides; each part is visited once, however often it is shared."""
+    left, seen = [node], set()
+    while left:
+        node = left.pop()
+        if id(node) in seen or not isinstance(node, dict | list):
+            continue
+        seen.add(id(node))
+        for key, child in [*(node.items() if isinstance(node, dict) else enumerate(node))]:
+            if isinstance(child, str):
+                node[key] = _OLD.sub(lambda old: _MOVED[old[0]], child)
+            else:
+                left.append(child)
