@@ -9,6 +9,9 @@ _MOVED = {
     "ddpm_lightning.callbacks.CSVLogger": "ddpm_lightning.loggers.CSVLogger",
     "ddpm_lightning.callbacks.TensorBoardLogger": "ddpm_lightning.loggers.TensorBoardLogger",
     "ddpm_lightning.callbacks.WandbLogger": "ddpm_lightning.loggers.WandbLogger",
+    "ddpm_lightning.features.classifier": "ddpm_lightning.metrics.features.classifier",
+    "ddpm_lightning.features.custom": "ddpm_lightning.metrics.features.custom",
+    "ddpm_lightning.features.inception": "ddpm_lightning.metrics.features.inception",
     "ddpm_lightning.sweeps.Jobs": "ddpm_lightning.cli.sweeps.Jobs",
     "ddpm_lightning.sweeps.Report": "ddpm_lightning.cli.sweeps.Report",
 }

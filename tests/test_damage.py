@@ -10,8 +10,8 @@ import torch
 
 from ddpm_lightning import runs
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.features import Classifier
 from ddpm_lightning.interop import from_diffusers, to_diffusers
+from ddpm_lightning.metrics.features import Classifier
 from ddpm_lightning.run_folder import summary_of, write_summary
 from ddpm_lightning.runs.checkpoint import load_checkpoint
 from ddpm_lightning.runs.ranks import Ranks
@@ -96,8 +96,8 @@ def test_a_cached_classifier(tmp_path):
 
 
 def test_a_damaged_classifier_is_trained_again(tmp_path, caplog, monkeypatch):
-    from ddpm_lightning import features
     from ddpm_lightning.data.datasets import digits
+    from ddpm_lightning.metrics import features
 
     data = digits()
     first = features.classifier(lambda: data, tmp_path, num_steps=2)

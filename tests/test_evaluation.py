@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm_lightning import evaluation
+from ddpm_lightning.metrics import distances as evaluation
 
 
 def gaussian(n, d, seed, *, scale=1.0, shift=0.0):

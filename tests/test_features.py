@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_lightning import features
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.metrics import features
 
 
 def test_the_classifier_reads_digits_that_it_has_not_seen_and_is_kept(tmp_path, monkeypatch):

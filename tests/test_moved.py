@@ -21,8 +21,12 @@ def folder(tmp_path):
 
 def test_its_checkpoint_is_sampled(folder, tmp_path):
     denoiser = load_denoiser(folder / "checkpoints" / "last.ckpt")
-    assert sum(p.numel() for p in denoiser.parameters()) == 8_249 
-    runs.sample(config_of(f"ckpt_path={folder}", "num_samples=4", "sampler.num_steps=3", f"out_dir={tmp_path}/out", name="sample"))
+    assert sum(p.numel() for p in denoiser.parameters()) == 8_249
+    runs.sample(
+        config_of(
+            f"ckpt_path={folder}", "num_samples=4", "sampler.num_steps=3", f"out_dir={tmp_path}/out", name="sample"
+        )
+    )
     assert (tmp_path / "out" / "grid.png").exists()
 
 
@@ -50,4 +54,8 @@ def test_other_names_stay_and_shared_parts_end():
     node = {"a": ["x=ddpm_lightning.sweeps.Jobs", "my.ddpm_lightning.sweeps.Jobs", "ddpm_lightning.sweeps.Jobs2"]}
     node["itself"] = node
     rename_targets(node)
-    assert node["a"] == ["x=ddpm_lightning.cli.sweeps.Jobs", "my.ddpm_lightning.sweeps.Jobs", "ddpm_lightning.sweeps.Jobs2"]
+    assert node["a"] == [
+        "x=ddpm_lightning.cli.sweeps.Jobs",
+        "my.ddpm_lightning.sweeps.Jobs",
+        "ddpm_lightning.sweeps.Jobs2",
+    ]

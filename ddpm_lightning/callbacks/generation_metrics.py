@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ddpm_lightning.callbacks.ranks import drawn_together
 from ddpm_lightning.denoiser import Guided
-from ddpm_lightning.evaluation import frechet_distance, kernel_distance
-from ddpm_lightning.features import cache_folder, extract
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
+from ddpm_lightning.metrics.distances import frechet_distance, kernel_distance
+from ddpm_lightning.metrics.features import cache_folder, extract
 from ddpm_lightning.ranges import check_seed, is_whole, within
 from ddpm_lightning.samplers import Sampler
 

@@ -21,9 +21,9 @@ from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.features import cache_folder, extract
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import grid, rows_by_label, save_png
+from ddpm_lightning.metrics.features import cache_folder, extract
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import only_one_run, remove_leftovers
 from ddpm_lightning.runs.bits import BITS_SHARD, bits_folder, bits_in_shards, held_out_of

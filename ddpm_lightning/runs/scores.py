@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_lightning import evaluation
-from ddpm_lightning.evaluation import Score
-from ddpm_lightning.features import logits_of
 from ddpm_lightning.images import grid, save_png
 from ddpm_lightning.likelihood import BitsPerDim
+from ddpm_lightning.metrics import distances as evaluation
+from ddpm_lightning.metrics.distances import Score
+from ddpm_lightning.metrics.features import logits_of
 
 __all__ = [
     "Compared",

@@ -83,7 +83,7 @@ _ROLES = {
         modules=["ddpm_lightning.losses"],
         parts={"times": "loss", "weighting": "loss", "distance": "loss"},
     ),
-    "features": Role(["ddpm_lightning.features.classifier", "ddpm_lightning.features.inception"]),
+    "features": Role(["ddpm_lightning.metrics.features.classifier", "ddpm_lightning.metrics.features.inception"]),
     "data": Role(
         ["ddpm_lightning.data.datamodule.ImageDataModule"],
         parts={"dataset": "dataset"},

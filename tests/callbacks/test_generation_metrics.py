@@ -6,10 +6,12 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from ddpm_lightning import evaluation, features, runs
+from ddpm_lightning import runs
 from ddpm_lightning.callbacks import GenerationMetrics
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.images import SeededNoise, to_uint8
+from ddpm_lightning.metrics import distances as evaluation
+from ddpm_lightning.metrics import features
 from ddpm_lightning.samplers import DDIM
 from tests.conftest import TINY, script, train_config
 from tests.runs.test_resuming import interrupted

@@ -14,13 +14,15 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
-from ddpm_lightning import evaluation, features, runs, schedules
+from ddpm_lightning import runs, schedules
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import from_uint8, to_uint8
 from ddpm_lightning.likelihood import estimate_bits_per_dim
+from ddpm_lightning.metrics import distances as evaluation
+from ddpm_lightning.metrics import features
 from ddpm_lightning.models import UNet
 from ddpm_lightning.runs.bits import bits_folder, held_out_of
 from ddpm_lightning.runs.ranks import Ranks

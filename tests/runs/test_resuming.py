@@ -292,7 +292,7 @@ def test_a_part_in_the_place_of_another_is_refused():
         ("run", {"callbacks": {"a": {"_target_": "ddpm_lightning.loggers.WandbLogger"}}}),
         ("run", {"logger": {"a": {"_target_": "ddpm_lightning.callbacks.EMA"}}}),
         ("sampler", {"_target_": "ddpm_lightning.samplers.reverse_step"}),
-        ("features", {"_target_": "ddpm_lightning.features.custom", "net": network}),
+        ("features", {"_target_": "ddpm_lightning.metrics.features.custom", "net": network}),
         ("data", {"_target_": "ddpm_lightning.data.datasets.image_folder", "root": "/"}),
     ):
         with pytest.raises(UserError, match=r"asks for ddpm_lightning\..*in this place: refused"):
