@@ -90,14 +90,14 @@ def _schedules(arguments: argparse.Namespace) -> None:
 
 
 def _likelihood(arguments: argparse.Namespace) -> None:
-    from ddpm_lightning.runs.bits import measure_bits_per_dim
+    from ddpm_lightning.evaluation.bits import measure_bits_per_dim
 
     options = {"weights": arguments.weights, "num_images": arguments.num_images, "variance": arguments.variance}
     print(measure_bits_per_dim(arguments.checkpoint, **options))
 
 
 def _features(arguments: argparse.Namespace) -> None:
-    from ddpm_lightning.runs.classifiers import train_classifier
+    from ddpm_lightning.evaluation.classifiers import train_classifier
 
     print(train_classifier(arguments.overrides))
 

@@ -12,6 +12,7 @@ _MOVED = {
     "ddpm_lightning.features.classifier": "ddpm_lightning.metrics.features.classifier",
     "ddpm_lightning.features.custom": "ddpm_lightning.metrics.features.custom",
     "ddpm_lightning.features.inception": "ddpm_lightning.metrics.features.inception",
+    "ddpm_lightning.runs.study.Study": "ddpm_lightning.evaluation.study.Study",
     "ddpm_lightning.sweeps.Jobs": "ddpm_lightning.cli.sweeps.Jobs",
     "ddpm_lightning.sweeps.Report": "ddpm_lightning.cli.sweeps.Report",
 }

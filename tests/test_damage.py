@@ -10,12 +10,12 @@ import torch
 
 from ddpm_lightning import runs
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.evaluation.shards import do_shards, missing_shards, read_shards
 from ddpm_lightning.interop import from_diffusers, to_diffusers
 from ddpm_lightning.metrics.features import Classifier
 from ddpm_lightning.run_folder import summary_of, write_summary
 from ddpm_lightning.runs.checkpoint import load_checkpoint
 from ddpm_lightning.runs.ranks import Ranks
-from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
 from ddpm_lightning.torch_files import load_plain
 from tests.conftest import config_of
 from tests.runs.test_resuming import assert_equal, assert_same_run, interrupted, whole  # noqa: F401

@@ -202,7 +202,7 @@ def test_a_model_without_labels_takes_none(tiny_run, tmp_path):
 
 
 def test_the_likelihood_uses_the_labels(labelled_run):
-    from ddpm_lightning.runs.bits import measure_bits_per_dim
+    from ddpm_lightning.evaluation.bits import measure_bits_per_dim
 
     out = measure_bits_per_dim(labelled_run / "checkpoints" / "last.ckpt", num_images=2)
     assert (out / "bits_per_dim.json").exists()

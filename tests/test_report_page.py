@@ -11,13 +11,13 @@ from markdown_it import MarkdownIt as markdown_it
 from PIL import Image
 
 from ddpm_lightning.__main__ import main
+from ddpm_lightning.evaluation.study import table_of
 from ddpm_lightning.report import write_report
 from ddpm_lightning.report.comparison import Mean
 from ddpm_lightning.report.page import Gallery, Heading, Row, Sheet, Table, Text, markdown, to_html, to_markdown
 from ddpm_lightning.report.pictures import errors_by_log_snr
 from ddpm_lightning.report.reading import read_runs, settings_of
 from ddpm_lightning.report.writing import compare
-from ddpm_lightning.runs.study import table_of
 from tests.conftest import TINY, script
 from tests.test_report import fabricate, rows_of
 from tests.test_scripts import run_folders

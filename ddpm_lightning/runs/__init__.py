@@ -1,8 +1,7 @@
 """Config to objects, checkpoint to denoiser, and the run folder that lies between them."""
 
 from ddpm_lightning.runs.checkpoint import load_checkpoint, load_denoiser, newest_checkpoint
-from ddpm_lightning.runs.evaluating import evaluate
 from ddpm_lightning.runs.sampling import sample
 from ddpm_lightning.runs.training import train
 
-__all__ = ["evaluate", "load_checkpoint", "load_denoiser", "newest_checkpoint", "sample", "train"]
+__all__ = ["load_checkpoint", "load_denoiser", "newest_checkpoint", "sample", "train"]

@@ -19,15 +19,16 @@ from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.evaluation import evaluating
+from ddpm_lightning.evaluation.bits import bits_folder, held_out_of
+from ddpm_lightning.evaluation.shards import do_shards, missing_shards, read_shards
+from ddpm_lightning.evaluation.study import names_of, table_of
 from ddpm_lightning.images import from_uint8, to_uint8
 from ddpm_lightning.likelihood import estimate_bits_per_dim
 from ddpm_lightning.metrics import distances as evaluation
 from ddpm_lightning.metrics import features
 from ddpm_lightning.models import UNet
-from ddpm_lightning.runs.bits import bits_folder, held_out_of
 from ddpm_lightning.runs.ranks import Ranks
-from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
-from ddpm_lightning.runs.study import names_of, table_of
 from tests.conftest import ROOT, config_of, script
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -52,7 +53,7 @@ def run(tiny_run, tmp_path):
 
 def evaluate(run, cache, *overrides):
     config = config_of(*SMALL, f"ckpt_path='{run}'", f"cache_dir='{cache}'", *overrides, name="evaluate")
-    return runs.evaluate(config)
+    return evaluating.evaluate(config)
 
 
 def size_of(path):
@@ -111,7 +112,7 @@ def test_the_numbers_are_those_of_the_samples_that_sample_draws(run, tmp_path, c
 
 
 def test_bits_are_those_of_the_likelihood_command(run, tmp_path):
-    from ddpm_lightning.runs.bits import measure_bits_per_dim
+    from ddpm_lightning.evaluation.bits import measure_bits_per_dim
 
     ours = read(evaluate(run, tmp_path))["metrics"]
     theirs = json.loads(

@@ -11,7 +11,7 @@ from PIL import Image
 from ddpm_lightning import runs
 from ddpm_lightning.data.points import two_moons
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.runs.bits import measure_bits_per_dim
+from ddpm_lightning.evaluation.bits import measure_bits_per_dim
 from tests.conftest import TINY_POINTS, config_of, train_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number of training batches")

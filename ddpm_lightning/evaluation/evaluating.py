@@ -21,19 +21,9 @@ from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.files import replace_file
-from ddpm_lightning.images import grid, rows_by_label, save_png
-from ddpm_lightning.metrics.features import cache_folder, extract
-from ddpm_lightning.ranges import is_whole
-from ddpm_lightning.run_folder import only_one_run, remove_leftovers
-from ddpm_lightning.runs.bits import BITS_SHARD, bits_folder, bits_in_shards, held_out_of
-from ddpm_lightning.runs.build import build, check_whole
-from ddpm_lightning.runs.checkpoint import run_dir_of
-from ddpm_lightning.runs.drawing import Drawing, make_out_dir, prepare
-from ddpm_lightning.runs.processes import take_gpu
-from ddpm_lightning.runs.ranks import Ranks, ranks
-from ddpm_lightning.runs.reference import check_sets, data_of, reference_of
-from ddpm_lightning.runs.scores import (
+from ddpm_lightning.evaluation.bits import BITS_SHARD, bits_folder, bits_in_shards, held_out_of
+from ddpm_lightning.evaluation.reference import check_sets, data_of, reference_of
+from ddpm_lightning.evaluation.scores import (
     FEWEST,
     Compared,
     bits_rows,
@@ -43,7 +33,17 @@ from ddpm_lightning.runs.scores import (
     save_nearest,
     score_rows,
 )
-from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
+from ddpm_lightning.evaluation.shards import do_shards, missing_shards, read_shards
+from ddpm_lightning.files import replace_file
+from ddpm_lightning.images import grid, rows_by_label, save_png
+from ddpm_lightning.metrics.features import cache_folder, extract
+from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.run_folder import only_one_run, remove_leftovers
+from ddpm_lightning.runs.build import build, check_whole
+from ddpm_lightning.runs.checkpoint import run_dir_of
+from ddpm_lightning.runs.drawing import Drawing, make_out_dir, prepare
+from ddpm_lightning.runs.processes import take_gpu
+from ddpm_lightning.runs.ranks import Ranks, ranks
 
 __all__ = ["evaluate"]
 

@@ -14,6 +14,7 @@ from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.evaluation.shards import do_shards, missing_shards, read_shards
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import SeededNoise, from_uint8
 from ddpm_lightning.likelihood import VARIANCES, BitsPerDim, bits_per_dim
@@ -22,7 +23,6 @@ from ddpm_lightning.runs.build import build, check_whole, of_points
 from ddpm_lightning.runs.checkpoint import data_config_of, denoiser_of, load_checkpoint, run_dir_of
 from ddpm_lightning.runs.drawing import make_out_dir
 from ddpm_lightning.runs.ranks import Ranks
-from ddpm_lightning.runs.shards import do_shards, missing_shards, read_shards
 from ddpm_lightning.runs.trust import check_targets, without_download
 
 __all__ = ["bits_folder", "bits_in_shards", "measure_bits_per_dim"]
