@@ -11,7 +11,8 @@ from ddpm_lightning import runs
 from ddpm_lightning.callbacks import EMA
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.models import DiT, UNet
-from ddpm_lightning.runs.build import build_callbacks, build_module, times_of
+from ddpm_lightning.runs.build import build_callbacks, build_module
+from ddpm_lightning.runs.trials import times_of
 from tests.conftest import ROOT, TINY, config_of, train_config
 
 LONG = {"lecture", "cifar10_ddpm", "cifar10_improved", "celeba64", "imagenet64_dit"}

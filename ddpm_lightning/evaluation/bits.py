@@ -19,9 +19,9 @@ from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import SeededNoise, from_uint8
 from ddpm_lightning.likelihood import VARIANCES, BitsPerDim, bits_per_dim
 from ddpm_lightning.plots import draw_bits_by_step
-from ddpm_lightning.runs.build import build, check_whole, of_points
 from ddpm_lightning.runs.checkpoint import data_config_of, denoiser_of, load_checkpoint, run_dir_of
 from ddpm_lightning.runs.drawing import make_out_dir
+from ddpm_lightning.runs.instantiate import build, check_whole, of_points
 from ddpm_lightning.runs.ranks import Ranks
 from ddpm_lightning.runs.trust import check_targets, without_download
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.metrics.features import Classifier, cache_folder
-from ddpm_lightning.runs.build import build
+from ddpm_lightning.runs.instantiate import build
 
 __all__ = ["train_classifier"]
 

@@ -39,9 +39,9 @@ from ddpm_lightning.images import grid, rows_by_label, save_png
 from ddpm_lightning.metrics.features import cache_folder, extract
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import only_one_run, remove_leftovers
-from ddpm_lightning.runs.build import build, check_whole
 from ddpm_lightning.runs.checkpoint import run_dir_of
 from ddpm_lightning.runs.drawing import Drawing, make_out_dir, prepare
+from ddpm_lightning.runs.instantiate import build, check_whole
 from ddpm_lightning.runs.processes import take_gpu
 from ddpm_lightning.runs.ranks import Ranks, ranks
 

@@ -7,8 +7,9 @@ from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.report.reading import part
-from ddpm_lightning.runs.build import build, times_of
 from ddpm_lightning.runs.drawing import count_evaluations
+from ddpm_lightning.runs.instantiate import build
+from ddpm_lightning.runs.trials import times_of
 from ddpm_lightning.runs.trust import check_targets
 from ddpm_lightning.schedules import NoiseSchedule
 

@@ -14,7 +14,7 @@ from ddpm_lightning.interop import from_diffusers, images_of, is_diffusers_folde
 from ddpm_lightning.moved import rename_targets
 from ddpm_lightning.ranges import is_whole
 from ddpm_lightning.run_folder import checkpoints_in
-from ddpm_lightning.runs.build import build, one_line
+from ddpm_lightning.runs.instantiate import build, one_line
 from ddpm_lightning.runs.trust import check_targets
 from ddpm_lightning.torch_files import load_plain
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import is_whole, within
-from ddpm_lightning.runs.build import check_whole, of_points
+from ddpm_lightning.runs.instantiate import check_whole, of_points
 
 __all__ = ["check_config"]
 

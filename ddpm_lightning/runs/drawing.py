@@ -17,9 +17,11 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
 from ddpm_lightning.ranges import is_whole, within
 from ddpm_lightning.run_folder import refuse_links_out
-from ddpm_lightning.runs.build import build, compile_model, of_points, times_of
+from ddpm_lightning.runs.build import compile_model
 from ddpm_lightning.runs.checkpoint import load_model, newest_checkpoint
+from ddpm_lightning.runs.instantiate import build, of_points
 from ddpm_lightning.runs.ranks import Ranks
+from ddpm_lightning.runs.trials import times_of
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 

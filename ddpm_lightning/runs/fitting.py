@@ -14,7 +14,7 @@ from ddpm_lightning.errors import Diverged, UserError
 from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import remove_leftovers
-from ddpm_lightning.runs.build import one_line
+from ddpm_lightning.runs.instantiate import one_line
 from ddpm_lightning.runs.resuming import Start, blamed, first_whole
 from ddpm_lightning.runs.store_run import StoreRun
 

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import grid, labels_in_turn, rows_by_label, save_png
-from ddpm_lightning.runs.build import check_whole
 from ddpm_lightning.runs.checkpoint import run_dir_of
 from ddpm_lightning.runs.drawing import make_out_dir, prepare
+from ddpm_lightning.runs.instantiate import check_whole
 from ddpm_lightning.runs.ranks import Ranks, ranks
 
 __all__ = ["sample"]

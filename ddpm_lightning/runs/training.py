@@ -28,17 +28,12 @@ from ddpm_lightning.run_folder import (
     summary_of,
     write_summary,
 )
-from ddpm_lightning.runs.build import (
-    build,
-    build_callbacks,
-    build_loggers,
-    build_module,
-    compile_model,
-)
+from ddpm_lightning.runs.build import build_callbacks, build_loggers, build_module, compile_model
 from ddpm_lightning.runs.checkpoint import differing, load_denoiser
 from ddpm_lightning.runs.checks import check_config
 from ddpm_lightning.runs.ending import closing_words, origin_of
 from ddpm_lightning.runs.fitting import fit_and_go_back, record_of, rewind, say
+from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.processes import (
     end_children,
     in_processes_of_its_own,

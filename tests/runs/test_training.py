@@ -110,7 +110,8 @@ def test_an_importance_draw_is_resumed_with_the_rest(tmp_path):
     """Four steps, and two and two: the same buffers and weights, to the bit; and by then the draw is no longer uniform."""
     from lightning.pytorch import Trainer, seed_everything
 
-    from ddpm_lightning.runs.build import build, build_callbacks, build_module
+    from ddpm_lightning.runs.build import build_callbacks, build_module
+    from ddpm_lightning.runs.instantiate import build
 
     options = ["loss=vlb", "loss/times=importance", "loss.times.history=2", "schedule.num_steps=4"]
     config = train_config(tmp_path, *options, "schedule.beta_end=0.9", "callbacks.checkpoint.every_n_train_steps=2")

@@ -1,0 +1,53 @@
+"""A config node to an object, and what its constructor refuses to a sentence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from ddpm_lightning.data.points import SHAPE
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import is_whole
+
+__all__ = ["build", "check_whole", "of_points", "one_line", "with_settings"]
+
+
+def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
+    """Instantiate a config node; what its constructor refuses becomes a sentence that names the key."""
+    try:
+        return instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        ours = isinstance(cause, ValueError | MisconfigurationException)
+        raise UserError(f"{key}: {one_line(cause)}" if ours else with_settings(key, cause, node)) from error
+
+
+def check_whole(key: str, value: Any) -> None:
+    """Refuse what is no whole number from 1 on, or a larger one than anything could last for."""
+    if not is_whole(value, "[1, 1e8]"):
+        raise UserError(
+            f"{key}={value} will not do: give a whole number, 1 or more" + (", and 1e8 at most" * is_whole(value))
+        )
+
+
+def of_points(data: Mapping[str, Any] | DictConfig) -> bool:
+    """Whether a config's data are points in the plane, and not images."""
+    return (data["channels"], *data["image_size"]) == SHAPE
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text in one line, with its type where that says something."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | MisconfigurationException) else f"{type(error).__name__}: {text}"
+
+
+def with_settings(key: str, error: BaseException, node: DictConfig) -> str:
+    """An error in one line that names no setting, and the settings that it came of."""
+    given = {str(name): value for name, value in node.items() if not isinstance(value, DictConfig)}
+    settings = ", ".join(f"{key}.{name}={value}" for name, value in given.items() if name[0] != "_")
+    return f"{key}: {one_line(error)} (given: {settings})"

@@ -1,0 +1,97 @@
+"""What is tried before anything is trained: the schedule's end, the network's size and shapes, the first steps' rates."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+
+import torch
+from omegaconf import DictConfig
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.runs.instantiate import build, one_line, with_settings
+from ddpm_lightning.samplers import Sampler
+from ddpm_lightning.schedules import NoiseSchedule
+
+log = logging.getLogger(__name__)
+
+__all__ = ["check_memory", "dry_run", "times_of", "try_rates", "warn_of_signal"]
+
+# What a network's number of weights depends on most.
+_SIZES = (
+    "base_channels",
+    "channel_multipliers",
+    "num_res_blocks",
+    "hidden_size",
+    "depth",
+    "num_classes",
+    "in_channels",
+)
+
+
+def times_of(sampler: Sampler, schedule: NoiseSchedule) -> list[int]:
+    """The sampler's times on a schedule, or a sentence that says why it has none."""
+    try:
+        return sampler.times(schedule.num_steps, log_snr=schedule.log_snr)
+    except ValueError as error:
+        raise UserError(f"sampler.{one_line(error)}") from error
+
+
+def try_rates(
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
+    lr_scheduler: Callable[[Optimizer], LRScheduler],
+    config: DictConfig,
+) -> None:
+    """Two steps of a single weight: a bad rate is seen now, not in training."""
+    try:
+        tried = optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(with_settings("optimizer", error, config.optimizer)) from error
+    try:
+        scheduler = lr_scheduler(tried)
+        for _ in range(2):
+            tried.step()
+            scheduler.step()
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(with_settings("lr_scheduler", error, config.lr_scheduler)) from error
+
+
+def check_memory(node: DictConfig) -> None:
+    """The network is built without its weights first, so that one that cannot be held is refused before it is begun."""
+    with torch.device("meta"):
+        model: torch.nn.Module = build("model", node)
+    parameters = sum(p.numel() for p in model.parameters())
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    copies = 1 if torch.cuda.is_available() else 5  # weights; gradients, Adam's two moments and the average beside them
+    if 4 * parameters * copies > held:
+        sizes = ", ".join(f"model.{key}={node[key]}" for key in _SIZES if key in node)
+        raise UserError(
+            f"{sizes}: {parameters:,} parameters take {4 * parameters * copies / 2**30:,.0f} GiB, and this machine has "
+            f"{held / 2**30:,.0f}: give smaller numbers"
+        )
+
+
+def dry_run(data: DictConfig, denoiser: Denoiser) -> None:
+    """One forward pass of the network on the meta device: shapes are checked, nothing is computed."""
+    size = list(data.image_size)
+    x = torch.empty(1, data.channels, *size, device="meta")
+    t = torch.empty(1, dtype=torch.long, device="meta")
+    y = None if data.num_classes is None else t
+    on_meta = {name: p.to("meta") for name, p in denoiser.model.named_parameters()}
+    try:
+        torch.func.functional_call(denoiser.model, on_meta, (x, t, y))
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"data.image_size={size}, data.channels={data.channels}: {one_line(error)}") from error
+
+
+def warn_of_signal(schedule: NoiseSchedule) -> None:
+    last = float(schedule.alpha_bar[-1])
+    if last > 0.01:
+        log.warning(
+            "alpha_bar_T = %.3g: after T = %d steps the images are not yet noise, and samples, which begin with pure "
+            "noise, will be worse for it; take more steps, larger betas or schedule=cosine",
+            last,
+            schedule.num_steps,
+        )
