@@ -8,7 +8,7 @@ from ddpm_lightning.cli import entry
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    from ddpm_lightning.evaluation.evaluating import evaluate  # torch is imported only when there is work
+    from ddpm_lightning.evaluation.pipeline import evaluate  # torch is imported only when there is work
 
     with entry.user_errors():
         evaluate(config)

@@ -1,12 +1,15 @@
 """Errors that are not the program's own."""
 
+import re
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["Diverged", "Stopped", "UserError", "brief"]
+__all__ = ["Diverged", "Stopped", "UserError", "below", "brief"]
 
 
-class UserError(Exception):
-    """One sentence that names the key, its value and the way out; the entry points print it and exit with 1."""
+class UserError(ValueError):
+    """One sentence that names the setting, its value and the fix; the entry points print it and exit with 1."""
 
 
 class Diverged(UserError):
@@ -38,3 +41,18 @@ class Stopped(Exception):
 def brief(error: BaseException) -> str:
     """Another package's error: its type and at most 240 characters of its text, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
+
+
+@contextmanager
+def below(key: str) -> Iterator[None]:
+    """Put the key of a part of the config before what is wrong with a value in it: `sampler.num_steps must be ...`.
+
+    Raises:
+        UserError: in place of a ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        text = " ".join(str(error).split())
+        names_a_setting = re.match(r"[a-z_][\w.]*(=| must )", text)
+        raise UserError(f"{key}{'.' if names_a_setting else ': '}{text}") from error

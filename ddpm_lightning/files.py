@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from ddpm_lightning.errors import UserError
 
-__all__ = ["check_zip", "replace_file", "whole_or_nothing"]
+__all__ = ["atomic_folder", "check_zip", "replace_file"]
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def replace_file(path: Path, mode: str = "w", newline: str | None = None) -> Ite
 
 
 @contextmanager
-def whole_or_nothing(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder beside the one that is wanted, which takes its place at the end.
 
     Raises:

@@ -16,7 +16,7 @@ from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.likelihood import estimate_bits_per_dim
 from ddpm_lightning.losses import Objective
 from ddpm_lightning.seeds import derive
-from ddpm_lightning.sharding import share_out, whole
+from ddpm_lightning.sharding import share_out, unsharded
 
 __all__ = ["DDPM"]
 
@@ -120,7 +120,7 @@ class DDPM(LightningModule):
     ) -> None:
         # Once per optimiser step and after unscaling: the place to see the norm before it is clipped.
         gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
-        self.grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
+        self.grad_norm = unsharded(torch.nn.utils.get_total_norm(gradients))
         # Not by Lightning, which refuses to clip for a fused optimiser even where no loss is scaled, as in bfloat16.
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.denoiser.parameters(), gradient_clip_val)

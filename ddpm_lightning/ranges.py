@@ -1,31 +1,85 @@
-"""Whether a setting is a number, and one of those that make sense."""
+"""What a setting may be: the one gate for numbers and choices, and the one way to say what is wrong with them."""
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_seed", "is_whole", "within"]
+from ddpm_lightning.errors import UserError
+
+__all__ = ["is_integer", "require", "require_one_of", "within"]
+
+_WORDS = {
+    "1..": "a positive integer",
+    "0..": "a non-negative integer",
+    "(0, inf)": "a positive number",
+    "[0, inf)": "a non-negative number",
+}
+
+
+def require(name: str, value: Any, interval: str, *, optional: bool = False, hint: str = "") -> None:
+    """Refuse a value that is no number of an interval: `num_steps must be a positive integer, got 2.5`.
+
+    Args:
+        name: the setting, as the user types it.
+        value: its value.
+        interval: of numbers as in mathematics, "(0, 1]" or "[0, inf)"; of integers "1..1000", or "1.." without an end.
+        optional: whether None, the config's null, is a value, too.
+        hint: what else the sentence says behind the value, such as why.
+
+    Raises:
+        UserError: for any other value, NaN and booleans among them.
+    """
+    if (optional and value is None) or within(value, interval):
+        return
+    low, _, high = interval.partition("..")
+    integers = f"an integer from {low} to {high}" if high else f"an integer of at least {low}"
+    words = _WORDS.get(interval) or (integers if ".." in interval else f"a number in {interval}")
+    raise UserError(f"{name} must be {words}{' or null' * optional}, got {shown(value)}{hint and f': {hint}'}")
+
+
+def require_one_of(name: str, value: Any, choices: Sequence[Any], *, hint: str = "") -> None:
+    """Refuse a value that is none of the choices: `weights must be ema or raw, got 'x'`.
+
+    Args:
+        name: the setting, as the user types it.
+        value: its value.
+        choices: of any types; True is not 1.
+        hint: what else the sentence says behind the value.
+
+    Raises:
+        UserError: for any other value.
+    """
+    if any(type(value) is type(choice) and value == choice for choice in choices):
+        return
+    *others, last = (choice if isinstance(choice, str) else shown(choice) for choice in choices)
+    listed = f"{', '.join(others)} or {last}" if others else last
+    raise UserError(f"{name} must be {listed}, got {shown(value)}{hint and f': {hint}'}")
 
 
 def within(value: Any, interval: str) -> bool:
-    """Whether a value is a number of an interval, which is written as in mathematics: "(0, 1]", "[0, inf)"; NaN is of none."""
+    """Whether a value is a number of an interval, see `require`; NaN is of none."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     number: Any = value
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = number > low if interval[0] == "(" else number >= low
-    return bool(above and (number < high if interval[-1] == ")" else number <= high))
+    if ".." in interval:
+        low, _, high = interval.partition("..")
+        return float(low) <= number <= float(high or "inf") and isinstance(value, Integral)
+    low, high = interval[1:-1].split(",")
+    above = number > float(low) if interval[0] == "(" else number >= float(low)
+    return bool(above and (number < float(high) if interval[-1] == ")" else number <= float(high)))
 
 
-def is_whole(value: Any, interval: str = "[1, inf)") -> bool:
-    """Whether a value is a whole number of an interval."""
+def is_integer(value: Any, interval: str = "1..") -> bool:
+    """Whether a value is an integer of an interval, see `require`."""
     return isinstance(value, Integral) and within(value, interval)
 
 
-def check_seed(seed: Any) -> None:
-    """Refuse what is no seed.
+def shown(value: Any) -> str:
+    """A value as it stands in YAML, a text in quotes."""
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
+    return repr(value) if isinstance(value, str) else str(value)
 
-    Raises:
-        ValueError: for anything but a whole number, 0 or more.
-    """
-    if not is_whole(seed, "[0, inf)"):
-        raise ValueError(f"seed={seed} is no seed: give a whole number, 0 or more")
+
+def check_seed(seed: Any) -> None:
+    require("seed", seed, "0..")

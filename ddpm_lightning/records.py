@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.moved import rename_targets
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 from ddpm_lightning.run_folder import SWEEP
 
 __all__ = ["NAMES", "WRITTEN_TO", "Vocabulary", "length", "read_record", "recorded_sweep"]
@@ -117,7 +117,7 @@ def recorded_sweep(folder: Path) -> dict[str, Any]:
         and _are_texts(overrides.get("task"))
         and isinstance(sweeper, dict)
         and isinstance(sweeper.get("params"), dict | None)
-        and is_whole(sweeper.get("n_trials", 1))
+        and is_integer(sweeper.get("n_trials", 1))
         and isinstance(job, dict)
     ):
         raise UserError(f"{folder / SWEEP} is no record of a sweep, or a damaged one: choose another folder")

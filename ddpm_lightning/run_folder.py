@@ -27,7 +27,7 @@ __all__ = [
     "has_finished",
     "hold",
     "is_going_on",
-    "newest_whole",
+    "newest_intact",
     "only_one_run",
     "refuse_links_out",
     "refuse_pipes",
@@ -81,7 +81,7 @@ def checkpoints_in(saved: Path) -> list[Path]:
     return [*reversed(by_step(saved, "step", ".ckpt")), *saved.glob("last.ckpt")]
 
 
-def newest_whole(saved: Path) -> Path | None:
+def newest_intact(saved: Path) -> Path | None:
     """The newest checkpoint in a folder of them whose checksums are right; None where there is none."""
     for path in checkpoints_in(saved):
         with suppress(OSError, ValueError):

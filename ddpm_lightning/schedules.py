@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import is_integer, within
 
 __all__ = [
     "NoiseSchedule",
@@ -246,7 +246,7 @@ def shifted_cosine(
     """
     _check_num_steps(num_steps)
     sides = list(image_size) if isinstance(image_size, Sequence) else [image_size, image_size]
-    if len(sides) != 2 or not all(map(is_whole, [*sides, noise_d])):
+    if len(sides) != 2 or not all(map(is_integer, [*sides, noise_d])):
         raise ValueError(f"image_size={image_size}, noise_d={noise_d} are no sizes: give pixels, 1 or more")
     usable = within(min_log_snr, "[-100, 100]") and within(max_log_snr, "[-100, 100]")
     if not (usable and min_log_snr < max_log_snr):
@@ -307,7 +307,7 @@ def _check_betas(**betas: float) -> None:
 
 
 def _check_num_steps(num_steps: int) -> None:
-    if not is_whole(num_steps, "[1, 1e6]"):
+    if not is_integer(num_steps, "[1, 1e6]"):
         raise ValueError(
             f"num_steps={num_steps} is no number of diffusion steps: give a whole number, 1 or more, such as 1000"
         )

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["FSDP2", "share_out", "shared_like", "whole"]
+__all__ = ["FSDP2", "share_out", "shared_like", "unsharded"]
 
 
 class FSDP2(ModelParallelStrategy):
@@ -42,6 +42,6 @@ def shared_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     return tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def unsharded(tensor: Tensor) -> Tensor:
     """All parts of a tensor that is shared out, or the tensor itself; a collective call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -10,12 +10,12 @@ import torch
 
 from ddpm_lightning import runs
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.evaluation.shards import do_shards, missing_shards, read_shards
+from ddpm_lightning.evaluation.chunks import compute_chunks, missing_chunks, read_chunks
 from ddpm_lightning.interop import from_diffusers, to_diffusers
 from ddpm_lightning.metrics.features import Classifier
 from ddpm_lightning.run_folder import summary_of, write_summary
-from ddpm_lightning.runs.checkpoint import load_checkpoint
-from ddpm_lightning.runs.ranks import Ranks
+from ddpm_lightning.runs.loading import load_checkpoint
+from ddpm_lightning.runs.process_group import Ranks
 from ddpm_lightning.torch_files import load_plain
 from tests.conftest import config_of
 from tests.runs.test_resuming import assert_equal, assert_same_run, interrupted, whole  # noqa: F401
@@ -71,21 +71,21 @@ def test_shards(tmp_path):
         "images": torch.randint(256, (7, 3, 4, 4), generator=draw).byte(),
         "seconds": torch.rand(7, generator=draw),
     }
-    do_shards(tmp_path, 7, 7, lambda items: arrays, Ranks())
+    compute_chunks(tmp_path, 7, 7, lambda items: arrays, Ranks())
     (path,) = tmp_path.glob("*.npz")
-    lost, found = silent(path, lambda: read_shards(tmp_path, 7, 7), 250)
+    lost, found = silent(path, lambda: read_chunks(tmp_path, 7, 7), 250)
     assert lost == []
     assert found > 150
 
 
 def test_a_shard_with_fewer_rows_than_items_is_computed_again(tmp_path):
-    do_shards(tmp_path, 20, 10, lambda items: {"x": torch.arange(items.start, items.stop)}, Ranks())
+    compute_chunks(tmp_path, 20, 10, lambda items: {"x": torch.arange(items.start, items.stop)}, Ranks())
     np.savez(tmp_path / "000000-000009.npz", x=np.arange(3))
-    assert missing_shards(tmp_path, 20, 10) == [range(10)]
+    assert missing_chunks(tmp_path, 20, 10) == [range(10)]
     with pytest.raises(UserError, match=r"000000-000009.npz is damaged"):
-        read_shards(tmp_path, 20, 10)
-    do_shards(tmp_path, 20, 10, lambda items: {"x": torch.arange(items.start, items.stop)}, Ranks())
-    assert torch.equal(read_shards(tmp_path, 20, 10)["x"], torch.arange(20))
+        read_chunks(tmp_path, 20, 10)
+    compute_chunks(tmp_path, 20, 10, lambda items: {"x": torch.arange(items.start, items.stop)}, Ranks())
+    assert torch.equal(read_chunks(tmp_path, 20, 10)["x"], torch.arange(20))
 
 
 def test_a_cached_classifier(tmp_path):

@@ -23,7 +23,7 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.losses import Loss
 from ddpm_lightning.models import UNet
-from ddpm_lightning.runs.ranks import Ranks, ranks
+from ddpm_lightning.runs.process_group import Ranks, ranks
 from ddpm_lightning.schedules import linear
 from tests.conftest import ROOT, TINY, script
 

@@ -20,7 +20,7 @@ from ddpm_lightning.images import cells, grid, rows_by_label, save_png
 from ddpm_lightning.report import write_report
 from ddpm_lightning.report.answer import answer, incomparable
 from ddpm_lightning.report.comparison import Distance, Mean
-from ddpm_lightning.report.pictures import curves, last_samples
+from ddpm_lightning.report.figures import curves, last_samples
 from ddpm_lightning.report.reading import read_runs, settings_of
 from tests.conftest import config_of
 
@@ -230,7 +230,7 @@ def test_the_page_needs_nothing_but_itself(pages):
 def test_curves_are_means_over_the_seeds_by_step_and_time(sweep, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
-        "ddpm_lightning.report.pictures.draw_curves",
+        "ddpm_lightning.report.figures.draw_curves",
         lambda curves, **kw: drawn.setdefault((kw["title"], kw["x_label"]), curves),
     )
     list(curves(settings_of(read_runs(sweep))))

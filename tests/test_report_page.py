@@ -14,8 +14,8 @@ from ddpm_lightning.__main__ import main
 from ddpm_lightning.evaluation.study import table_of
 from ddpm_lightning.report import write_report
 from ddpm_lightning.report.comparison import Mean
+from ddpm_lightning.report.figures import errors_by_log_snr
 from ddpm_lightning.report.page import Gallery, Heading, Row, Sheet, Table, Text, markdown, to_html, to_markdown
-from ddpm_lightning.report.pictures import errors_by_log_snr
 from ddpm_lightning.report.reading import read_runs, settings_of
 from ddpm_lightning.report.writing import compare
 from tests.conftest import TINY, script
@@ -26,7 +26,7 @@ from tests.test_scripts import run_folders
 def test_errors_by_log_snr_are_the_last_of_each_run(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "ddpm_lightning.report.pictures.draw_curves",
+        "ddpm_lightning.report.figures.draw_curves",
         lambda curves, **kw: drawn.append((kw["title"], curves)) or b"",
     )
     for seed, value in enumerate((0.1, 0.3)):

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.files import check_zip, replace_file, whole_or_nothing
+from ddpm_lightning.files import atomic_folder, check_zip, replace_file
 from ddpm_lightning.run_folder import (
     by_step,
     checkpoints_in,
@@ -120,7 +120,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         file.write("new")
     assert (path.read_text(), (tmp_path / "link").read_text()) == ("old", "new")
     assert not (tmp_path / "link").is_symlink()
-    with suppress(KeyError), whole_or_nothing(tmp_path / "folder") as folder:
+    with suppress(KeyError), atomic_folder(tmp_path / "folder") as folder:
         (folder / "x").touch()
         raise KeyError
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "link"]

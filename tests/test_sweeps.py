@@ -21,7 +21,7 @@ from ddpm_lightning.cli.sweeps import planned
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import only_one_run
-from ddpm_lightning.runs.resuming import refuse_another
+from ddpm_lightning.runs.resume_point import refuse_another
 from ddpm_lightning.schedules import NoiseSchedule
 from tests.conftest import ROOT, TINY, script, script_started, train_config
 from tests.runs.test_resuming import assert_equal, assert_same_run

@@ -18,7 +18,7 @@ from ddpm_lightning.callbacks.steps import has_stepped
 from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.run_folder import by_step, checkpoints_in, newest_whole
+from ddpm_lightning.run_folder import by_step, checkpoints_in, newest_intact
 from ddpm_lightning.torch_files import load_plain
 
 __all__ = ["AtomicCheckpointIO", "BestCheckpoint", "NewestCheckpoint"]
@@ -34,7 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with replace_file(path, "wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError when the disk is full
-            saved = newest_whole(path.parent)
+            saved = newest_intact(path.parent)
             raise UserError(
                 f"the checkpoint {path} cannot be written ({' '.join(str(error).split())[:200]}); "
                 + (

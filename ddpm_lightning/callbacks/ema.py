@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ddpm_lightning.ranges import within
-from ddpm_lightning.sharding import shared_like, whole
+from ddpm_lightning.sharding import shared_like, unsharded
 
 __all__ = ["EMA", "averaged_weights", "raw_weights"]
 
@@ -83,7 +83,7 @@ class EMA(Callback):
             self.on_validation_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ema_state_dict"] = {name: whole(value).cpu() for name, value in self._average.items()}
+        checkpoint["ema_state_dict"] = {name: unsharded(value).cpu() for name, value in self._average.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._average = dict(checkpoint["ema_state_dict"])

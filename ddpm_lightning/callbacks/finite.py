@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from ddpm_lightning.callbacks.ema import EMA
 from ddpm_lightning.errors import Diverged
-from ddpm_lightning.run_folder import newest_whole
+from ddpm_lightning.run_folder import newest_intact
 
 __all__ = ["diverged", "refuse_broken"]
 
@@ -43,7 +43,7 @@ def refuse_broken(trainer: Trainer, pl_module: Any) -> None:
 def diverged(trainer: Trainer, what: str, step: int) -> Diverged:
     """The error that says so, with the checkpoint before it and what to change."""
     folders = [folder for callback in trainer.callbacks if (folder := getattr(callback, "folder", None)) is not None]
-    saved = next((path for folder in folders if (path := newest_whole(folder)) is not None), None)
+    saved = next((path for folder in folders if (path := newest_intact(folder)) is not None), None)
     return Diverged(
         what,
         step,

@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from ddpm_lightning.callbacks.ranks import drawn_together
+from ddpm_lightning.callbacks.gather import sampled_together
 from ddpm_lightning.denoiser import Guided
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
 from ddpm_lightning.metrics.distances import frechet_distance, kernel_distance
 from ddpm_lightning.metrics.features import cache_folder, extract
-from ddpm_lightning.ranges import check_seed, is_whole, within
+from ddpm_lightning.ranges import check_seed, is_integer, within
 from ddpm_lightning.samplers import Sampler
 
 __all__ = ["GenerationMetrics"]
@@ -57,10 +57,10 @@ class GenerationMetrics(Callback):
         guidance_scale: float = 1.0,
         cache_dir: str | Path | None = None,
     ):
-        if not is_whole(num_samples, "[10, 1e6]"):
+        if not is_integer(num_samples, "[10, 1e6]"):
             raise ValueError(f"num_samples={num_samples} will not do: give 10 to 1e6")
         for name, value in (("every_n_steps", every_n_steps), ("batch_size", batch_size)):
-            if not is_whole(value):
+            if not is_integer(value):
                 raise ValueError(f"{name}={value} must be 1 or more")
         check_seed(seed)
         if not within(guidance_scale, "[0, inf)"):
@@ -92,7 +92,7 @@ class GenerationMetrics(Callback):
         due = self._measured_at < 0 or step - self._measured_at >= self._every_n_steps or step == trainer.max_steps
         if due and step != self._measured_at:
             with torch.autocast(pl_module.device.type, enabled=False):
-                images = drawn_together(pl_module, self._num_samples, partial(self._draw, pl_module))
+                images = sampled_together(pl_module, self._num_samples, partial(self._draw, pl_module))
             found = self._measure(images) if trainer.is_global_zero else None
             self._measured_at, self._latest = step, trainer.strategy.broadcast(found)
         pl_module.log_dict(self._latest, logger=False, sync_dist=True)  # the same on all ranks

@@ -9,7 +9,7 @@ from torch import Tensor
 from ddpm_lightning.callbacks.finite import diverged, refuse_broken
 from ddpm_lightning.callbacks.steps import at_log_step, has_stepped
 from ddpm_lightning.errors import Diverged
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 
 __all__ = ["LossGuard"]
 
@@ -35,7 +35,7 @@ class LossGuard(Callback):
     def __init__(self, spike: float = 5.0, rollback: int = 0):
         if not spike > 1:
             raise ValueError(f"spike={spike} will not do: give a multiple of the mean loss, above 1")
-        if not is_whole(rollback, "[0, 1e6]"):
+        if not is_integer(rollback, "[0, 1e6]"):
             raise ValueError(f"rollback={rollback} will not do: give how often a run may go back, 0 or more")
         self._spike = spike
         self._rollback = rollback

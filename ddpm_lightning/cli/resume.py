@@ -49,7 +49,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
             raise UserError(f"{folder / 'train.log'} is a folder, and the run's log file goes there: remove it")
         refuse_links_out(folder)
         hold(folder)
-    from ddpm_lightning.runs.resuming import newest_start  # torch is imported only when there is work
+    from ddpm_lightning.runs.resume_point import newest_start  # torch is imported only when there is work
 
     typed = [argument for argument in argv if not argument.startswith(("resume=", "hydra.run.dir=", "run_dir="))]
     flags = [argument for argument in typed if argument.startswith("-")]

@@ -11,7 +11,7 @@ from ddpm_lightning.data.loaders import EvalLoader, ImageSet, TrainLoader
 from ddpm_lightning.data.points import SHAPE
 from ddpm_lightning.data.source import Batch, Endless, Source
 from ddpm_lightning.images import from_uint8
-from ddpm_lightning.ranges import check_seed, is_whole, within
+from ddpm_lightning.ranges import check_seed, is_integer, within
 
 __all__ = ["EvalLoader", "ImageDataModule", "TrainLoader"]
 
@@ -58,7 +58,7 @@ class ImageDataModule(LightningDataModule):
         root: str | Sequence[str] | None = None,
     ):
         super().__init__()
-        if not is_whole(batch_size, "[1, 65536]"):
+        if not is_integer(batch_size, "[1, 65536]"):
             raise ValueError(f"batch_size={batch_size} is no number of images: give a whole number from 1 to 65536")
         self._size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
         if channels not in (1, 3) and (channels, *self._size) != SHAPE:

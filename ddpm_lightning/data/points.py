@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import is_integer, within
 from ddpm_lightning.seeds import derive
 
 __all__ = ["SHAPE", "checkerboard", "swiss_roll", "two_moons"]
@@ -72,11 +72,11 @@ def checkerboard(num_points: int, *, seed: int = 0) -> ImageSet:
 
 
 def _generator(name: str, num_points: int, noise: float, seed: int) -> torch.Generator:
-    if not is_whole(num_points, "[1, 1e7]"):
+    if not is_integer(num_points, "[1, 1e7]"):
         raise UserError(f"data.dataset.num_points={num_points} is no number of points: give 1 to 10000000")
     if not within(noise, "[0, 1]"):
         raise UserError(f"data.dataset.noise={noise} will not do: give a number from 0 to 1, such as 0.05")
-    if not is_whole(seed, "[0, inf)"):
+    if not is_integer(seed, "[0, inf)"):
         raise UserError(f"data.dataset.seed={seed} is no seed: give a whole number, 0 or more")
     return torch.Generator().manual_seed(derive(seed, name))
 

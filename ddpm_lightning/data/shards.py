@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import urlparse
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 
 __all__ = ["Record", "Shard", "find_shards", "read_records", "stretch", "total"]
 
@@ -158,7 +158,7 @@ def _name(url: str) -> str:
 def _sizes(path: str) -> dict[str, int]:
     try:
         sizes = {str(name): int(samples) for name, samples in json.loads(Path(path).read_text()).items()}
-        if not all(is_whole(samples, "[1, 1e8]") for samples in sizes.values()):
+        if not all(is_integer(samples, "[1, 1e8]") for samples in sizes.values()):
             raise ValueError("a shard has from 1 to 1e8 samples")
         return sizes
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -20,7 +20,7 @@ from ddpm_lightning.data.lanes import Lanes, Once, Reader, Row
 from ddpm_lightning.data.shards import find_shards, read_records, stretch, total
 from ddpm_lightning.data.source import Batch, Endless, Source
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import is_integer, within
 
 __all__ = ["Stream"]
 
@@ -140,7 +140,7 @@ class Stream(Source):
             ("buffer", buffer, "[1, 1e8]"),
             ("workers", workers, "[0, 1024]"),
         ):
-            if not is_whole(value, interval):
+            if not is_integer(value, interval):
                 raise UserError(f"data.dataset.{key}={value} will not do: give a whole number in {interval}")
         if not within(max_damaged, "[0, 1]"):
             raise UserError(f"data.dataset.max_damaged={max_damaged} is no share: give one from 0 to 1")

@@ -14,20 +14,20 @@ from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.evaluation.shards import do_shards, missing_shards, read_shards
+from ddpm_lightning.evaluation.chunks import compute_chunks, missing_chunks, read_chunks
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import SeededNoise, from_uint8
 from ddpm_lightning.likelihood import VARIANCES, BitsPerDim, bits_per_dim
 from ddpm_lightning.plots import draw_bits_by_step
-from ddpm_lightning.runs.checkpoint import data_config_of, denoiser_of, load_checkpoint, run_dir_of
 from ddpm_lightning.runs.drawing import make_out_dir
-from ddpm_lightning.runs.instantiate import build, check_whole, of_points
-from ddpm_lightning.runs.ranks import Ranks
+from ddpm_lightning.runs.instantiate import build, check_positive, of_points
+from ddpm_lightning.runs.loading import data_config_of, denoiser_of, load_checkpoint, run_dir_of
+from ddpm_lightning.runs.process_group import Ranks
 from ddpm_lightning.runs.trust import check_targets, without_download
 
-__all__ = ["bits_folder", "bits_in_shards", "measure_bits_per_dim"]
+__all__ = ["bits_folder", "bits_in_chunks", "measure_bits_per_dim"]
 
-BITS_SHARD = 64
+BITS_CHUNK = 64
 
 
 def measure_bits_per_dim(
@@ -50,7 +50,7 @@ def measure_bits_per_dim(
     if variance is not None and variance not in VARIANCES:
         raise UserError(f"variance={variance} is unknown: choose one of {', '.join(VARIANCES)}")
     if num_images is not None:
-        check_whole("num_images", num_images)
+        check_positive("num_images", num_images)
     held = load_checkpoint(checkpoint)
     node = data_config_of(held)
     if of_points(node):
@@ -72,7 +72,7 @@ def measure_bits_per_dim(
     for folder in (out, run_dir / "evaluations"):
         make_out_dir(folder, run_dir=run_dir)
     folder = bits_folder(run_dir / "evaluations", denoiser, held_out, variance=variance)
-    bits = bits_in_shards(denoiser, images, folder, variance=variance)
+    bits = bits_in_chunks(denoiser, images, folder, variance=variance)
     used = variance or ("learned" if denoiser.learned_variance else "small")
     terms = {name: float(getattr(bits, name).mean()) for name in ("prior", "diffusion", "decoder", "total")}
     error = float(bits.total.std() / len(images.images) ** 0.5)
@@ -112,7 +112,7 @@ def bits_folder(beside: Path, denoiser: Denoiser, held_out: ImageSet, *, varianc
     return beside / f"bits_{denoiser.prediction}_{used}_{what}"
 
 
-def bits_in_shards(
+def bits_in_chunks(
     denoiser: Denoiser, images: ImageSet, folder: Path, *, variance: str | None = None, mine: Ranks | None = None
 ) -> BitsPerDim:
     """The whole bound of each image, on the denoiser's device, computed where the folder lacks it; image i's noise depends on i only.
@@ -125,7 +125,7 @@ def bits_in_shards(
         mine: this rank, which takes its turn of the shards.
     """
     mine, count = mine or Ranks(), len(images.images)
-    left = len(missing_shards(folder, count, BITS_SHARD, mine))
+    left = len(missing_chunks(folder, count, BITS_CHUNK, mine))
     silent = None if mine.rank == 0 else True
     with tqdm(total=left, desc="likelihood", unit="shard", disable=silent, dynamic_ncols=True) as progress:
 
@@ -137,5 +137,5 @@ def bits_in_shards(
             progress.update()
             return {"prior": bits.prior.cpu(), "by_t": bits.by_t.cpu()}
 
-        do_shards(folder, count, BITS_SHARD, compute, mine)
-    return BitsPerDim(**read_shards(folder, count, BITS_SHARD))
+        compute_chunks(folder, count, BITS_CHUNK, compute, mine)
+    return BitsPerDim(**read_chunks(folder, count, BITS_CHUNK))

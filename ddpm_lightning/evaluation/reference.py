@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.evaluation.scores import FEWEST
+from ddpm_lightning.evaluation.table import FEWEST
 from ddpm_lightning.runs.drawing import Drawing
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.trust import check_targets, without_download

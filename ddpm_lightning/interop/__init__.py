@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, brief
-from ddpm_lightning.files import whole_or_nothing
+from ddpm_lightning.files import atomic_folder
 from ddpm_lightning.interop.files import WEIGHTS, check_new, read_json, read_weights, save_weights, write_json
 from ddpm_lightning.interop.layout import config_of, names, schedule_of, scheduler_of, settings_of
 from ddpm_lightning.models import UNet
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["from_diffusers", "images_of", "is_diffusers_folder", "save_safetensors", "to_diffusers"]
@@ -73,8 +73,8 @@ def images_of(folder: str | Path) -> dict[str, Any]:
         config.get("in_channels", 3),
     )
     size = [size, size] if isinstance(size, int) else size
-    sides = isinstance(size, list) and len(size) == 2 and all(is_whole(side, "[1, 8192]") for side in size)
-    if not sides or not is_whole(channels, "[1, 4096]"):
+    sides = isinstance(size, list) and len(size) == 2 and all(is_integer(side, "[1, 8192]") for side in size)
+    if not sides or not is_integer(channels, "[1, 4096]"):
         raise UserError(
             f"{folder}: images of {channels!r:.50} channels and a size of {size!r:.50} are none: fetch the folder again"
         )
@@ -113,7 +113,7 @@ def to_diffusers(denoiser: Denoiser, folder: str | Path, *, image_size: Sequence
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    with whole_or_nothing(folder) as out:
+    with atomic_folder(folder) as out:
         (out / "unet").mkdir()
         (out / "scheduler").mkdir()
         save_weights(state, out / "unet" / f"{WEIGHTS}.safetensors")
@@ -131,7 +131,7 @@ def save_safetensors(denoiser: Denoiser, config: Mapping[str, Any], folder: str 
     """
     folder = Path(folder)
     check_new(folder)
-    with whole_or_nothing(folder) as out:
+    with atomic_folder(folder) as out:
         state = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
         save_weights(state, out / "model.safetensors")
         write_json(out / "config.json", config)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import is_integer, within
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["Importance", "LogNormal", "Stratified", "TimeDraw", "Uniform"]
@@ -102,7 +102,7 @@ class Importance(nn.Module, TimeDraw):
 
     def __init__(self, num_steps: int, *, history: int = 10, uniform: float = 0.001):
         super().__init__()
-        if not (is_whole(num_steps, "[1, 1e6]") and is_whole(history, "[1, 1000]")):
+        if not (is_integer(num_steps, "[1, 1e6]") and is_integer(history, "[1, 1000]")):
             values = f"num_steps={num_steps}, history={history}"
             raise ValueError(f"{values} will not do: give the schedule's T, and a whole number from 1 to 1000")
         if not within(uniform, "[0, 1]"):

@@ -21,7 +21,7 @@ from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import from_uint8
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 from ddpm_lightning.seeds import derive
 from ddpm_lightning.torch_files import load_plain
 
@@ -179,9 +179,9 @@ def classifier(
     Raises:
         UserError: for a set without labels, or numbers that are none of these.
     """
-    if not is_whole(num_steps, "[1, 1e7]"):
+    if not is_integer(num_steps, "[1, 1e7]"):
         raise UserError(f"features.num_steps={num_steps} will not do: give a whole number, 1 or more")
-    if not is_whole(seed, "[0, inf)"):
+    if not is_integer(seed, "[0, inf)"):
         raise UserError(f"features.seed={seed} is no seed: give a whole number, 0 or more")
     data = whole()
     num_classes = int(data.labels.max()) + 1

@@ -15,7 +15,7 @@ from ddpm_lightning.models.layers import (
     pad_to_multiple,
     zero,
 )
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import is_integer, within
 
 __all__ = ["DiT"]
 
@@ -159,9 +159,9 @@ def positions(height: int, width: int, dim: int, *, device: torch.device) -> Ten
 
 
 def _check_settings(hidden_size: int, depth: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
-    if not is_whole(depth, "[1, 1000]"):
+    if not is_integer(depth, "[1, 1000]"):
         raise ValueError(f"depth={depth} must be 1 or more, and 1000 at most")
-    if not is_whole(hidden_size, "[4, 65536]") or hidden_size % 4:
+    if not is_integer(hidden_size, "[4, 65536]") or hidden_size % 4:
         raise ValueError(f"hidden_size={hidden_size} holds no two-dimensional position: give a multiple of 4")
     if hidden_size % num_heads:
         raise ValueError(f"hidden_size={hidden_size} cannot be split into num_heads={num_heads}: give a divisor")

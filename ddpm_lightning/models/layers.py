@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lightning.models import winograd
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 
 __all__ = [
     "Conv3x3",
@@ -33,7 +33,7 @@ Norm = Callable[[int], nn.Module]
 def check_sizes(**sizes: int) -> None:
     """Refuse what is no number of channels, heads or the like."""
     for name, size in sizes.items():
-        if not is_whole(size, "[1, 1e7]"):
+        if not is_integer(size, "[1, 1e7]"):
             raise ValueError(f"{name}={size} must be 1 or more, a whole number")
 
 

@@ -25,7 +25,7 @@ from ddpm_lightning.models.layers import (
     pad_to_multiple,
     zero,
 )
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import is_integer, within
 
 __all__ = ["UNet"]
 
@@ -248,11 +248,11 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     sizes = ("in_channels", "out_channels", "base_channels", "num_heads", "norm_groups")
     optional = ("num_classes", "head_channels", "time_hidden_channels")
     check_sizes(**{name: settings[name] for name in (*sizes, *(n for n in optional if settings[n] is not None))})
-    if not is_whole(settings["num_res_blocks"], "[1, 100]"):
+    if not is_integer(settings["num_res_blocks"], "[1, 100]"):
         raise ValueError(f"num_res_blocks={settings['num_res_blocks']} must be 1 or more, and 100 at most")
     for name, interval in (("channel_multipliers", "[1, 1024]"), ("attention_levels", "[0, inf)")):
         value = settings[name]
-        if not isinstance(value, Sequence) or any(not is_whole(n, interval) for n in value):
+        if not isinstance(value, Sequence) or any(not is_integer(n, interval) for n in value):
             raise ValueError(f"{name}={value} is no list of whole numbers: give one, such as [1, 2]")
     multipliers, groups = settings["channel_multipliers"], settings["norm_groups"]
     if not multipliers:

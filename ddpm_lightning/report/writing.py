@@ -13,6 +13,7 @@ from ddpm_lightning.plots import look
 from ddpm_lightning.records import read_record
 from ddpm_lightning.report.answer import METRICS, answer, comparable, incomparable, measured
 from ddpm_lightning.report.comparison import LEVEL, Distance, Mean
+from ddpm_lightning.report.figures import curves, errors_by_log_snr, last_samples, quartiles, schedule_curves
 from ddpm_lightning.report.page import (
     Block,
     Details,
@@ -26,7 +27,6 @@ from ddpm_lightning.report.page import (
     to_html,
     to_markdown,
 )
-from ddpm_lightning.report.pictures import curves, errors_by_log_snr, last_samples, quartiles, schedule_curves
 from ddpm_lightning.report.reading import Run, Setting, job_number, part, read_runs, settings_of
 from ddpm_lightning.report.rebuilding import evaluations_of
 from ddpm_lightning.run_folder import SWEEP, failed_jobs_in

@@ -1,6 +1,6 @@
 """Config to objects, checkpoint to denoiser, and the run folder that lies between them."""
 
-from ddpm_lightning.runs.checkpoint import load_checkpoint, load_denoiser, newest_checkpoint
+from ddpm_lightning.runs.loading import load_checkpoint, load_denoiser, newest_checkpoint
 from ddpm_lightning.runs.sampling import sample
 from ddpm_lightning.runs.training import train
 

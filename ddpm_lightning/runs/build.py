@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from ddpm_lightning.callbacks import EMA, NewestCheckpoint, Randomness, StopSignals
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.losses import Objective
@@ -44,16 +44,12 @@ def build_module(config: DictConfig) -> DDPM:
     denoiser: Denoiser = build("denoiser", config.denoiser)
     sampler: Sampler = build("sampler", config.sampler)
     times_of(sampler, schedule)
-    try:
+    with below("sampler"):
         sampler.check(learned_variance=denoiser.learned_variance)
-    except ValueError as error:
-        raise UserError(f"sampler.{one_line(error)}") from error
     dry_run(config.data, denoiser)
     loss: Objective = build("loss", config.loss)
-    try:
+    with below("loss"):
         loss.check(denoiser)
-    except ValueError as error:
-        raise UserError(f"loss: {one_line(error)}") from error
     # A fused optimiser takes the loss's scale out by itself, and Lightning could not clip in between.
     plain = {"fused": False} if config.trainer.precision == "16-mixed" and "fused" in config.optimizer else {}
     optimizer = build("optimizer", config.optimizer, **plain)

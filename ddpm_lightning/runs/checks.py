@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import is_whole, within
-from ddpm_lightning.runs.instantiate import check_whole, of_points
+from ddpm_lightning.ranges import is_integer, within
+from ddpm_lightning.runs.instantiate import check_positive, of_points
 
 __all__ = ["check_config"]
 
@@ -38,17 +38,17 @@ def check_config(config: DictConfig) -> None:
         UserError: that names the key, its value and the way out.
     """
     _check_finite(config)
-    if not is_whole(config.seed, f"[0, {2**32 - 1}]"):
+    if not is_integer(config.seed, f"[0, {2**32 - 1}]"):
         raise UserError(f"seed={config.seed} is no seed: give a whole number from 0 to {2**32 - 1}")
     for key in ("learned_variance", "compile"):
         if not isinstance(config[key], bool):
             raise UserError(f"{key}={config[key]} is neither true nor false: give one of them")
     size = config.data.image_size
-    if not isinstance(size, ListConfig) or len(size) != 2 or not all(is_whole(n, "[1, 8192]") for n in size):
+    if not isinstance(size, ListConfig) or len(size) != 2 or not all(is_integer(n, "[1, 8192]") for n in size):
         raise UserError(f"data.image_size={size} is no size of an image: give [height, width], as in [32,32]")
-    check_whole("data.channels", config.data.channels)
+    check_positive("data.channels", config.data.channels)
     if config.data.num_classes is not None:
-        check_whole("data.num_classes", config.data.num_classes)
+        check_positive("data.num_classes", config.data.num_classes)
     elif config.guidance_scale != 1:
         raise UserError(
             f"guidance_scale={config.guidance_scale} needs labels: give data.num_classes=..., or leave it at 1"
@@ -62,7 +62,7 @@ def check_config(config: DictConfig) -> None:
             raise UserError(f"optimizer.{key}={config.optimizer[key]} lies outside {interval}: give a number within")
     rates = config.lr_scheduler
     if "start_factor" in rates or rates.get("total_iters", 0) != 0:  # a warm-up of no steps would stay at its start
-        check_whole("lr_scheduler.total_iters", rates.get("total_iters"))
+        check_positive("lr_scheduler.total_iters", rates.get("total_iters"))
     if str(config.features.get("_target_")).endswith(".custom"):
         raise UserError(
             "features=custom is for evaluate.py, since a run that goes on builds nothing out of its checkpoint that we do not "
@@ -104,20 +104,20 @@ def _check_kinds(config: DictConfig) -> None:
 
 def _check_trainer(trainer: DictConfig) -> None:
     for key in ("max_steps", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
-        endless = key == "max_steps" and trainer.max_steps == -1 and is_whole(trainer.max_epochs)
+        endless = key == "max_steps" and trainer.max_steps == -1 and is_integer(trainer.max_epochs)
         if not endless:
-            check_whole(f"trainer.{key}", trainer[key])
+            check_positive(f"trainer.{key}", trainer[key])
     if trainer.max_epochs not in (None, -1):
-        check_whole("trainer.max_epochs", trainer.max_epochs)
+        check_positive("trainer.max_epochs", trainer.max_epochs)
     if trainer.check_val_every_n_epoch is not None:
-        check_whole("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch)
-    if not is_whole(trainer.num_sanity_val_steps, "[-1, 1e8]"):
+        check_positive("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch)
+    if not is_integer(trainer.num_sanity_val_steps, "[-1, 1e8]"):
         raise UserError(
             f"trainer.num_sanity_val_steps={trainer.num_sanity_val_steps} will not do: give 0 or more, or -1"
         )
     for key, least in (("limit_train_batches", "(0, 1]"), ("limit_val_batches", "[0, 1]")):
         limit = trainer[key]
-        if limit is not None and not is_whole(limit) and not within(limit, least):
+        if limit is not None and not is_integer(limit) and not within(limit, least):
             raise UserError(f"trainer.{key}={limit} will not do: give a number of batches, or a share in {least}")
     _check_devices(trainer)
     if str(trainer.precision) not in ("32", "32-true", "bf16-mixed", "16-mixed"):
@@ -127,7 +127,7 @@ def _check_trainer(trainer: DictConfig) -> None:
         )
     interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
     share = trainer.check_val_every_n_epoch is not None and within(interval, "(0, 1]")
-    if not (share and isinstance(interval, float)) and (not is_whole(interval) or interval % accumulate):
+    if not (share and isinstance(interval, float)) and (not is_integer(interval) or interval % accumulate):
         raise UserError(
             f"trainer.val_check_interval={interval} will not do: it counts batches, and must be above 0 and a multiple of "
             f"trainer.accumulate_grad_batches={accumulate}"
@@ -145,7 +145,7 @@ def _check_devices(trainer: DictConfig) -> None:
             f"trainer.devices={devices} will not do: give a number of devices, a list of their numbers, or auto"
         )
     cores = os.cpu_count() or 1
-    if is_whole(devices) and devices > max(8, 4 * cores):
+    if is_integer(devices) and devices > max(8, 4 * cores):
         raise UserError(f"trainer.devices={devices} is more than this machine's {cores} cores can serve: give fewer")
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(

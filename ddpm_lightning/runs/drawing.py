@@ -15,12 +15,12 @@ from torch import Tensor
 from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import is_integer, within
 from ddpm_lightning.run_folder import refuse_links_out
 from ddpm_lightning.runs.build import compile_model
-from ddpm_lightning.runs.checkpoint import load_model, newest_checkpoint
 from ddpm_lightning.runs.instantiate import build, of_points
-from ddpm_lightning.runs.ranks import Ranks
+from ddpm_lightning.runs.loading import load_model, newest_checkpoint
+from ddpm_lightning.runs.process_group import Ranks
 from ddpm_lightning.runs.trials import times_of
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
@@ -96,7 +96,7 @@ def prepare(config: DictConfig, mine: Ranks) -> Drawing:
     Raises:
         UserError: where the checkpoint or a setting will not do.
     """
-    if not is_whole(config.seed, "[0, inf)"):
+    if not is_integer(config.seed, "[0, inf)"):
         raise UserError(f"seed={config.seed} is no seed: give a whole number, 0 or more")
     path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
     denoiser, data = load_model(path, weights=config.weights)
@@ -185,7 +185,7 @@ def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:
     if classes is None:
         raise UserError(f"labels={asked}: the model was trained without labels; leave labels at null")
     wanted = list(asked) if isinstance(asked, ListConfig) else [asked]
-    if not wanted or any(not is_whole(n, "[0, inf)") or n >= classes for n in wanted):
+    if not wanted or any(not is_integer(n, "[0, inf)") or n >= classes for n in wanted):
         raise UserError(f"labels={asked} will not do: give a list of the model's labels, from 0 to {classes - 1}")
     return wanted
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.interop import save_safetensors, to_diffusers
-from ddpm_lightning.runs.checkpoint import data_config_of, denoiser_of, load_checkpoint
+from ddpm_lightning.runs.loading import data_config_of, denoiser_of, load_checkpoint
 
 __all__ = ["FORMATS", "export"]
 

@@ -15,7 +15,7 @@ from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.run_folder import remove_leftovers
 from ddpm_lightning.runs.instantiate import one_line
-from ddpm_lightning.runs.resuming import Start, blamed, first_whole
+from ddpm_lightning.runs.resume_point import Start, blamed, first_intact
 from ddpm_lightning.runs.store_run import StoreRun
 
 __all__ = ["fit_and_go_back", "record_of", "rewind", "say"]
@@ -50,7 +50,7 @@ def _back(trainer: Trainer, error: Diverged) -> Start | None:
     newest = next((callback for callback in trainer.callbacks if isinstance(callback, NewestCheckpoint)), None)
     if guard is None or newest is None or not guard.may_go_back:
         return None
-    before = first_whole(newest.by_steps_alone())
+    before = first_intact(newest.by_steps_alone())
     if before is None or before.checkpoint is None:
         return None
     step = before.checkpoint["global_step"]

@@ -9,10 +9,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from ddpm_lightning.data.points import SHAPE
-from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.errors import UserError, below
+from ddpm_lightning.ranges import is_integer
 
-__all__ = ["build", "check_whole", "of_points", "one_line", "with_settings"]
+__all__ = ["build", "check_positive", "of_points", "one_line", "with_settings"]
 
 
 def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
@@ -23,15 +23,18 @@ def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        ours = isinstance(cause, ValueError | MisconfigurationException)
-        raise UserError(f"{key}: {one_line(cause)}" if ours else with_settings(key, cause, node)) from error
+        if isinstance(cause, ValueError):
+            with below(key):
+                raise cause from error
+        known = isinstance(cause, MisconfigurationException)
+        raise UserError(f"{key}: {one_line(cause)}" if known else with_settings(key, cause, node)) from error
 
 
-def check_whole(key: str, value: Any) -> None:
+def check_positive(key: str, value: Any) -> None:
     """Refuse what is no whole number from 1 on, or a larger one than anything could last for."""
-    if not is_whole(value, "[1, 1e8]"):
+    if not is_integer(value, "[1, 1e8]"):
         raise UserError(
-            f"{key}={value} will not do: give a whole number, 1 or more" + (", and 1e8 at most" * is_whole(value))
+            f"{key}={value} will not do: give a whole number, 1 or more" + (", and 1e8 at most" * is_integer(value))
         )
 
 

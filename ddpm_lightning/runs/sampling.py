@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import grid, labels_in_turn, rows_by_label, save_png
-from ddpm_lightning.runs.checkpoint import run_dir_of
 from ddpm_lightning.runs.drawing import make_out_dir, prepare
-from ddpm_lightning.runs.instantiate import check_whole
-from ddpm_lightning.runs.ranks import Ranks, ranks
+from ddpm_lightning.runs.instantiate import check_positive
+from ddpm_lightning.runs.loading import run_dir_of
+from ddpm_lightning.runs.process_group import Ranks, ranks
 
 __all__ = ["sample"]
 
@@ -31,8 +31,8 @@ def sample(config: DictConfig) -> Path:
     Raises:
         UserError: where the checkpoint or a setting will not do.
     """
-    check_whole("num_samples", config.num_samples)
-    check_whole("batch_size", config.batch_size)
+    check_positive("num_samples", config.num_samples)
+    check_positive("batch_size", config.batch_size)
     if not isinstance(config.overwrite, bool):
         raise UserError(f"overwrite={config.overwrite} is neither true nor false: give one of them")
     if config.format not in ("grid", "png", "npz"):

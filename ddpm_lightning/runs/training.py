@@ -29,11 +29,11 @@ from ddpm_lightning.run_folder import (
     write_summary,
 )
 from ddpm_lightning.runs.build import build_callbacks, build_loggers, build_module, compile_model
-from ddpm_lightning.runs.checkpoint import differing, load_denoiser
 from ddpm_lightning.runs.checks import check_config
 from ddpm_lightning.runs.ending import closing_words, origin_of
 from ddpm_lightning.runs.fitting import fit_and_go_back, record_of, rewind, say
 from ddpm_lightning.runs.instantiate import build
+from ddpm_lightning.runs.loading import differing, load_denoiser
 from ddpm_lightning.runs.processes import (
     end_children,
     in_processes_of_its_own,
@@ -41,7 +41,7 @@ from ddpm_lightning.runs.processes import (
     requeue,
     take_gpu,
 )
-from ddpm_lightning.runs.resuming import Start, blamed, fits, refuse_another, resumed, same_data, typed_behind
+from ddpm_lightning.runs.resume_point import Start, blamed, fits, refuse_another, resumed, same_data, typed_behind
 from ddpm_lightning.runs.trust import without_download
 
 __all__ = ["train"]

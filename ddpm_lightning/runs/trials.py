@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.runs.instantiate import build, one_line, with_settings
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
@@ -33,10 +33,8 @@ _SIZES = (
 
 def times_of(sampler: Sampler, schedule: NoiseSchedule) -> list[int]:
     """The sampler's times on a schedule, or a sentence that says why it has none."""
-    try:
+    with below("sampler"):
         return sampler.times(schedule.num_steps, log_snr=schedule.log_snr)
-    except ValueError as error:
-        raise UserError(f"sampler.{one_line(error)}") from error
 
 
 def try_rates(

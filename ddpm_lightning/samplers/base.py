@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ddpm_lightning.ranges import is_whole, within
+from ddpm_lightning.ranges import is_integer, within
 from ddpm_lightning.samplers.spacings import SPACINGS
 from ddpm_lightning.schedules import NoiseSchedule
 
@@ -76,7 +76,7 @@ class Sampler(ABC):
         clip: float | None = 1.0,
         dynamic_threshold: float | None = None,
     ):
-        if num_steps is not None and not is_whole(num_steps):
+        if num_steps is not None and not is_integer(num_steps):
             raise ValueError(f"num_steps={num_steps} is no number of sampling steps: give a whole number, 1 or more")
         if spacing not in SPACINGS:
             raise ValueError(f"spacing={spacing} is unknown: choose one of {', '.join(SPACINGS)}")

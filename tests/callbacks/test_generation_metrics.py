@@ -10,8 +10,7 @@ from ddpm_lightning import runs
 from ddpm_lightning.callbacks import GenerationMetrics
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.images import SeededNoise, to_uint8
-from ddpm_lightning.metrics import distances as evaluation
-from ddpm_lightning.metrics import features
+from ddpm_lightning.metrics import distances, features
 from ddpm_lightning.samplers import DDIM
 from tests.conftest import TINY, script, train_config
 from tests.runs.test_resuming import interrupted
@@ -58,8 +57,8 @@ def test_the_values_are_those_of_the_averaged_weights_samples(config, tmp_path):
     assert fid.keys() == {2, 4, 6, 8}  # measured at 2, 6 and 8
     assert fid[2] == fid[4] != fid[6] != fid[8]
     real, fake = real_and_fake(tmp_path, 30)
-    assert fid[8] == pytest.approx(evaluation.frechet_distance(real, fake).value, rel=1e-3)
-    assert kid[8] == pytest.approx(evaluation.kernel_distance(real, fake).value, rel=1e-3)
+    assert fid[8] == pytest.approx(distances.frechet_distance(real, fake).value, rel=1e-3)
+    assert kid[8] == pytest.approx(distances.kernel_distance(real, fake).value, rel=1e-3)
 
 
 def test_the_best_checkpoint_is_the_one_with_the_least_fid(config, tmp_path):
@@ -87,7 +86,7 @@ def test_two_processes_share_the_drawing(tmp_path):
     fid = rows(tmp_path / "run", "val/fid")
     assert fid.keys() == {2, 4}
     real, fake = real_and_fake(tmp_path, 21)
-    assert fid[4] == pytest.approx(evaluation.frechet_distance(real, fake).value, rel=1e-3)
+    assert fid[4] == pytest.approx(distances.frechet_distance(real, fake).value, rel=1e-3)
 
 
 @pytest.mark.parametrize(

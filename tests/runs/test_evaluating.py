@@ -19,16 +19,15 @@ from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.evaluation import evaluating
+from ddpm_lightning.evaluation import pipeline
 from ddpm_lightning.evaluation.bits import bits_folder, held_out_of
-from ddpm_lightning.evaluation.shards import do_shards, missing_shards, read_shards
+from ddpm_lightning.evaluation.chunks import compute_chunks, missing_chunks, read_chunks
 from ddpm_lightning.evaluation.study import names_of, table_of
 from ddpm_lightning.images import from_uint8, to_uint8
 from ddpm_lightning.likelihood import estimate_bits_per_dim
-from ddpm_lightning.metrics import distances as evaluation
-from ddpm_lightning.metrics import features
+from ddpm_lightning.metrics import distances, features
 from ddpm_lightning.models import UNet
-from ddpm_lightning.runs.ranks import Ranks
+from ddpm_lightning.runs.process_group import Ranks
 from tests.conftest import ROOT, config_of, script
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -53,7 +52,7 @@ def run(tiny_run, tmp_path):
 
 def evaluate(run, cache, *overrides):
     config = config_of(*SMALL, f"ckpt_path='{run}'", f"cache_dir='{cache}'", *overrides, name="evaluate")
-    return evaluating.evaluate(config)
+    return pipeline.evaluate(config)
 
 
 def size_of(path):
@@ -89,14 +88,14 @@ def test_the_numbers_are_those_of_the_samples_that_sample_draws(run, tmp_path, c
     model = features.classifier(lambda: data.split("all"), tmp_path, num_steps=5)
     real, fake = (features.extract(model, x) for x in (train.images, images))
     metrics, protocol = read(out)["metrics"], read(out)["protocol"]
-    assert metrics["fid"]["value"] == pytest.approx(evaluation.frechet_distance(real, fake).value, abs=1e-3)
-    assert metrics["kid"]["value"] == pytest.approx(evaluation.kernel_distance(real, fake).value, abs=1e-3)
+    assert metrics["fid"]["value"] == pytest.approx(distances.frechet_distance(real, fake).value, abs=1e-3)
+    assert metrics["kid"]["value"] == pytest.approx(distances.kernel_distance(real, fake).value, abs=1e-3)
     logits = features.logits_of(model, fake)
-    assert metrics["inception_score"]["value"] == pytest.approx(evaluation.inception_score(logits).value, abs=1e-3)
+    assert metrics["inception_score"]["value"] == pytest.approx(distances.inception_score(logits).value, abs=1e-3)
     seen = features.extract(model, unseen.images)
-    assert metrics["fid_of_held_out"]["value"] == pytest.approx(evaluation.frechet_distance(real, seen).value, abs=1e-3)
-    d = [evaluation.nearest(x, train.images)[0][:, 0] for x in (images, unseen.images)]
-    assert metrics["closer_to_train_by_images"]["value"] == pytest.approx(evaluation.closer_share(*d), abs=1e-6)
+    assert metrics["fid_of_held_out"]["value"] == pytest.approx(distances.frechet_distance(real, seen).value, abs=1e-3)
+    d = [distances.nearest(x, train.images)[0][:, 0] for x in (images, unseen.images)]
+    assert metrics["closer_to_train_by_images"]["value"] == pytest.approx(distances.closer_share(*d), abs=1e-6)
     terms = [metrics[f"bits_per_dim_{term}"]["value"] for term in ("prior", "diffusion", "decoder")]
     assert metrics["bits_per_dim_total"]["value"] == pytest.approx(sum(terms), rel=1e-6)
     assert protocol["network_evaluations_per_image"] == 3
@@ -237,13 +236,15 @@ def test_likelihoods_of_another_schedule_are_not_taken(tmp_path):
 
 
 def test_a_shard_that_another_process_wrote_elsewhere_is_named(tmp_path):
-    do_shards(tmp_path, 5, 2, lambda items: {"x": torch.arange(items.start, items.stop)}, Ranks(rank=0, world_size=1))
-    assert read_shards(tmp_path, 5, 2)["x"].tolist() == [0, 1, 2, 3, 4]
+    compute_chunks(
+        tmp_path, 5, 2, lambda items: {"x": torch.arange(items.start, items.stop)}, Ranks(rank=0, world_size=1)
+    )
+    assert read_chunks(tmp_path, 5, 2)["x"].tolist() == [0, 1, 2, 3, 4]
     (tmp_path / "000002-000003.npz").unlink()
-    assert missing_shards(tmp_path, 5, 2, Ranks(rank=1, world_size=2)) == [range(2, 4)]
-    assert missing_shards(tmp_path, 5, 2, Ranks(rank=0, world_size=2)) == []
+    assert missing_chunks(tmp_path, 5, 2, Ranks(rank=1, world_size=2)) == [range(2, 4)]
+    assert missing_chunks(tmp_path, 5, 2, Ranks(rank=0, world_size=2)) == []
     with pytest.raises(UserError, match=r"000002-000003\.npz is missing: let all processes see one folder"):
-        read_shards(tmp_path, 5, 2)
+        read_chunks(tmp_path, 5, 2)
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_the_records_lines_are_not_typed_lines(odd, tmp_path, monkeypatch):
             with open_dict(config):
                 del config["hydra"]
             config.run_dir, config.resume = str(folder), str(folder)
-            from ddpm_lightning.runs.resuming import resumed
+            from ddpm_lightning.runs.resume_point import resumed
             from ddpm_lightning.runs.training import _overrides
 
             now, start = resumed(config)

@@ -10,16 +10,16 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from ddpm_lightning.callbacks.ema import averaged_weights, raw_weights
-from ddpm_lightning.callbacks.moments import Moments, show
+from ddpm_lightning.callbacks.periodic import Periodic, show
 from ddpm_lightning.denoiser import Guided
 from ddpm_lightning.images import SeededNoise, labels_in_turn
-from ddpm_lightning.ranges import check_seed, is_whole, within
+from ddpm_lightning.ranges import check_seed, is_integer, within
 from ddpm_lightning.samplers import Sampler, Step
 
 __all__ = ["Pictures"]
 
 
-class Pictures(Moments):
+class Pictures(Periodic):
     """Draws from fixed seeds, so that pictures are comparable over time, with the averaged weights or the raw ones, in float32.
 
     All ranks draw, since weights that are shared out ask for all; rank zero saves and logs.
@@ -57,7 +57,7 @@ class Pictures(Moments):
         weights: str = "ema",
     ):
         super().__init__(folder, every_n_steps=every_n_steps)
-        if not is_whole(num_samples, "[1, 10000]"):
+        if not is_integer(num_samples, "[1, 10000]"):
             raise ValueError(f"num_samples={num_samples} is no number of images in a picture: give 1 to 10000")
         check_seed(seed)
         if not within(guidance_scale, "[0, inf)"):
@@ -97,7 +97,7 @@ class Pictures(Moments):
         guided = Guided(pl_module.denoiser, self.guidance_scale)
         yield from self.sampler.trajectory(guided, x, None if y is None else y.to(x.device), randn=noise)
 
-    def look(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         chosen = averaged_weights(trainer, pl_module) if self.weights == "ema" else raw_weights(pl_module)
         with chosen, torch.autocast(pl_module.device.type, enabled=False):
             picture = self.draw(pl_module)

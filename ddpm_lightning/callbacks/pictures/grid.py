@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ddpm_lightning.callbacks.gather import sampled_together
 from ddpm_lightning.callbacks.pictures.base import Pictures
-from ddpm_lightning.callbacks.ranks import drawn_together
 from ddpm_lightning.images import grid, rows_by_label, to_uint8
 
 __all__ = ["SampleGrid"]
@@ -22,5 +22,5 @@ class SampleGrid(Pictures):
         def images_of(indices: Sequence[int]) -> Tensor:
             return to_uint8(deque(self.steps(pl_module, indices), maxlen=1)[0].x)
 
-        images = drawn_together(pl_module, self.num_samples, images_of)
+        images = sampled_together(pl_module, self.num_samples, images_of)
         return grid(images) if self.labels is None else rows_by_label(images.cpu(), len(self.labels))

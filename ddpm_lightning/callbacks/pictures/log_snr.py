@@ -9,12 +9,12 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from ddpm_lightning.callbacks.ema import averaged_weights
-from ddpm_lightning.callbacks.moments import Moments, show
-from ddpm_lightning.callbacks.ranks import drawn_together
+from ddpm_lightning.callbacks.gather import sampled_together
+from ddpm_lightning.callbacks.periodic import Periodic, show
 from ddpm_lightning.data.source import Batch
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.images import SeededNoise, from_uint8
-from ddpm_lightning.ranges import check_seed, is_whole
+from ddpm_lightning.ranges import check_seed, is_integer
 from ddpm_lightning.schedules import NoiseSchedule
 from ddpm_lightning.seeds import derive
 
@@ -24,7 +24,7 @@ _LEVELS = range(-10, 11)
 _WITHIN = 0.25  # of a level there must be a t, or schedules would be compared where they are not alike
 
 
-class LogSNRCurve(Moments):
+class LogSNRCurve(Periodic):
     """Logs `mse_at_log_snr/<level>`, E‖ε̂ − ε‖²/d at log SNR = −10, −9, …, +10, of held-out images and the averaged weights.
 
     A prediction of x_0, of ε or of v is first turned into ε̂ = (x_t − √ᾱ_t x̂_0)/√(1−ᾱ_t), so that a level's value compares models of any
@@ -53,16 +53,16 @@ class LogSNRCurve(Moments):
         seed: int = 0,
     ):
         super().__init__(folder, every_n_steps=every_n_steps)
-        if not is_whole(num_images, "[1, 100000]"):
+        if not is_integer(num_images, "[1, 100000]"):
             raise ValueError(f"num_images={num_images} will not do: give 1 to 100000")
-        if not is_whole(batch_size, "[1, 65536]"):
+        if not is_integer(batch_size, "[1, 65536]"):
             raise ValueError(f"batch_size={batch_size} will not do: give 1 to 65536")
         check_seed(seed)
         self._num_images = num_images
         self._batch_size = batch_size
         self._seed = seed
 
-    def look(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         times = times_at(pl_module.denoiser.schedule, _LEVELS)
         parts: list[Batch] = []
         for part in trainer.datamodule.batches("validation", self._num_images):
@@ -87,7 +87,7 @@ class LogSNRCurve(Moments):
             return torch.cat(errors)
 
         with averaged_weights(trainer, pl_module), torch.autocast(pl_module.device.type, enabled=False):
-            errors = drawn_together(pl_module, len(x0), errors_of).cpu().double().mean(0).tolist()
+            errors = sampled_together(pl_module, len(x0), errors_of).cpu().double().mean(0).tolist()
         metrics = {f"mse_at_log_snr/{level:+03d}": error for level, error in zip(times, errors, strict=True)}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)

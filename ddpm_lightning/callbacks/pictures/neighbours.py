@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.data.loaders import InMemory
 from ddpm_lightning.images import grid, to_uint8
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 
 __all__ = ["Neighbours", "nearest"]
 
@@ -31,13 +31,13 @@ class Neighbours(Pictures):
 
     def __init__(self, *args: Any, num_neighbours: int = 5, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not is_whole(num_neighbours, "[1, 100]"):
+        if not is_integer(num_neighbours, "[1, 100]"):
             raise ValueError(f"num_neighbours={num_neighbours} must be 1 to 100")
         self.num_neighbours = num_neighbours
 
-    def look(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         if isinstance(trainer.datamodule.source, InMemory):
-            super().look(trainer, pl_module)
+            super().on_period(trainer, pl_module)
 
     def draw(self, pl_module: Any) -> Tensor:
         samples = to_uint8(deque(self.steps(pl_module), maxlen=1)[0].x).cpu()

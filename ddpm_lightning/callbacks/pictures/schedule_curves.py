@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from ddpm_lightning.callbacks.moments import show
+from ddpm_lightning.callbacks.periodic import show
 
 __all__ = ["ScheduleCurves"]
 

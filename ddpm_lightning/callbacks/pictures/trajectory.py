@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.images import grid, save_gif, to_uint8
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 from ddpm_lightning.samplers import Step
 
 __all__ = ["Trajectory"]
@@ -29,16 +29,16 @@ class Trajectory(Pictures):
 
     def __init__(self, *args: Any, num_columns: int = 10, num_frames: int | None = 26, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not is_whole(num_columns, "[2, inf)"):
+        if not is_integer(num_columns, "[2, inf)"):
             raise ValueError(f"num_columns={num_columns} must be 2 or more: the noise and the image")
-        if num_frames is not None and not is_whole(num_frames, "[2, 1000]"):
+        if num_frames is not None and not is_integer(num_frames, "[2, 1000]"):
             raise ValueError(f"num_frames={num_frames} must be 2 to 1000, or null for no animation")
         self.num_columns = num_columns
         self.num_frames = num_frames
         self._frames: list[Tensor] = []
 
-    def look(self, trainer: Trainer, pl_module: Any) -> None:
-        super().look(trainer, pl_module)
+    def on_period(self, trainer: Trainer, pl_module: Any) -> None:
+        super().on_period(trainer, pl_module)
         frames, self._frames = self._frames, []
         if trainer.is_global_zero and frames:
             path = self.folder / f"{self.name}_{trainer.global_step:07d}.gif"

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import check_zip, replace_file
-from ddpm_lightning.runs.ranks import Ranks
+from ddpm_lightning.runs.process_group import Ranks
 
-__all__ = ["do_shards", "missing_shards", "read_shards"]
+__all__ = ["compute_chunks", "missing_chunks", "read_chunks"]
 
 Arrays = dict[str, np.ndarray]
 
 
-def do_shards(folder: Path, count: int, size: int, compute: Callable[[range], dict[str, Tensor]], mine: Ranks) -> None:
+def compute_chunks(
+    folder: Path, count: int, size: int, compute: Callable[[range], dict[str, Tensor]], mine: Ranks
+) -> None:
     """Compute the shards that the folder lacks, each of `size` of the `count` items, this rank's turn of them; then wait for the other ranks.
 
     Args:
@@ -27,20 +29,20 @@ def do_shards(folder: Path, count: int, size: int, compute: Callable[[range], di
         mine: this rank.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for items in missing_shards(folder, count, size, mine):
+    for items in missing_chunks(folder, count, size, mine):
         arrays = {name: tensor.numpy() for name, tensor in compute(items).items()}
         with replace_file(_path(folder, items), "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     mine.wait()
 
 
-def missing_shards(folder: Path, count: int, size: int, mine: Ranks | None = None) -> list[range]:
+def missing_chunks(folder: Path, count: int, size: int, mine: Ranks | None = None) -> list[range]:
     """The shards that are not there, or damaged, in order; of those that are a rank's turn by their number, whoever looks and when."""
     mine = mine or Ranks()
     return [items for items in _shards(count, size)[mine.rank :: mine.world_size] if _load(folder, items) is None]
 
 
-def read_shards(folder: Path, count: int, size: int) -> dict[str, Tensor]:
+def read_chunks(folder: Path, count: int, size: int) -> dict[str, Tensor]:
     """All shards, put together.
 
     Raises:

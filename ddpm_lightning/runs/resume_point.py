@@ -16,14 +16,14 @@ from ddpm_lightning.errors import Stopped, UserError, brief
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.records import Vocabulary, read_record
 from ddpm_lightning.run_folder import checkpoints_in, refuse_links_out
-from ddpm_lightning.runs.checkpoint import differing, load_checkpoint
+from ddpm_lightning.runs.loading import differing, load_checkpoint
 from ddpm_lightning.runs.soundness import is_state_of, lacking
 from ddpm_lightning.runs.trust import check_paths, check_targets
 
 __all__ = [
     "Start",
     "blamed",
-    "first_whole",
+    "first_intact",
     "fits",
     "newest_start",
     "refuse_another",
@@ -114,7 +114,7 @@ def newest_start(folder: Path, *, warn: bool = True) -> Start:
     if not (folder / "config.yaml").exists():
         raise UserError(f"resume={folder} is no run folder: it holds no config.yaml; give one that train.py made")
     found = checkpoints_in(folder / "checkpoints")
-    if (start := first_whole(found, warn=warn)) is not None:
+    if (start := first_intact(found, warn=warn)) is not None:
         return start
     if found:
         raise UserError(f"resume={folder}: none of its {len(found)} checkpoints can be read; start a new run")
@@ -128,7 +128,7 @@ def newest_start(folder: Path, *, warn: bool = True) -> Start:
     return Start(config, typed if isinstance(typed, list) else [], None, None)
 
 
-def first_whole(paths: Sequence[Path], *, warn: bool = True) -> Start | None:
+def first_intact(paths: Sequence[Path], *, warn: bool = True) -> Start | None:
     """The first of these checkpoints that is whole and of this version; None where none is."""
     for path in paths:
         try:

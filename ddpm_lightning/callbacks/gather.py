@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["drawn_together"]
+__all__ = ["sampled_together"]
 
 
-def drawn_together(pl_module: Any, num_samples: int, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
+def sampled_together(pl_module: Any, num_samples: int, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
     """(N, ...) samples 0, …, N−1, on every rank.
 
     Args:

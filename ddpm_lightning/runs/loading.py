@@ -12,7 +12,7 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.interop import from_diffusers, images_of, is_diffusers_folder
 from ddpm_lightning.moved import rename_targets
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 from ddpm_lightning.run_folder import checkpoints_in
 from ddpm_lightning.runs.instantiate import build, one_line
 from ddpm_lightning.runs.trust import check_targets
@@ -84,8 +84,8 @@ def data_config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """
     data = checkpoint["config"].get("data")
     size = data.get("image_size") if isinstance(data, dict) else None
-    sides = isinstance(size, list) and len(size) == 2 and all(is_whole(side, "[1, 8192]") for side in size)
-    if not isinstance(data, dict) or not sides or not is_whole(data.get("channels"), "[1, 4096]"):
+    sides = isinstance(size, list) and len(size) == 2 and all(is_integer(side, "[1, 8192]") for side in size)
+    if not isinstance(data, dict) or not sides or not is_integer(data.get("channels"), "[1, 4096]"):
         raise UserError("the checkpoint's config does not say what images it was trained on: give another checkpoint")
     return data
 

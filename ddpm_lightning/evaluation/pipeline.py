@@ -21,9 +21,10 @@ from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.evaluation.bits import BITS_SHARD, bits_folder, bits_in_shards, held_out_of
+from ddpm_lightning.evaluation.bits import BITS_CHUNK, bits_folder, bits_in_chunks, held_out_of
+from ddpm_lightning.evaluation.chunks import compute_chunks, missing_chunks, read_chunks
 from ddpm_lightning.evaluation.reference import check_sets, data_of, reference_of
-from ddpm_lightning.evaluation.scores import (
+from ddpm_lightning.evaluation.table import (
     FEWEST,
     Compared,
     bits_rows,
@@ -33,17 +34,16 @@ from ddpm_lightning.evaluation.scores import (
     save_nearest,
     score_rows,
 )
-from ddpm_lightning.evaluation.shards import do_shards, missing_shards, read_shards
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import grid, rows_by_label, save_png
 from ddpm_lightning.metrics.features import cache_folder, extract
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 from ddpm_lightning.run_folder import only_one_run, remove_leftovers
-from ddpm_lightning.runs.checkpoint import run_dir_of
 from ddpm_lightning.runs.drawing import Drawing, make_out_dir, prepare
-from ddpm_lightning.runs.instantiate import build, check_whole
+from ddpm_lightning.runs.instantiate import build, check_positive
+from ddpm_lightning.runs.loading import run_dir_of
+from ddpm_lightning.runs.process_group import Ranks, ranks
 from ddpm_lightning.runs.processes import take_gpu
-from ddpm_lightning.runs.ranks import Ranks, ranks
 
 __all__ = ["evaluate"]
 
@@ -60,9 +60,9 @@ def evaluate(config: DictConfig) -> Path:
         UserError: where the checkpoint, the data or a setting will not do.
     """
     for key in ("num_samples", "repeats", "batch_size", "shard_size"):
-        check_whole(key, config[key])
+        check_positive(key, config[key])
     for key in ("reference_images", "bits_images", "nearest"):
-        if config[key] is not None and not is_whole(config[key], "[0, 1e8]"):
+        if config[key] is not None and not is_integer(config[key], "[0, 1e8]"):
             raise UserError(f"{key}={config[key]} will not do: give a whole number, 0 or more")
     if config.num_samples < FEWEST:
         raise UserError(f"num_samples={config.num_samples} are too few to compare anything by: give {FEWEST} or more")
@@ -120,7 +120,7 @@ def _evaluate(config: DictConfig, mine: Ranks) -> Path:
             _say_cost(config, drawing, samples, (bits_in, len(bits_set.images)), mine)
         for seed, folder in samples.items():
             _draw(config, drawing, seed, folder, mine)
-        bits = bits_in_shards(drawing.denoiser, bits_set, bits_in, mine=mine) if len(bits_set.images) else None
+        bits = bits_in_chunks(drawing.denoiser, bits_set, bits_in, mine=mine) if len(bits_set.images) else None
 
         net = f"{model_name(model)} {fingerprint(*model.state_dict().values())}"
         features = partial(_with_features, model, net=net, config=config, mine=mine)
@@ -130,7 +130,7 @@ def _evaluate(config: DictConfig, mine: Ranks) -> Path:
         sets["reference"] = sets["train"] if reference is train else features(reference.images, cache / "features")
         drawn, seconds = [], 0.0
         for folder in samples.values():
-            shards = read_shards(folder, config.num_samples, config.shard_size)
+            shards = read_chunks(folder, config.num_samples, config.shard_size)
             drawn.append(features(shards["images"], out / "features"))
             seconds += float(shards["seconds"].sum())
         if mine.rank == 0:
@@ -205,7 +205,7 @@ def _report(
 
 
 def _draw(config: DictConfig, drawing: Drawing, seed: int, folder: Path, mine: Ranks) -> None:
-    left = missing_shards(folder, config.num_samples, config.shard_size, mine)
+    left = missing_chunks(folder, config.num_samples, config.shard_size, mine)
     batches = sum(-(-len(items) // config.batch_size) for items in left)
     silent = None if mine.rank == 0 else True
     with tqdm(
@@ -223,7 +223,7 @@ def _draw(config: DictConfig, drawing: Drawing, seed: int, folder: Path, mine: R
             seconds = torch.full((len(items),), (time.perf_counter() - started) / len(items), dtype=torch.float64)
             return {"images": images, "seconds": seconds}
 
-        do_shards(folder, config.num_samples, config.shard_size, compute, mine)
+        compute_chunks(folder, config.num_samples, config.shard_size, compute, mine)
 
 
 def _with_features(
@@ -239,8 +239,8 @@ def _with_features(
         part = images[items.start : items.stop]
         return {"features": extract(model, part, batch_size=config.batch_size, progress=mine.rank == 0)}
 
-    do_shards(folder, len(images), size, compute, mine)
-    return Compared(images, read_shards(folder, len(images), size)["features"] if mine.rank == 0 else torch.empty(0, 1))
+    compute_chunks(folder, len(images), size, compute, mine)
+    return Compared(images, read_chunks(folder, len(images), size)["features"] if mine.rank == 0 else torch.empty(0, 1))
 
 
 def _features_of(config: DictConfig, data: ImageDataModule, cache: Path, device: torch.device) -> nn.Module:
@@ -254,9 +254,9 @@ def _say_cost(
     config: DictConfig, drawing: Drawing, samples: Mapping[int, Path], likelihoods: tuple[Path, int], mine: Ranks
 ) -> None:
     """What is left to compute, and about how long that takes on this device."""
-    left = [missing_shards(folder, config.num_samples, config.shard_size) for folder in samples.values()]
+    left = [missing_chunks(folder, config.num_samples, config.shard_size) for folder in samples.values()]
     images = sum(len(items) for shards in left for items in shards)
-    bits = sum(map(len, missing_shards(*likelihoods, BITS_SHARD)))
+    bits = sum(map(len, missing_chunks(*likelihoods, BITS_CHUNK)))
     if not images + bits:
         print("All samples are there: only the metrics are left", flush=True)
         return

@@ -1,4 +1,4 @@
-"""What an evaluation says: scores with their protocol, a table, and samples beside their nearest training images."""
+"""What an evaluation says: metrics with their protocol, a table, and samples beside their nearest training images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddpm_lightning.images import grid, save_png
 from ddpm_lightning.likelihood import BitsPerDim
-from ddpm_lightning.metrics import distances as evaluation
+from ddpm_lightning.metrics import distances
 from ddpm_lightning.metrics.distances import Score
 from ddpm_lightning.metrics.features import logits_of
 
@@ -47,26 +47,26 @@ def model_name(model: nn.Module) -> str:
 
 _NOTES = {
     "fid": "",
-    "kid": f"{evaluation.KID_SUBSETS} subsets of at most {evaluation.KID_SUBSET_SIZE:,}",
+    "kid": f"{distances.KID_SUBSETS} subsets of at most {distances.KID_SUBSET_SIZE:,}",
     "inception_score": "ten parts",
-    "precision": f"k = {evaluation.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
-    "recall": f"k = {evaluation.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
+    "precision": f"k = {distances.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
+    "recall": f"k = {distances.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
 }
 
 
 def scores(model: nn.Module, real: Compared, fake: Compared, *, seed: int) -> dict[str, Score]:
     """FID, KID, precision and recall, and the Inception Score of a model that classifies."""
     found = {
-        "fid": evaluation.frechet_distance(real.features, fake.features),
-        "kid": evaluation.kernel_distance(real.features, fake.features, seed=seed),
+        "fid": distances.frechet_distance(real.features, fake.features),
+        "kid": distances.kernel_distance(real.features, fake.features, seed=seed),
     }
     logits = logits_of(model, fake.features)
     if logits is not None:
-        found["inception_score"] = evaluation.inception_score(logits, seed=seed)
+        found["inception_score"] = distances.inception_score(logits, seed=seed)
     count = min(len(real.features), len(fake.features), PRECISION_IMAGES)
     draw = torch.Generator().manual_seed(seed)
     chosen = [s.features[torch.randperm(len(s.features), generator=draw)[:count]] for s in (real, fake)]
-    found["precision"], found["recall"] = evaluation.precision_recall(*chosen)
+    found["precision"], found["recall"] = distances.precision_recall(*chosen)
     return found
 
 
@@ -115,12 +115,12 @@ def memorisation_rows(sets: Mapping[str, Compared], drawn: Compared) -> dict[str
     rows = {}
     for space in ("images", "features"):
         samples, unseen = (getattr(s, space)[:MEMORISATION_IMAGES] for s in (drawn, held_out))
-        distances = [evaluation.nearest(x, getattr(train, space))[0][:, 0] for x in (samples, unseen)]
+        nearest = [distances.nearest(x, getattr(train, space))[0][:, 0] for x in (samples, unseen)]
         of = (
             f"how often a sample is closer to the {len(train.images):,} training images than a held-out image is: "
             f"0.5 for new images, 1 for copies ({len(samples):,} samples, {len(unseen):,} held out)"
         )
-        rows[f"closer_to_train_by_{space}"] = {"value": evaluation.closer_share(*distances), "of": of}
+        rows[f"closer_to_train_by_{space}"] = {"value": distances.closer_share(*nearest), "of": of}
     return rows
 
 
@@ -128,8 +128,8 @@ def save_nearest(train: Compared, drawn: Compared, count: int, path: Path) -> No
     """The samples that lie closest to the training set, by pixels, each with the training images nearest to it."""
     samples = drawn.images[:MEMORISATION_IMAGES]
     shown = min(NEIGHBOURS_SHOWN, len(train.images))
-    distances, numbers = evaluation.nearest(samples, train.images, count=shown)
-    closest = distances[:, 0].argsort()[:count]
+    found, numbers = distances.nearest(samples, train.images, count=shown)
+    closest = found[:, 0].argsort()[:count]
     rows = [torch.cat([samples[i][None], train.images[numbers[i]]]) for i in closest.tolist()]
     save_png(grid(torch.cat(rows), columns=1 + shown), path)
 

@@ -9,15 +9,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ddpm_lightning.images import save_png
-from ddpm_lightning.ranges import is_whole
+from ddpm_lightning.ranges import is_integer
 
-__all__ = ["Moments", "show"]
+__all__ = ["Periodic", "show"]
 
 log = logging.getLogger(__name__)
 
 
-class Moments(Callback):
-    """Calls `look` on all ranks after every so many optimiser steps, and at the end, once for a step; what fails at the end is a warning.
+class Periodic(Callback):
+    """Calls `on_period` on all ranks after every so many optimiser steps, and at the end, once for a step; what fails at the end is a warning.
 
     Args:
         folder: where pictures go.
@@ -28,25 +28,25 @@ class Moments(Callback):
     """
 
     def __init__(self, folder: str | Path, *, every_n_steps: int | None = None):
-        if every_n_steps is not None and not is_whole(every_n_steps):
+        if every_n_steps is not None and not is_integer(every_n_steps):
             raise ValueError(f"every_n_steps={every_n_steps} must be 1 or more, or null for the end only")
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self._last_step = -1
 
     @abstractmethod
-    def look(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         """What is done at such a moment."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
-            self._look_once(trainer, pl_module)
+            self._once_per_step(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         try:
-            self._look_once(trainer, pl_module)
+            self._once_per_step(trainer, pl_module)
         except Exception as error:  # whatever it is, the last checkpoint is still to be written
             log.warning("%s: no picture of the end (%s: %s)", type(self).__name__, type(error).__name__, error)
 
@@ -56,11 +56,11 @@ class Moments(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._last_step = state_dict["last_step"]
 
-    def _look_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _once_per_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == self._last_step:
             return  # looked already: at an earlier micro-batch of this step, or just before the end
         self._last_step = trainer.global_step
-        self.look(trainer, pl_module)
+        self.on_period(trainer, pl_module)
 
 
 def show(trainer: Trainer, picture: Tensor, path: Path, name: str) -> None:
