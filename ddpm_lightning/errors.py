@@ -17,12 +17,15 @@ class Diverged(UserError):
 
     Args:
         what: the number.
-        step: the optimiser step after which it was so.
-        way_out: the rest of the sentence.
+        step: the optimizer step after which it was so.
+        saved: what is said of earlier checkpoints.
     """
 
-    def __init__(self, what: str, step: int, way_out: str):
-        super().__init__(f"{what} became NaN or infinite at step {step}; {way_out}")
+    def __init__(self, what: str, step: int, saved: str = ""):
+        super().__init__(
+            f"{what} became NaN or infinite at step {step}; {saved}try a lower optimizer.lr, a lower trainer.gradient_clip_val, "
+            "a longer lr_scheduler.total_iters, or trainer.precision=32-true"
+        )
         self.what, self.step = what, step
 
 

@@ -12,12 +12,14 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from ddpm_lightning.callbacks.ema import EMA
 from ddpm_lightning.callbacks.finite import refuse_broken
 from ddpm_lightning.callbacks.loss_guard import LossGuard
 from ddpm_lightning.callbacks.steps import has_stepped
 from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
+from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.run_folder import by_step, checkpoints_in, newest_intact
 from ddpm_lightning.torch_files import load_plain
 
@@ -58,17 +60,18 @@ class BestCheckpoint(Checkpoint):
         dirpath: the folder.
         monitor: the metric.
         mode: "min" or "max", what is better.
+        ema: the run's average of the weights; a broken one is not saved.
 
     Raises:
-        ValueError: for another mode.
+        UserError: for another mode.
     """
 
     alias = "best"
 
-    def __init__(self, dirpath: str | Path, *, monitor: str = "val/loss", mode: str = "min"):
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode={mode} will not do: give min where less is better, max where more is")
+    def __init__(self, dirpath: str | Path, *, monitor: str = "val/loss", mode: str = "min", ema: EMA | None = None):
+        require_one_of("mode", mode, ("min", "max"))
         self.folder = Path(dirpath)
+        self._ema = ema
         self._monitor = monitor
         self._sign = 1 if mode == "min" else -1
         self._best = float("inf")
@@ -90,7 +93,7 @@ class BestCheckpoint(Checkpoint):
             raise UserError(f"callbacks.best_checkpoint.monitor={self._monitor} is no metric: choose one of {known}")
         value = self._sign * float(trainer.callback_metrics[self._monitor])
         if value < self._best:
-            refuse_broken(trainer, pl_module)
+            refuse_broken(trainer, pl_module, self._ema)
             self._best = value
             trainer.save_checkpoint(self.file)
             _tell(trainer, self)
@@ -122,9 +125,12 @@ class NewestCheckpoint(Checkpoint):
         every_n_train_steps: optimiser steps between two; None for none by steps.
         every_n_minutes: minutes between two, looked at when metrics are logged; None for none by time.
         save_top_k: how many of the newest are kept, and the newest of those by steps alone; -1 keeps all.
+        ema: the run's average of the weights; a broken one is not saved.
+        loss_guard: which is asked before each checkpoint.
+        stop_signals: on which the run is saved and stopped.
 
     Raises:
-        ValueError: for numbers that are none of these.
+        UserError: for other numbers.
     """
 
     alias = "latest"
@@ -136,15 +142,16 @@ class NewestCheckpoint(Checkpoint):
         every_n_train_steps: int | None = 500,
         every_n_minutes: float | None = None,
         save_top_k: int = 1,
+        ema: EMA | None = None,
+        loss_guard: LossGuard | None = None,
+        stop_signals: StopSignals | None = None,
     ):
-        for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_minutes", every_n_minutes)):
-            if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise ValueError(f"{name}={value} will not do: give a number above 0, or null for none")
-        if every_n_train_steps is not None and not isinstance(every_n_train_steps, int):
-            raise ValueError(f"every_n_train_steps={every_n_train_steps} will not do: give a whole number, or null")
-        if not isinstance(save_top_k, int) or (save_top_k < 1 and save_top_k != -1):
-            raise ValueError(f"save_top_k={save_top_k} will not do: give how many are kept, 1 or more, or -1 for all")
+        require("every_n_train_steps", every_n_train_steps, "1..", optional=True)
+        require("every_n_minutes", every_n_minutes, "(0, inf]", optional=True)
+        if save_top_k != -1:
+            require("save_top_k", save_top_k, "1..", hint="-1 keeps all")
         self.folder = Path(dirpath)
+        self._ema, self._loss_guard, self._stop_signals = ema, loss_guard, stop_signals
         self._every_n_steps = every_n_train_steps
         self._every_n_seconds = None if every_n_minutes is None else 60 * every_n_minutes
         self._keep = save_top_k
@@ -199,18 +206,17 @@ class NewestCheckpoint(Checkpoint):
         by_time = False
         if self._every_n_seconds is not None and step % trainer.log_every_n_steps == 0:
             by_time = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._every_n_seconds)
-        return by_step or by_time or self._signum(trainer) is not None
+        return by_step or by_time or self._signum is not None
 
     def _save_and_stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, pl_module)
-        if signum := self._signum(trainer):
-            raise Stopped(signum)
+        if self._signum is not None:
+            raise Stopped(self._signum)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for callback in trainer.callbacks:
-            if isinstance(callback, LossGuard):
-                callback.check(trainer)
-        refuse_broken(trainer, pl_module)
+        if self._loss_guard is not None:
+            self._loss_guard.check(trainer)
+        refuse_broken(trainer, pl_module, self._ema)
         self._due, step = False, trainer.global_step
         path = self.folder / f"step_{step:07d}.ckpt"
         trainer.save_checkpoint(path)
@@ -225,9 +231,9 @@ class NewestCheckpoint(Checkpoint):
                         old.unlink()
         _tell(trainer, self)
 
-    @staticmethod
-    def _signum(trainer: Trainer) -> signal.Signals | None:
-        return next((c.agreed for c in trainer.callbacks if isinstance(c, StopSignals)), None)
+    @property
+    def _signum(self) -> signal.Signals | None:
+        return None if self._stop_signals is None else self._stop_signals.agreed
 
 
 def _tell(trainer: Trainer, callback: Checkpoint) -> None:

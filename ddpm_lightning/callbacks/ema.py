@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ddpm_lightning.ranges import within
+from ddpm_lightning.ranges import require
 from ddpm_lightning.sharding import shared_like, unsharded
 
-__all__ = ["EMA", "averaged_weights", "raw_weights"]
+__all__ = ["EMA", "averaged_weights"]
 
 
 class EMA(Callback):
@@ -26,12 +26,11 @@ class EMA(Callback):
         decay: the decay that the warm-up ends in.
 
     Raises:
-        ValueError: for a decay outside [0, 1).
+        UserError: for a decay outside [0, 1).
     """
 
     def __init__(self, decay: float = 0.9999):
-        if not within(decay, "[0, 1)"):
-            raise ValueError(f"decay={decay} lies outside [0, 1): give a number such as 0.999")
+        require("decay", decay, "[0, 1)")
         self._decay = decay
         self._steps = 0
         self._average: dict[str, Tensor] = {}
@@ -98,29 +97,16 @@ class EMA(Callback):
 
 
 @contextmanager
-def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """The module with its averaged weights, in evaluation mode, without gradients; as it was afterwards.
-
-    Without an EMA callback the weights are the raw ones.
-    """
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
-    for ema in averages:
-        ema._swap(pl_module)
-    try:
-        with raw_weights(pl_module):
-            yield
-    finally:
-        for ema in averages:
-            ema._swap(pl_module)
-
-
-@contextmanager
-def raw_weights(pl_module: LightningModule) -> Iterator[None]:
-    """The module with the weights that it has, in evaluation mode, without gradients; as it was afterwards."""
+def averaged_weights(pl_module: LightningModule, ema: EMA | None) -> Iterator[None]:
+    """The module with its averaged weights, or without an average its raw ones, in evaluation mode, without gradients; then as before."""
     was_training = pl_module.training
+    if ema is not None:
+        ema._swap(pl_module)
     pl_module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         pl_module.train(was_training)
+        if ema is not None:
+            ema._swap(pl_module)

@@ -14,7 +14,7 @@ from ddpm_lightning.denoiser import Guided
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
 from ddpm_lightning.metrics.distances import frechet_distance, kernel_distance
 from ddpm_lightning.metrics.features import cache_folder, extract
-from ddpm_lightning.ranges import check_seed, is_integer, within
+from ddpm_lightning.ranges import require
 from ddpm_lightning.samplers import Sampler
 
 __all__ = ["GenerationMetrics"]
@@ -40,7 +40,7 @@ class GenerationMetrics(Callback):
         cache_dir: see `features.cache_folder`.
 
     Raises:
-        ValueError: for numbers that are none of these.
+        UserError: for other numbers.
     """
 
     def __init__(
@@ -57,14 +57,11 @@ class GenerationMetrics(Callback):
         guidance_scale: float = 1.0,
         cache_dir: str | Path | None = None,
     ):
-        if not is_integer(num_samples, "[10, 1e6]"):
-            raise ValueError(f"num_samples={num_samples} will not do: give 10 to 1e6")
-        for name, value in (("every_n_steps", every_n_steps), ("batch_size", batch_size)):
-            if not is_integer(value):
-                raise ValueError(f"{name}={value} must be 1 or more")
-        check_seed(seed)
-        if not within(guidance_scale, "[0, inf)"):
-            raise ValueError(f"guidance_scale={guidance_scale} will not do: give a number, 0 or more")
+        require("num_samples", num_samples, "10..1000000")
+        require("every_n_steps", every_n_steps, "1..")
+        require("batch_size", batch_size, "1..")
+        require("seed", seed, "0..")
+        require("guidance_scale", guidance_scale, "[0, inf)")
         self._features = features
         self._sampler = sampler
         self._shape = tuple(shape)
@@ -80,8 +77,8 @@ class GenerationMetrics(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:  # the others sample
-            whole = partial(trainer.datamodule.split, "all")
-            self._model = self._features(whole, self._cache, device=pl_module.device).to(pl_module.device).eval()
+            all_images = partial(trainer.datamodule.split, "all")
+            self._model = self._features(all_images, self._cache, device=pl_module.device).to(pl_module.device).eval()
             self._reference = extract(self._model, trainer.datamodule.split("train").images)
         trainer.strategy.barrier()
 

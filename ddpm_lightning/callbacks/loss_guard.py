@@ -6,10 +6,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ddpm_lightning.callbacks.finite import diverged, refuse_broken
+from ddpm_lightning.callbacks.ema import EMA
+from ddpm_lightning.callbacks.finite import refuse_broken
 from ddpm_lightning.callbacks.steps import at_log_step, has_stepped
 from ddpm_lightning.errors import Diverged
-from ddpm_lightning.ranges import is_integer
+from ddpm_lightning.ranges import require
 
 __all__ = ["LossGuard"]
 
@@ -27,16 +28,16 @@ class LossGuard(Callback):
         rollback: how often a run may go back to its newest whole checkpoint, past the batches up to the one that it diverged
             on, before it ends. Only checkpoints by step count (`every_n_train_steps`): those by time or on a signal depend on the
             machine, and the result would too.
+        ema: the run's average of the weights, which is looked at, too.
 
     Raises:
-        ValueError: for a multiple of 1 or less, or a number of times that is none.
+        UserError: for a multiple of 1 or less, or a negative number of rollbacks.
     """
 
-    def __init__(self, spike: float = 5.0, rollback: int = 0):
-        if not spike > 1:
-            raise ValueError(f"spike={spike} will not do: give a multiple of the mean loss, above 1")
-        if not is_integer(rollback, "[0, 1e6]"):
-            raise ValueError(f"rollback={rollback} will not do: give how often a run may go back, 0 or more")
+    def __init__(self, spike: float = 5.0, rollback: int = 0, *, ema: EMA | None = None):
+        require("spike", spike, "(1, inf]")
+        require("rollback", rollback, "0..1000000")
+        self._ema = ema
         self._spike = spike
         self._rollback = rollback
         self._went_back = 0
@@ -66,7 +67,7 @@ class LossGuard(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self.check(trainer)
-            refuse_broken(trainer, pl_module)
+            refuse_broken(trainer, pl_module, self._ema)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.check(trainer)
@@ -78,9 +79,9 @@ class LossGuard(Callback):
             Diverged: where a loss or a gradient was no finite number, or float16 has found no scale at which it is one.
         """
         if (scaler := _scaler(trainer)) is not None and scaler.get_scale() < _LEAST_SCALE:
-            raise diverged(trainer, "the gradient", trainer.global_step)
+            raise Diverged("the gradient", trainer.global_step)
         if step := int(trainer.strategy.reduce(self._broken.clone(), reduce_op="max")):
-            raise diverged(trainer, "the loss or its gradient", step)
+            raise Diverged("the loss or its gradient", step)
 
     @property
     def may_go_back(self) -> bool:

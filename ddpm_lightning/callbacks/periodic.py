@@ -1,4 +1,4 @@
-"""When a callback looks at the model: every so many steps, and at the end."""
+"""Callbacks that act every so many steps, and at the end."""
 
 import logging
 from abc import abstractmethod
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ddpm_lightning.images import save_png
-from ddpm_lightning.ranges import is_integer
+from ddpm_lightning.ranges import require
 
 __all__ = ["Periodic", "show"]
 
@@ -17,26 +17,25 @@ log = logging.getLogger(__name__)
 
 
 class Periodic(Callback):
-    """Calls `on_period` on all ranks after every so many optimiser steps, and at the end, once for a step; what fails at the end is a warning.
+    """Calls `on_period` on all ranks every `every_n_steps` optimizer steps and at the end, once per step; a failure at the end is a warning.
 
     Args:
-        folder: where pictures go.
-        every_n_steps: optimiser steps between two moments; None for the end only.
+        folder: where figures go.
+        every_n_steps: optimizer steps between two calls; None for the end only.
 
     Raises:
-        ValueError: for a number of steps that is none.
+        UserError: for a number of steps below 1.
     """
 
     def __init__(self, folder: str | Path, *, every_n_steps: int | None = None):
-        if every_n_steps is not None and not is_integer(every_n_steps):
-            raise ValueError(f"every_n_steps={every_n_steps} must be 1 or more, or null for the end only")
+        require("every_n_steps", every_n_steps, "1..", optional=True)
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self._last_step = -1
 
     @abstractmethod
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
-        """What is done at such a moment."""
+        """Measure or draw, on all ranks."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

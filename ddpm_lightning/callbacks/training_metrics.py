@@ -20,10 +20,15 @@ class TrainingMetrics(Callback):
 
     Sums are kept on the device and averaged over ranks once per `trainer.log_every_n_steps`: no training step waits for
     the device. The images per second leave validation and pictures out. Checkpoints hold the sums of each rank, so that a
-    run that goes on logs what an uninterrupted one does.
+    resumed run logs what an uninterrupted one does.
+
+    Args:
+        ema: whose decay is logged.
+        loss_guard: whose spikes are logged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ema: EMA | None = None, loss_guard: LossGuard | None = None) -> None:
+        self._ema, self._loss_guard = ema, loss_guard
         self._sums: Tensor | None = None
         self._images = 0
         self._seconds = 0.0
@@ -72,11 +77,10 @@ class TrainingMetrics(Callback):
             "train/images_per_second": self._images * trainer.world_size / max(self._seconds, 1e-9),
         }
         metrics |= {f"train/loss_q{i + 1}": s / n for i, (s, n) in enumerate(zip(total, count, strict=True)) if n}
-        for callback in trainer.callbacks:
-            if isinstance(callback, EMA):
-                metrics["train/ema_decay"] = callback.current_decay
-            elif isinstance(callback, LossGuard):
-                metrics["train/loss_spikes"] = callback.spikes(trainer)
+        if self._ema is not None:
+            metrics["train/ema_decay"] = self._ema.current_decay
+        if self._loss_guard is not None:
+            metrics["train/loss_spikes"] = self._loss_guard.spikes(trainer)
         self._write(trainer, metrics)
         self.latest = metrics
         trainer.progress_bar_metrics["train/loss"] = metrics["train/loss"]

@@ -49,13 +49,13 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
             raise UserError(f"{folder / 'train.log'} is a folder, and the run's log file goes there: remove it")
         refuse_links_out(folder)
         hold(folder)
-    from ddpm_lightning.runs.resume_point import newest_start  # torch is imported only when there is work
+    from ddpm_lightning.runs.resume_point import newest_point  # torch is imported only when there is work
 
     typed = [argument for argument in argv if not argument.startswith(("resume=", "hydra.run.dir=", "run_dir="))]
     flags = [argument for argument in typed if argument.startswith("-")]
     overrides = [argument for argument in typed if not argument.startswith("-")]
     os.environ[_DONE] = str(folder)
-    before = _vocabulary("train", hydra=False).replayable(newest_start(folder, warn=False).overrides)
+    before = _vocabulary("train", hydra=False).replayable(newest_point(folder, warn=False).overrides)
     # Hydra's record of the overrides is left as it is: training adds to it when it has found nothing wrong.
     resume = [
         f"resume={quoted(folder)}",

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lightning.errors import brief
+from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["WandbLogger"]
 
@@ -65,7 +66,7 @@ class WandbLogger(LightningWandbLogger):
         id: the run's id, by which its parts are joined.
 
     Raises:
-        ValueError: for a value of log_model or offline that is none of these.
+        UserError: for another value of log_model or offline.
     """
 
     def __init__(
@@ -82,10 +83,8 @@ class WandbLogger(LightningWandbLogger):
         entity: str | None = None,
         id: str | None = None,
     ):
-        if log_model not in (True, False, "all"):
-            raise ValueError(f"log_model={log_model} is unknown: choose true, false or all")
-        if offline not in (True, False, None):
-            raise ValueError(f"offline={offline} is unknown: choose true, false, or null for where no key is found")
+        require_one_of("log_model", log_model, (True, False, "all"))
+        require_one_of("offline", offline, (True, False, None), hint="null is offline where no key is found")
         super().__init__(
             name=name,
             save_dir=save_dir,

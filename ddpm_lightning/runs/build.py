@@ -1,137 +1,194 @@
-"""A run's config to its parts: module, callbacks, loggers."""
+"""A config to a run: its module, data, callbacks and trainer, built and tried before anything is written."""
 
+import logging
 import os
-import secrets
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import Callback
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
+from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.callbacks import EMA, NewestCheckpoint, Randomness, StopSignals
+from ddpm_lightning.callbacks import AtomicCheckpointIO
+from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.errors import UserError, below
-from ddpm_lightning.files import replace_file
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.loggers import CSVLogger
-from ddpm_lightning.losses import Objective
 from ddpm_lightning.module import DDPM
-from ddpm_lightning.run_folder import SWEEP
+from ddpm_lightning.runs.build_callbacks import Callbacks, build_callbacks
+from ddpm_lightning.runs.changes import plain, typed_behind
 from ddpm_lightning.runs.instantiate import build, of_points, one_line
+from ddpm_lightning.runs.loading import differing, load_denoiser
+from ddpm_lightning.runs.processes import keep_freed_memory
+from ddpm_lightning.runs.resume_point import ResumePoint
 from ddpm_lightning.runs.store_run import StoreRun
-from ddpm_lightning.runs.trials import check_memory, dry_run, times_of, try_rates, warn_of_signal
-from ddpm_lightning.runs.trust import WANDB
-from ddpm_lightning.samplers import Sampler
-from ddpm_lightning.schedules import NoiseSchedule
+from ddpm_lightning.runs.trials import Parts, check_memory, try_parts
+from ddpm_lightning.runs.trust import without_download
 
-__all__ = ["build_callbacks", "build_loggers", "build_module", "compile_model", "sweep_name"]
+__all__ = ["Run", "build_module", "build_run", "compile_model"]
 
-WANDB_ID = "wandb/run_id"  # in a run folder
-TAGGED = ("experiment", "data", "model", "schedule", "loss")  # groups that runs are told apart by in W&B
+
+@dataclass(frozen=True)
+class Run:
+    """All that a training needs."""
+
+    config: DictConfig
+    folder: Path
+    point: ResumePoint | None
+    module: DDPM
+    data: ImageDataModule
+    csv: CSVLogger
+    record: StoreRun
+    callbacks: Callbacks
+    trainer: Trainer
+
+    @cached_property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def length(self) -> str:
+        """How long it trains, in words."""
+        steps = self.config.trainer.max_steps
+        return f"{self.config.trainer.max_epochs} epochs" if steps == -1 else f"{steps} steps"
+
+
+def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
+    """Build a run's parts; what is wrong with the data, too, is found here.
+
+    Args:
+        config: checked.
+        point: where the run resumes from; None for a new one.
+
+    Raises:
+        UserError: for what the parts refuse, or that do not go together.
+    """
+    _quieten()
+    torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
+    seed_everything(config.seed, workers=True, verbose=False)
+    parts = _build_parts(config)
+    module, data = _module_of(parts, config), build("data", _data_config(config, point))
+    if (point is None or point.path is None) and config.init_from is not None:
+        _begin_with(module, Path(str(config.init_from)))
+    data.setup()
+    if point is not None:
+        point.check(module, data.source.fingerprint)
+    folder = Path(str(config.run_dir))
+    csv, callbacks = CSVLogger(folder), build_callbacks(config, parts.sampler)
+    record = StoreRun(
+        plain(config),
+        _overrides(point),
+        data.source.fingerprint,
+        csv=csv,
+        metrics=callbacks.metrics,
+        ema=callbacks.ema,
+    )
+    trainer = _build_trainer(config, [record, *callbacks.listed], folder)
+    if config.compile:
+        compile_model(module.denoiser, trainer.strategy.root_device)
+    return Run(config, folder, point, module, data, csv, record, callbacks, trainer)
 
 
 def build_module(config: DictConfig) -> DDPM:
     """The LightningModule; schedule, sampler and network are tried on each other before anything is trained."""
-    schedule: NoiseSchedule = build("schedule", config.schedule)
-    warn_of_signal(schedule)
+    return _module_of(_build_parts(config), config)
+
+
+def _build_parts(config: DictConfig) -> Parts:
+    schedule = build("schedule", config.schedule)
     check_memory(config.model)
-    denoiser: Denoiser = build("denoiser", config.denoiser)
-    sampler: Sampler = build("sampler", config.sampler)
-    times_of(sampler, schedule)
-    with below("sampler"):
-        sampler.check(learned_variance=denoiser.learned_variance)
-    dry_run(config.data, denoiser)
-    loss: Objective = build("loss", config.loss)
-    with below("loss"):
-        loss.check(denoiser)
-    # A fused optimiser takes the loss's scale out by itself, and Lightning could not clip in between.
-    plain = {"fused": False} if config.trainer.precision == "16-mixed" and "fused" in config.optimizer else {}
-    optimizer = build("optimizer", config.optimizer, **plain)
-    lr_scheduler = build("lr_scheduler", config.lr_scheduler)
-    try_rates(optimizer, lr_scheduler, config)
+    # A fused optimizer takes the loss's scale out by itself, and Lightning could not clip in between.
+    unfused = {"fused": False} if config.trainer.precision == "16-mixed" and "fused" in config.optimizer else {}
+    parts = Parts(
+        schedule,
+        denoiser=build("denoiser", config.denoiser),
+        sampler=build("sampler", config.sampler),
+        loss=build("loss", config.loss),
+        optimizer=build("optimizer", config.optimizer, **unfused),
+        lr_scheduler=build("lr_scheduler", config.lr_scheduler),
+    )
+    try_parts(parts, config)
+    return parts
+
+
+def _module_of(parts: Parts, config: DictConfig) -> DDPM:
     try:
         return DDPM(
-            denoiser,
-            loss,
-            optimizer,
-            lr_scheduler,
+            parts.denoiser,
+            parts.loss,
+            parts.optimizer,
+            parts.lr_scheduler,
             seed=config.seed,
             label_dropout=config.label_dropout,
             bits_per_dim=not of_points(config.data),
         )
-    except (ValueError, TypeError) as error:
+    except TypeError as error:
         raise UserError(one_line(error)) from error
 
 
-def build_callbacks(
-    config: DictConfig, plain: Mapping[str, Any], *, overrides: Sequence[str] = (), data_fingerprint: str | None = None
-) -> list[Callback]:
-    """The callbacks in the order that they need: average, look, and save, the checkpoint that a run goes on from behind all."""
-    chosen = [build(f"callbacks.{name}", node) for name, node in config.callbacks.items() if node is not None]
-    chosen.sort(key=lambda callback: (isinstance(callback, NewestCheckpoint), not isinstance(callback, EMA)))
-    return [Randomness(config.seed), StopSignals(), StoreRun(plain, overrides, data_fingerprint), *chosen]
-
-
-def build_loggers(config: DictConfig, run_dir: Path, *, tagged: bool = True) -> list[Logger]:
-    """metrics.csv always, and the loggers that the config names; W&B's with what was chosen as tags."""
-    loggers: list[Logger] = [CSVLogger(run_dir)]
-    for name, node in config.logger.items():
-        extra: dict[str, Any] = {}
-        if of_wandb := node._target_ in WANDB:
-            in_a_sweep = (run_dir.parent / SWEEP).exists()
-            extra = {
-                "_target_": WANDB[0],
-                "id": _wandb_id(run_dir),
-                "name": node.name or "_".join(run_dir.parts[-2:]),
-                "group": node.group or (sweep_name(run_dir) if in_a_sweep else None),
-                "tags": [*node.tags, *(_choices() if tagged else [])],
-            }
-        loggers.append(build(f"logger.{name}", node, **extra))
-        if of_wandb:
-            _keep_wandb_id(run_dir, extra["id"])
-    return loggers
-
-
-def sweep_name(run_dir: Path) -> str:
-    """The name of a sweep, which W&B groups its runs by, from one of its jobs' folders: the last two parts of the sweep's own."""
-    return "_".join(run_dir.parts[-3:-1])
+def _build_trainer(config: DictConfig, callbacks: list[Callback], folder: Path) -> Trainer:
+    trainer: Trainer = build(
+        "trainer",
+        config.trainer,
+        callbacks=callbacks,
+        logger=False,
+        default_root_dir=str(folder),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+    )
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
 
 
 def compile_model(denoiser: Denoiser, device: torch.device) -> None:
-    """Compile the network in place: its weights keep their names, so that checkpoints with and without are the same."""
+    """Compile the network in place: its weights keep their names, so that checkpoints with and without are the same.
+
+    Raises:
+        UserError: on a CPU without a C++ compiler.
+    """
     if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-        raise UserError(
-            "compile=true needs a C++ compiler on a CPU, and there is no g++: install one, or compile=false"
-        )
+        raise UserError("compile=true requires a C++ compiler on a CPU: install g++, or choose compile=false")
     denoiser.model.compile()
 
 
-def _wandb_id(run_dir: Path) -> str | None:
-    """The W&B run's id: the one that the run folder keeps, or a new one; None on other ranks than the first."""
-    with suppress(OSError):
-        return (run_dir / WANDB_ID).read_text()
-    return secrets.token_hex(4) if rank_zero_only.rank == 0 else None
+def _data_config(config: DictConfig, point: ResumePoint | None) -> DictConfig:
+    """The data's part of the config; what a folder says, and nobody has typed, is no place to download to."""
+    if point is None or any(key.startswith("data") for key in point.typed):
+        return config.data
+    return OmegaConf.create(without_download(plain(config.data)))
 
 
-def _keep_wandb_id(run_dir: Path, id: str | None) -> None:
-    """Once the logger has taken its settings, so that nothing is left of a run that is refused; where it cannot be, it is not kept."""
-    file = run_dir / WANDB_ID
-    with suppress(OSError):
-        if id is not None and not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replace_file(file) as new:
-                new.write(id)
+def _begin_with(module: DDPM, path: Path) -> None:
+    """Fine-tuning: another model's averaged weights in place of the initial ones."""
+    model, theirs = module.denoiser.model, load_denoiser(path).model.state_dict()
+    if wrong := differing(model.state_dict(), theirs):
+        raise UserError(
+            f"init_from={path} is another network: {len(wrong)} of its weights differ in name or shape, among them "
+            f"{', '.join(wrong[:3])}; choose the model=... that it was trained with"
+        )
+    model.load_state_dict(theirs)
 
 
-def _choices() -> list[str]:
-    """What was chosen of the groups that runs are told apart by, as tags of at most 64 characters, which is W&B's limit."""
-    if not HydraConfig.initialized():
-        return []
-    chosen = HydraConfig.get().runtime.choices
-    return [f"{group}={chosen[group]}"[:64] for group in TAGGED if chosen.get(group) is not None]
+def _overrides(point: ResumePoint | None) -> list[str]:
+    """What was typed for this run, from its start on; what its record could not put on the command line again, too."""
+    record = [] if point is None else [*map(str, point.overrides)]
+    return [*record, *(text for text in typed_behind(record) if not text.startswith(("resume=", "run_dir=")))]
+
+
+def _quieten() -> None:
+    """Silence what Lightning says that a user can do nothing about."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*treespec.*deprecated",
+        "The number of training batches",
+        "Total length of `list` across ranks is zero",
+        "torch.distributed.nn.functional.all_gather is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,4 +1,4 @@
-"""What a config may say, looked at before anything is built of it."""
+"""What only a whole config knows, checked before anything is built of it."""
 
 import math
 import os
@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import is_integer, within
-from ddpm_lightning.runs.instantiate import check_positive, of_points
+from ddpm_lightning.ranges import is_integer, require, require_one_of
+from ddpm_lightning.runs.instantiate import of_points
 
 __all__ = ["check_config"]
 
@@ -32,52 +32,50 @@ _MEASURED, _DRAWN = ("val/loss", "val/bits_per_dim"), ("val/fid", "val/kid")
 
 
 def check_config(config: DictConfig) -> None:
-    """Refuse what Lightning and PyTorch would take, and mean something else by than the user.
+    """Refuse what only the whole config can tell, and what Lightning and PyTorch would take and mean something else by.
 
     Raises:
-        UserError: that names the key, its value and the way out.
+        UserError: that names the key, its value and the fix.
     """
+    if missing := OmegaConf.missing_keys(config):
+        key = min(missing, key=len)
+        raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
     _check_finite(config)
-    if not is_integer(config.seed, f"[0, {2**32 - 1}]"):
-        raise UserError(f"seed={config.seed} is no seed: give a whole number from 0 to {2**32 - 1}")
-    for key in ("learned_variance", "compile"):
-        if not isinstance(config[key], bool):
-            raise UserError(f"{key}={config[key]} is neither true nor false: give one of them")
+    require("seed", config.seed, f"0..{2**32 - 1}")
+    require("data.channels", config.data.channels, "1..4096")
     size = config.data.image_size
-    if not isinstance(size, ListConfig) or len(size) != 2 or not all(is_integer(n, "[1, 8192]") for n in size):
-        raise UserError(f"data.image_size={size} is no size of an image: give [height, width], as in [32,32]")
-    check_positive("data.channels", config.data.channels)
-    if config.data.num_classes is not None:
-        check_positive("data.num_classes", config.data.num_classes)
-    elif config.guidance_scale != 1:
+    if not isinstance(size, ListConfig) or len(size) != 2 or not all(is_integer(n, "1..8192") for n in size):
+        raise UserError(f"data.image_size must be [height, width], as in [32,32], got {size}")
+    require("data.num_classes", config.data.num_classes, "1..100000000", optional=True)
+    require("guidance_scale", config.guidance_scale, "[0, inf)")
+    if config.data.num_classes is None and config.guidance_scale != 1:
         raise UserError(
-            f"guidance_scale={config.guidance_scale} needs labels: give data.num_classes=..., or leave it at 1"
+            f"guidance_scale={config.guidance_scale} requires labels: give data.num_classes=..., or leave it at 1"
         )
-    if not within(config.guidance_scale, "[0, inf)"):
-        raise UserError(f"guidance_scale={config.guidance_scale} will not do: give a number, 0 or more")
-    if not within(config.label_dropout, "[0, 1]"):
-        raise UserError(f"label_dropout={config.label_dropout} is no probability: give one from 0 to 1")
+    require("label_dropout", config.label_dropout, "[0, 1]")
+    for key in ("learned_variance", "compile"):
+        require_one_of(key, config[key], (True, False))
     for key, interval in (("lr", "[0, 1000]"), ("weight_decay", "[0, 10]")):
-        if key in config.optimizer and not within(config.optimizer[key], interval):
-            raise UserError(f"optimizer.{key}={config.optimizer[key]} lies outside {interval}: give a number within")
+        if key in config.optimizer:
+            require(f"optimizer.{key}", config.optimizer[key], interval)
     rates = config.lr_scheduler
     if "start_factor" in rates or rates.get("total_iters", 0) != 0:  # a warm-up of no steps would stay at its start
-        check_positive("lr_scheduler.total_iters", rates.get("total_iters"))
-    if str(config.features.get("_target_")).endswith(".custom"):
-        raise UserError(
-            "features=custom is for evaluate.py, since a run that goes on builds nothing out of its checkpoint that we do not "
-            "ship: choose features=classifier or features=inception"
-        )
-    _check_rollback(config)
+        require("lr_scheduler.total_iters", rates.get("total_iters"), "1..100000000")
+    _check_strangers(config)
     _check_metric(config)
     _check_kinds(config)
     _check_trainer(config.trainer)
 
 
-def _check_rollback(config: DictConfig) -> None:
+def _check_strangers(config: DictConfig) -> None:
+    if str(config.features.get("_target_")).endswith(".custom"):
+        raise UserError(
+            "features=custom is for evaluate.py, since a resumed run builds nothing from its checkpoint that we do not ship: "
+            "choose features=classifier or features=inception"
+        )
     guard, strategy = config.callbacks.get("loss_guard"), config.trainer.strategy
-    shared_out = isinstance(strategy, DictConfig) and str(strategy.get("_target_")).endswith(".FSDP2")
-    if shared_out and guard is not None and guard.get("rollback"):
+    sharded = isinstance(strategy, DictConfig) and str(strategy.get("_target_")).endswith(".FSDP2")
+    if sharded and guard is not None and guard.get("rollback"):
         raise UserError(
             f"callbacks.loss_guard.rollback={guard.rollback}: a run whose weights are sharded across GPUs cannot go back "
             "within one start: leave it at 0, and resume"
@@ -103,47 +101,41 @@ def _check_kinds(config: DictConfig) -> None:
 
 
 def _check_trainer(trainer: DictConfig) -> None:
-    for key in ("max_steps", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
-        endless = key == "max_steps" and trainer.max_steps == -1 and is_integer(trainer.max_epochs)
-        if not endless:
-            check_positive(f"trainer.{key}", trainer[key])
-    if trainer.max_epochs not in (None, -1):
-        check_positive("trainer.max_epochs", trainer.max_epochs)
-    if trainer.check_val_every_n_epoch is not None:
-        check_positive("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch)
-    if not is_integer(trainer.num_sanity_val_steps, "[-1, 1e8]"):
-        raise UserError(
-            f"trainer.num_sanity_val_steps={trainer.num_sanity_val_steps} will not do: give 0 or more, or -1"
-        )
-    for key, least in (("limit_train_batches", "(0, 1]"), ("limit_val_batches", "[0, 1]")):
-        limit = trainer[key]
-        if limit is not None and not is_integer(limit) and not within(limit, least):
-            raise UserError(f"trainer.{key}={limit} will not do: give a number of batches, or a share in {least}")
-    _check_devices(trainer)
-    if str(trainer.precision) not in ("32", "32-true", "bf16-mixed", "16-mixed"):
-        raise UserError(
-            f"trainer.precision={trainer.precision} will not do, since weights and their average are kept in float32: "
-            "choose 32-true, bf16-mixed or 16-mixed"
-        )
+    many = "1..100000000"
+    if trainer.max_steps != -1 or not is_integer(trainer.max_epochs):
+        require("trainer.max_steps", trainer.max_steps, many)
+    if trainer.max_epochs != -1:
+        require("trainer.max_epochs", trainer.max_epochs, many, optional=True)
+    for key in ("log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
+        require(f"trainer.{key}", trainer[key], many)
+    require("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, many, optional=True)
+    require("trainer.num_sanity_val_steps", trainer.num_sanity_val_steps, "-1..100000000", hint="-1 runs all")
+    for key, share in (("limit_train_batches", "(0, 1]"), ("limit_val_batches", "[0, 1]")):
+        if not is_integer(trainer[key]):
+            require(f"trainer.{key}", trainer[key], share, optional=True, hint="a share, or a number of batches")
+    require_one_of(
+        "trainer.precision",
+        str(trainer.precision),
+        ("32-true", "bf16-mixed", "16-mixed", "32"),
+        hint="weights and their average are kept in float32",
+    )
+    require("trainer.gradient_clip_val", trainer.gradient_clip_val, "(0, inf)", optional=True)
     interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
-    share = trainer.check_val_every_n_epoch is not None and within(interval, "(0, 1]")
-    if not (share and isinstance(interval, float)) and (not is_integer(interval) or interval % accumulate):
+    share_of_epoch = isinstance(interval, float) and trainer.check_val_every_n_epoch is not None
+    if share_of_epoch:
+        require("trainer.val_check_interval", interval, "(0, 1]", hint="a share of an epoch")
+    elif not is_integer(interval) or interval % accumulate:
         raise UserError(
-            f"trainer.val_check_interval={interval} will not do: it counts batches, and must be above 0 and a multiple of "
-            f"trainer.accumulate_grad_batches={accumulate}"
+            f"trainer.val_check_interval must be a multiple of trainer.accumulate_grad_batches={accumulate}, since it counts "
+            f"batches, got {interval}"
         )
-    if trainer.gradient_clip_val is not None and not within(trainer.gradient_clip_val, "(0, inf)"):
-        raise UserError(
-            f"trainer.gradient_clip_val={trainer.gradient_clip_val} will not do: give a number above 0, or null"
-        )
+    _check_devices(trainer)
 
 
 def _check_devices(trainer: DictConfig) -> None:
     devices = trainer.devices
     if not re.fullmatch(r"auto|[1-9]\d*|\[\d+(, \d+)*\]|\d+(,\d+)+", str(devices)):
-        raise UserError(
-            f"trainer.devices={devices} will not do: give a number of devices, a list of their numbers, or auto"
-        )
+        raise UserError(f"trainer.devices must be a number of devices, a list of their numbers, or auto, got {devices}")
     cores = os.cpu_count() or 1
     if is_integer(devices) and devices > max(8, 4 * cores):
         raise UserError(f"trainer.devices={devices} is more than this machine's {cores} cores can serve: give fewer")
@@ -167,4 +159,4 @@ def _check_finite(config: DictConfig) -> None:
             items = node.items() if isinstance(node, dict) else enumerate(node)
             nodes += [(f"{key}.{name}".lstrip("."), child) for name, child in items]
         elif isinstance(node, float) and not math.isfinite(node):
-            raise UserError(f"{key}={node} is no finite number: give one that is")
+            raise UserError(f"{key} must be a finite number, got {node}")

@@ -3,37 +3,83 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
 from ddpm_lightning.data.datamodule import ImageDataModule
-from ddpm_lightning.run_folder import by_step
+from ddpm_lightning.run_folder import by_step, write_summary
+from ddpm_lightning.runs.build import Run
+from ddpm_lightning.runs.processes import end_children, requeue
 
-__all__ = ["closing_words", "origin_of"]
+__all__ = ["origin_of", "say", "tell"]
 
 
-def closing_words(run_dir: Path, summary: Mapping[str, Any], wandb: list[str | None], *, averaged: bool) -> str:
-    """What is said at the end: how it went, where things lie, and how to go on."""
-    folder, final = Path(os.path.relpath(run_dir)), summary["final"]
+def tell(run: Run, loggers: Sequence[Logger], status: str, signum: int | None = None) -> dict[str, Any]:
+    """Say how a run ended in summary.json, to SLURM, to W&B and on the screen, and return the summary.
+
+    Args:
+        run: the run.
+        loggers: its loggers; those with a `finish` are ended.
+        status: "finished", "interrupted" or "failed".
+        signum: the signal that stopped it.
+    """
+    if status != "finished":
+        end_children(run.trainer)
+    summary = _summary_of(run, status)
+    first = run.trainer.is_global_zero
+    if first:
+        with suppress(OSError):  # the disk may be what failed
+            write_summary(run.folder, summary)
+    if first and signum == signal.SIGUSR1:
+        requeue()  # before W&B, which may take the time that SLURM leaves
+    exit_code = 0 if status == "finished" else 1
+    uploads = [finish(exit_code) for logger in loggers if (finish := getattr(logger, "finish", None)) is not None]
+    if status != "failed":
+        say(_final_message(run, summary, uploads))
+    return summary
+
+
+def _summary_of(run: Run, status: str) -> dict[str, Any]:
+    record = run.record
+    return {
+        "status": status,
+        "steps": run.trainer.global_step,
+        "wall_seconds": round(record.wall_seconds, 1),
+        "parameters": run.parameters,
+        "processes": run.trainer.world_size,
+        **record.metrics(run.trainer),
+        "overrides": record.overrides,
+    }
+
+
+def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str | None]) -> str:
+    """How it went, where the results are, and the next command."""
+    folder, final = Path(os.path.relpath(run.folder)), summary["final"]
     losses = [f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss") if key in final]
     how = f"{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
     lines = ["", ", ".join([how, *losses])]
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    pictures = [path for name in ("grid", "scatter") for path in by_step(folder / "samples", name, ".png")]
+    figures = [path for name in ("grid", "scatter") for path in by_step(folder / "samples", name, ".png")]
     for name, path in (
         ("checkpoint", checkpoint),
         ("metrics", folder / "metrics.csv"),
-        *[("samples", path) for path in pictures[-1:]],
+        *[("samples", path) for path in figures[-1:]],
     ):
         if path.exists():
             lines.append(f"  {name:<11} {path}")
-    lines += [f"  {'W&B':<11} {where}" for where in wandb if where]
+    lines += [f"  {'W&B':<11} {where}" for where in uploads if where]
     if checkpoint.exists():
         plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
         argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
-        lines.append(f"Go on with: python sample.py {argument}" + " weights=raw" * (not averaged))
+        raw = " weights=raw" if run.callbacks.ema is None else ""
+        lines.append(f"Next: python sample.py {argument}{raw}")
     return "\n".join(lines)
 
 
@@ -47,3 +93,9 @@ def origin_of(data: ImageDataModule, overrides: list[str]) -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
         commit = None  # installed from a wheel, or git is not there
     return {"data_fingerprint": data.source.fingerprint, "git_commit": commit, "overrides": overrides}
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Tell the user, once for all processes."""
+    print(text, flush=True)

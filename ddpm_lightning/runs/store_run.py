@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ddpm_lightning.callbacks import TrainingMetrics
+from ddpm_lightning.callbacks import EMA, TrainingMetrics
 from ddpm_lightning.callbacks.finite import refuse_broken
 from ddpm_lightning.loggers import CSVLogger
 
@@ -20,9 +20,22 @@ class StoreRun(Callback):
         config: resolved, as plain data.
         overrides: that made it.
         data_fingerprint: of the images that the run learns.
+        csv: whose rows are counted.
+        metrics: whose latest and best values the summary holds.
+        ema: the run's average of the weights; a broken one does not pass for the end of a run.
     """
 
-    def __init__(self, config: Mapping[str, Any], overrides: Sequence[str], data_fingerprint: str | None = None):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        overrides: Sequence[str],
+        data_fingerprint: str | None = None,
+        *,
+        csv: CSVLogger | None = None,
+        metrics: TrainingMetrics | None = None,
+        ema: EMA | None = None,
+    ):
+        self._csv, self._metrics, self._ema = csv, metrics, ema
         self._config = config
         self.overrides = list(overrides)
         self._data_fingerprint = data_fingerprint
@@ -36,7 +49,7 @@ class StoreRun(Callback):
         self._started_at = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_broken(trainer, pl_module)  # while the weights are on their device
+        refuse_broken(trainer, pl_module, self._ema)  # while the weights are on their device
 
     @property
     def has_saved(self) -> bool:
@@ -52,10 +65,9 @@ class StoreRun(Callback):
         """The last value of each metric, and the best of the validations'."""
         final = {key: float(value) for key, value in trainer.callback_metrics.items()}
         best: dict[str, float] = {}
-        for callback in trainer.callbacks:
-            if isinstance(callback, TrainingMetrics):
-                final |= callback.latest
-                best = callback.best
+        if self._metrics is not None:
+            final |= self._metrics.latest
+            best = self._metrics.best
         final = {**self._final, **final}
         return {"images_per_second": final.get("train/images_per_second"), "final": final, "best": best}
 
@@ -63,7 +75,7 @@ class StoreRun(Callback):
         self._has_saved = True
         checkpoint["config"] = self._config
         checkpoint["overrides"] = self.overrides
-        checkpoint["metrics_rows"] = sum(logger.rows for logger in trainer.loggers if isinstance(logger, CSVLogger))
+        checkpoint["metrics_rows"] = 0 if self._csv is None else self._csv.rows
         checkpoint["data_fingerprint"] = self._data_fingerprint
         checkpoint["summary"] = {"wall_seconds": self.wall_seconds, "final": self.metrics(trainer)["final"]}
 

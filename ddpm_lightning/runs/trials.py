@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -11,13 +12,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, below
+from ddpm_lightning.losses import Objective
 from ddpm_lightning.runs.instantiate import build, one_line, with_settings
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
 log = logging.getLogger(__name__)
 
-__all__ = ["check_memory", "dry_run", "times_of", "try_rates", "warn_of_signal"]
+__all__ = ["Parts", "check_memory", "times_of", "try_parts"]
 
 # What a network's number of weights depends on most.
 _SIZES = (
@@ -31,13 +33,40 @@ _SIZES = (
 )
 
 
+class Parts(NamedTuple):
+    """What a module is made of, and the sampler that its figures are sampled by."""
+
+    schedule: NoiseSchedule
+    denoiser: Denoiser
+    sampler: Sampler
+    loss: Objective
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer]
+    lr_scheduler: Callable[[Optimizer], LRScheduler]
+
+
+def try_parts(parts: Parts, config: DictConfig) -> None:
+    """Try the parts on each other and on the data's shape, before the data are read.
+
+    Raises:
+        UserError: that names the key of the part which does not go with another.
+    """
+    _warn_of_signal(parts.schedule)
+    times_of(parts.sampler, parts.schedule)
+    with below("sampler"):
+        parts.sampler.check(learned_variance=parts.denoiser.learned_variance)
+    _dry_run(config.data, parts.denoiser)
+    with below("loss"):
+        parts.loss.check(parts.denoiser)
+    _try_rates(parts.optimizer, parts.lr_scheduler, config)
+
+
 def times_of(sampler: Sampler, schedule: NoiseSchedule) -> list[int]:
     """The sampler's times on a schedule, or a sentence that says why it has none."""
     with below("sampler"):
         return sampler.times(schedule.num_steps, log_snr=schedule.log_snr)
 
 
-def try_rates(
+def _try_rates(
     optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
     lr_scheduler: Callable[[Optimizer], LRScheduler],
     config: DictConfig,
@@ -71,7 +100,7 @@ def check_memory(node: DictConfig) -> None:
         )
 
 
-def dry_run(data: DictConfig, denoiser: Denoiser) -> None:
+def _dry_run(data: DictConfig, denoiser: Denoiser) -> None:
     """One forward pass of the network on the meta device: shapes are checked, nothing is computed."""
     size = list(data.image_size)
     x = torch.empty(1, data.channels, *size, device="meta")
@@ -84,7 +113,7 @@ def dry_run(data: DictConfig, denoiser: Denoiser) -> None:
         raise UserError(f"data.image_size={size}, data.channels={data.channels}: {one_line(error)}") from error
 
 
-def warn_of_signal(schedule: NoiseSchedule) -> None:
+def _warn_of_signal(schedule: NoiseSchedule) -> None:
     last = float(schedule.alpha_bar[-1])
     if last > 0.01:
         log.warning(

@@ -1,4 +1,4 @@
-"""A callback that draws a picture every so many steps and at the end."""
+"""A figure of samples every so many steps and at the end."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from ddpm_lightning.callbacks.ema import averaged_weights, raw_weights
+from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.periodic import Periodic, show
 from ddpm_lightning.denoiser import Guided
 from ddpm_lightning.images import SeededNoise, labels_in_turn
-from ddpm_lightning.ranges import check_seed, is_integer, within
+from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.samplers import Sampler, Step
 
 __all__ = ["Pictures"]
@@ -35,10 +35,11 @@ class Pictures(Periodic):
         seed: image i's noise depends on (seed, i) only.
         num_classes: image i is drawn with the label i mod num_classes; None for a model without labels.
         guidance_scale: of classifier-free guidance, see `Guided`.
-        weights: "ema" or "raw"; the pictures of the raw weights are called `raw_<name>`.
+        weights: "ema" or "raw"; the figures of the raw weights are called `raw_<name>`.
+        ema: the run's average of the weights; without one the raw weights are used.
 
     Raises:
-        ValueError: for numbers or weights that are none of these.
+        UserError: for other numbers or weights.
     """
 
     name: str
@@ -55,15 +56,13 @@ class Pictures(Periodic):
         num_classes: int | None = None,
         guidance_scale: float = 1.0,
         weights: str = "ema",
+        ema: EMA | None = None,
     ):
         super().__init__(folder, every_n_steps=every_n_steps)
-        if not is_integer(num_samples, "[1, 10000]"):
-            raise ValueError(f"num_samples={num_samples} is no number of images in a picture: give 1 to 10000")
-        check_seed(seed)
-        if not within(guidance_scale, "[0, inf)"):
-            raise ValueError(f"guidance_scale={guidance_scale} will not do: give a number, 0 or more")
-        if weights not in ("ema", "raw"):
-            raise ValueError(f"weights={weights} is unknown: choose ema or raw")
+        require("num_samples", num_samples, "1..10000")
+        require("seed", seed, "0..")
+        require("guidance_scale", guidance_scale, "[0, inf)")
+        require_one_of("weights", weights, ("ema", "raw"))
         if weights == "raw":
             self.name = f"raw_{self.name}"
         self.sampler = sampler
@@ -73,6 +72,7 @@ class Pictures(Periodic):
         self.labels = None if num_classes is None else range(num_classes)
         self.guidance_scale = guidance_scale
         self.weights = weights
+        self._ema = ema if weights == "ema" else None
 
     @property
     def state_key(self) -> str:
@@ -98,7 +98,6 @@ class Pictures(Periodic):
         yield from self.sampler.trajectory(guided, x, None if y is None else y.to(x.device), randn=noise)
 
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
-        chosen = averaged_weights(trainer, pl_module) if self.weights == "ema" else raw_weights(pl_module)
-        with chosen, torch.autocast(pl_module.device.type, enabled=False):
+        with averaged_weights(pl_module, self._ema), torch.autocast(pl_module.device.type, enabled=False):
             picture = self.draw(pl_module)
         show(trainer, picture, self.folder / f"{self.name}_{trainer.global_step:07d}.png", self.name)

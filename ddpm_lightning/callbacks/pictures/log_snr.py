@@ -8,13 +8,13 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from ddpm_lightning.callbacks.ema import averaged_weights
+from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.gather import sampled_together
 from ddpm_lightning.callbacks.periodic import Periodic, show
 from ddpm_lightning.data.source import Batch
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.images import SeededNoise, from_uint8
-from ddpm_lightning.ranges import check_seed, is_integer
+from ddpm_lightning.ranges import require
 from ddpm_lightning.schedules import NoiseSchedule
 from ddpm_lightning.seeds import derive
 
@@ -38,9 +38,10 @@ class LogSNRCurve(Periodic):
         batch_size: images at a time.
         every_n_steps: optimiser steps between two curves; None for one at the end only.
         seed: image i's noise at a level depends on (seed, level, i) only.
+        ema: the run's average of the weights; without one the raw weights are used.
 
     Raises:
-        ValueError: for numbers that are none of these.
+        UserError: for other numbers.
     """
 
     def __init__(
@@ -51,16 +52,16 @@ class LogSNRCurve(Periodic):
         batch_size: int = 32,
         every_n_steps: int | None = None,
         seed: int = 0,
+        ema: EMA | None = None,
     ):
         super().__init__(folder, every_n_steps=every_n_steps)
-        if not is_integer(num_images, "[1, 100000]"):
-            raise ValueError(f"num_images={num_images} will not do: give 1 to 100000")
-        if not is_integer(batch_size, "[1, 65536]"):
-            raise ValueError(f"batch_size={batch_size} will not do: give 1 to 65536")
-        check_seed(seed)
+        require("num_images", num_images, "1..100000")
+        require("batch_size", batch_size, "1..65536")
+        require("seed", seed, "0..")
         self._num_images = num_images
         self._batch_size = batch_size
         self._seed = seed
+        self._ema = ema
 
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         times = times_at(pl_module.denoiser.schedule, _LEVELS)
@@ -86,7 +87,7 @@ class LogSNRCurve(Periodic):
                 errors.append(noise_errors(pl_module.denoiser, *batch, times=times, seed=self._seed))
             return torch.cat(errors)
 
-        with averaged_weights(trainer, pl_module), torch.autocast(pl_module.device.type, enabled=False):
+        with averaged_weights(pl_module, self._ema), torch.autocast(pl_module.device.type, enabled=False):
             errors = sampled_together(pl_module, len(x0), errors_of).cpu().double().mean(0).tolist()
         metrics = {f"mse_at_log_snr/{level:+03d}": error for level, error in zip(times, errors, strict=True)}
         for logger in trainer.loggers:

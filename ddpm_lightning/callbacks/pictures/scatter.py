@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.images import labels_in_turn
-from ddpm_lightning.ranges import is_integer
+from ddpm_lightning.ranges import require
 
 __all__ = ["Scatter"]
 
@@ -23,8 +23,7 @@ class Scatter(Pictures):
 
     def __init__(self, *args: Any, num_columns: int = 6, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not is_integer(num_columns, "[2, 20]"):
-            raise ValueError(f"num_columns={num_columns} must be 2 to 20: from the noise to the points")
+        require("num_columns", num_columns, "2..20")
         self.num_columns = num_columns
 
     def draw(self, pl_module: Any) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.images import grid, save_gif, to_uint8
-from ddpm_lightning.ranges import is_integer
+from ddpm_lightning.ranges import require
 from ddpm_lightning.samplers import Step
 
 __all__ = ["Trajectory"]
@@ -29,10 +29,8 @@ class Trajectory(Pictures):
 
     def __init__(self, *args: Any, num_columns: int = 10, num_frames: int | None = 26, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not is_integer(num_columns, "[2, inf)"):
-            raise ValueError(f"num_columns={num_columns} must be 2 or more: the noise and the image")
-        if num_frames is not None and not is_integer(num_frames, "[2, 1000]"):
-            raise ValueError(f"num_frames={num_frames} must be 2 to 1000, or null for no animation")
+        require("num_columns", num_columns, "2..")
+        require("num_frames", num_frames, "2..1000", optional=True)
         self.num_columns = num_columns
         self.num_frames = num_frames
         self._frames: list[Tensor] = []

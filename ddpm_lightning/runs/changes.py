@@ -1,0 +1,121 @@
+"""Two configs of one run compared: what was typed when it was resumed, and what may not change."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lightning.errors import UserError
+
+__all__ = ["as_replayed", "change", "differing_values", "moved", "plain", "refuse_changes", "typed_behind"]
+
+# What the weights, the optimizer's state and the held-out images stand or fall with.
+_FIXED = {
+    "optimizer": "the checkpoint holds its state",
+    "lr_scheduler": "the checkpoint holds its state",
+    "seed": "it decides the order of the images, and which of them are held out",
+    "schedule": "the weights are trained for it",
+    "prediction": "the weights are trained for it",
+    "learned_variance": "the weights are trained for it",
+    "loss": "the weights are trained for it",
+    "data.channels": "the weights are trained on them",
+    "data.image_size": "the weights are trained on it",
+    "data.dataset": "the weights are trained on it",
+    "data.num_classes": "the weights are trained on them",
+    "data.val_fraction": "images that the run has trained on would be held out",
+    "data.seed": "images that the run has trained on would be held out",
+}
+_FREE = ("workers", "sizes", "max_damaged", "fused", "foreach")  # how something is read or computed
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A config as plain data."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def moved(node: Any, old: str, new: str) -> Any:
+    """The config with its paths at and below the folder `old` put below `new`: it may have been moved."""
+    if isinstance(node, dict):
+        return {key: moved(child, old, new) for key, child in node.items()}
+    if isinstance(node, list):
+        return [moved(child, old, new) for child in node]
+    inside = isinstance(node, str) and (node == old or node.startswith(f"{old}/"))
+    return new + node.removeprefix(old) if inside else node
+
+
+def typed_behind(record: Sequence[str]) -> list[str]:
+    """This start's overrides without those that its run's record has put before them."""
+    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    for text in record:
+        typed = typed[1:] if typed[:1] == [text] else typed
+    return typed
+
+
+def as_replayed(composed: dict[str, Any], held: Mapping[str, Any], replayed: Sequence[str]) -> dict[str, Any]:
+    """The config as it is composed today of the replayed overrides, with the checkpoint's value under each key that was typed behind them.
+
+    What an override changes is then told by the checkpoint's own value, of whatever it was made.
+    """
+    for text in typed_behind(replayed):
+        key = text.lstrip("+~").partition("=")[0].replace("/", ".")
+        above, _, last = key.rpartition(".")
+        place, value = _at(composed, above) if above else composed, _at(held, key)
+        if isinstance(place, dict) and last in place and value is not None:
+            place[last] = value
+    return composed
+
+
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to change what the weights and the optimizer's state stand or fall with.
+
+    Raises:
+        UserError: that names the key.
+    """
+    for key, why in _FIXED.items():
+        old, new = (_at(config, key) for config in (before, now))
+        if _fixed_part(old) != _fixed_part(new):
+            values = "" if isinstance(old, dict) or isinstance(new, dict) else f" from {old} to {new}"
+            raise UserError(
+                f"{key} cannot be changed{values} when a run is resumed, since {why}: leave it away, or start a new run with "
+                f"init_from={folder}"
+            )
+
+
+def change(held: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Make to `held` the changes that lead from `before` to `now`, and give the dotted keys of what was put in."""
+    for key in {*before, *now} - {"resume", "run_dir"}:
+        old, new, inside = before.get(key), now.get(key), held.get(key)
+        if old == new and (key in before) == (key in now):
+            continue
+        if key not in now:
+            held.pop(key, None)
+        elif _same_thing(old, new) and isinstance(inside, dict):
+            yield from change(inside, old, new, f"{above}{key}.")  # type: ignore[arg-type]
+        else:
+            held[key] = new
+            yield f"{above}{key}"
+
+
+def differing_values(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys that both have, with their values where these are not the same."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() & new.keys()):
+            yield from differing_values(old[name], new[name], f"{key}.{name}".lstrip("."))
+    elif old != new:
+        yield key, old, new
+
+
+def _at(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _fixed_part(node: Any) -> Any:
+    return {k: v for k, v in node.items() if k not in _FREE} if isinstance(node, Mapping) else node
+
+
+def _same_thing(old: Any, new: Any) -> bool:
+    return isinstance(old, dict) and isinstance(new, dict) and old.get("_target_") == new.get("_target_")
