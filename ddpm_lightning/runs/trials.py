@@ -21,17 +21,6 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Parts", "check_memory", "times_of", "try_parts"]
 
-# What a network's number of weights depends on most.
-_SIZES = (
-    "base_channels",
-    "channel_multipliers",
-    "num_res_blocks",
-    "hidden_size",
-    "depth",
-    "num_classes",
-    "in_channels",
-)
-
 
 class Parts(NamedTuple):
     """What a module is made of, and the sampler that its figures are sampled by."""
@@ -93,11 +82,12 @@ def check_memory(node: DictConfig) -> None:
     held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     copies = 1 if torch.cuda.is_available() else 5  # weights; gradients, Adam's two moments and the average beside them
     if 4 * parameters * copies > held:
-        sizes = ", ".join(f"model.{key}={node[key]}" for key in _SIZES if key in node)
-        raise UserError(
-            f"{sizes}: {parameters:,} parameters take {4 * parameters * copies / 2**30:,.0f} GiB, and this machine has "
-            f"{held / 2**30:,.0f}: give smaller numbers"
+        gib = 2**30
+        error = UserError(
+            f"{parameters:,} parameters take {4 * parameters * copies / gib:,.0f} GiB, and this machine has {held / gib:,.0f}: give "
+            "smaller numbers"
         )
+        raise UserError(with_settings("model", error, node))
 
 
 def _dry_run(data: DictConfig, denoiser: Denoiser) -> None:

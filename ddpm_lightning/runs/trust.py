@@ -37,83 +37,71 @@ class Role(NamedTuple):
 
     Args:
         names: `_target_`s by name.
-        modules: modules whose public names are `_target_`s, too.
-        base: of the modules' names those that are subclasses of it, "module.Class"; None for all.
+        package: a module, or a package with all its modules, whose public names are `_target_`s, too.
+        kind: of the package's names those that are subclasses of this class, or functions that return one, "module.Class"; None for all.
         parts: by key, the roles of what may stand inside; "*" for any key.
     """
 
     names: Collection[str] = ()
-    modules: Collection[str] = ()
-    base: str | None = None
+    package: str = ""
+    kind: str | None = None
     parts: Mapping[str, str] = {}
 
     def has(self, target: Any) -> bool:
         """Whether a `_target_` is one of these."""
-        if not isinstance(target, str):
+        if not isinstance(target, str) or target in self.names:
+            return isinstance(target, str)
+        if not self.package or not target.startswith(f"{self.package}."):
             return False
         module, _, name = target.rpartition(".")
-        if target in self.names:
-            return True
-        if module not in self.modules or name not in import_module(module).__all__:
+        try:
+            found = getattr(import_module(module), name) if name in import_module(module).__all__ else None
+        except (ImportError, AttributeError, ValueError):
             return False
-        found = getattr(import_module(module), name)
-        return self.base is None or (isinstance(found, type) and issubclass(found, _class(self.base)))
+        if self.kind is None or found is None:
+            return found is not None
+        made = found if isinstance(found, type) else getattr(found, "__annotations__", {}).get("return")
+        return isinstance(made, type) and issubclass(made, _class(self.kind))
 
 
 _TORCHVISION = ("CIFAR10", "CIFAR100", "CelebA", "FashionMNIST", "MNIST", "SVHN")
-_MODELS = ("", ".dit", ".mlp", ".unet")
 _PARTS = ("model", "schedule", "sampler", "features", "loss", "data", "optimizer", "lr_scheduler", "trainer")
 
 # By role. What has no role here is a value, and builds nothing.
 _ROLES = {
-    "run": Role(
-        parts={**{k: k for k in (*_PARTS, "denoiser")}, "callbacks": "callbacks", "logger": "loggers"},
+    "run": Role(parts={**{k: k for k in (*_PARTS, "denoiser")}, "callbacks": "callbacks", "logger": "loggers"}),
+    "denoiser": Role(["ddpm_lightning.denoiser.Denoiser"], parts={"model": "model", "schedule": "schedule"}),
+    "model": Role(package="ddpm_lightning.models", kind="torch.nn.Module"),
+    "schedule": Role(
+        package="ddpm_lightning.schedules",
+        kind="ddpm_lightning.schedules.NoiseSchedule",
+        parts={"schedule": "schedule"},
     ),
-    "denoiser": Role(
-        ["ddpm_lightning.denoiser.Denoiser"],
-        parts={"model": "model", "schedule": "schedule"},
-    ),
-    "model": Role(
-        modules=[f"ddpm_lightning.models{name}" for name in _MODELS],
-        base="torch.nn.Module",
-    ),
-    "schedule": Role(modules=["ddpm_lightning.schedules"], parts={"schedule": "schedule"}),
-    "sampler": Role(modules=["ddpm_lightning.samplers"], base="ddpm_lightning.samplers.Sampler"),
+    "sampler": Role(package="ddpm_lightning.samplers", kind="ddpm_lightning.samplers.Sampler"),
     "loss": Role(
-        modules=["ddpm_lightning.losses"],
+        package="ddpm_lightning.losses",
         parts={"times": "loss", "weighting": "loss", "distance": "loss"},
     ),
-    "features": Role(["ddpm_lightning.metrics.features.classifier", "ddpm_lightning.metrics.features.inception"]),
-    "data": Role(
-        ["ddpm_lightning.data.datamodule.ImageDataModule"],
-        parts={"dataset": "dataset"},
-    ),
+    "features": Role([f"ddpm_lightning.metrics.features.{name}" for name in ("classifier", "inception")]),
+    "data": Role(["ddpm_lightning.data.datamodule.ImageDataModule"], parts={"dataset": "dataset"}),
     "dataset": Role(
-        [
-            *(
-                f"ddpm_lightning.data.datasets.{n}"
-                for n in ("digits", "from_torchvision", "huggingface", "image_folder")
-            ),
-            *(f"ddpm_lightning.data.points.{name}" for name in ("checkerboard", "swiss_roll", "two_moons")),
-            "ddpm_lightning.data.streams.Stream",
-        ],
+        ["ddpm_lightning.data.streams.Stream"],
+        package="ddpm_lightning.data",
+        kind="ddpm_lightning.data.loaders.ImageSet",
         parts={"source": "torchvision"},
     ),
     "torchvision": Role([f"torchvision.datasets.{name}" for name in _TORCHVISION]),
-    "optimizer": Role(["torch.optim.Adam", "torch.optim.AdamW"]),
-    "lr_scheduler": Role(["torch.optim.lr_scheduler.ConstantLR", "torch.optim.lr_scheduler.LinearLR"]),
+    "optimizer": Role(package="torch.optim", kind="torch.optim.Optimizer"),
+    "lr_scheduler": Role(package="torch.optim.lr_scheduler", kind="torch.optim.lr_scheduler.LRScheduler"),
     "callbacks": Role(parts={"*": "callback"}),
     "callback": Role(
-        modules=["ddpm_lightning.callbacks"],
-        base="lightning.pytorch.Callback",
+        package="ddpm_lightning.callbacks",
+        kind="lightning.pytorch.Callback",
         parts={"sampler": "sampler", "features": "features"},
     ),
     "loggers": Role(parts={"*": "logger"}),
-    "logger": Role([WANDB[1]], ["ddpm_lightning.loggers"], base="lightning.pytorch.loggers.Logger"),
-    "trainer": Role(
-        ["lightning.pytorch.Trainer"],
-        parts={"strategy": "strategy", "plugins": "plugin"},
-    ),
+    "logger": Role([WANDB[1]], package="ddpm_lightning.loggers", kind="lightning.pytorch.loggers.Logger"),
+    "trainer": Role(["lightning.pytorch.Trainer"], parts={"strategy": "strategy", "plugins": "plugin"}),
     "strategy": Role(["ddpm_lightning.sharding.FSDP2"]),
     "plugin": Role(["lightning.pytorch.plugins.environments.SLURMEnvironment"]),
 }
