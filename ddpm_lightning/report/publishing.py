@@ -16,7 +16,7 @@ from ddpm_lightning.report.page import Block, Gallery, Heading, Sheet
 from ddpm_lightning.report.reading import Setting
 from ddpm_lightning.report.writing import Report
 from ddpm_lightning.run_folder import SWEEP
-from ddpm_lightning.runs.build_loggers import build_loggers, sweep_name
+from ddpm_lightning.runs.build_loggers import build_loggers, keep_wandb_id, sweep_name
 from ddpm_lightning.runs.trust import check_targets
 
 __all__ = ["Published", "best_values", "pictures", "publish", "results", "wandb_of"]
@@ -105,7 +105,9 @@ def _publish(report: Report, name: str, node: Mapping[str, Any]) -> Published:
     began = Path(str(report.settings[0].runs[0].config["run_dir"]))  # names their group, also where they were moved
     group = node.get("group") or (sweep_name(began) if (report.folder / SWEEP).exists() else None)
     ours = {"group": group, "name": "report", "job_type": "report", "save_dir": str(here), "log_model": False}
-    logger: Any = build_loggers(OmegaConf.create({name: {**node, **ours}}), here, tagged=False)[-1]
+    loggers: list[Any] = [*build_loggers(OmegaConf.create({name: {**node, **ours}}), here, tagged=False)]
+    keep_wandb_id(here, loggers)
+    (logger,) = loggers
     if (run := logger.experiment) is None:
         return Published("has not taken the report")
     try:

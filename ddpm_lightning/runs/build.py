@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.callbacks import AtomicCheckpointIO
@@ -20,6 +21,7 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.runs.build_callbacks import Callbacks, build_callbacks
+from ddpm_lightning.runs.build_loggers import build_loggers
 from ddpm_lightning.runs.changes import plain, typed_behind
 from ddpm_lightning.runs.instantiate import build, of_points, one_line
 from ddpm_lightning.runs.loading import differing, load_denoiser
@@ -36,14 +38,14 @@ __all__ = ["Run", "build_module", "build_run", "compile_model"]
 class Run:
     """All that a training needs."""
 
-    config: DictConfig
     folder: Path
     point: ResumePoint | None
     module: DDPM
     data: ImageDataModule
     csv: CSVLogger
-    record: StoreRun
+    loggers: list[Logger]
     callbacks: Callbacks
+    record: StoreRun
     trainer: Trainer
 
     @cached_property
@@ -54,8 +56,8 @@ class Run:
     @property
     def length(self) -> str:
         """How long it trains, in words."""
-        steps = self.config.trainer.max_steps
-        return f"{self.config.trainer.max_epochs} epochs" if steps == -1 else f"{steps} steps"
+        trainer = self.trainer
+        return f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
 
 
 def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
@@ -79,7 +81,8 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     if point is not None:
         point.check(module, data.source.fingerprint)
     folder = Path(str(config.run_dir))
-    csv, callbacks = CSVLogger(folder), build_callbacks(config, parts.sampler)
+    callbacks = build_callbacks(config, parts.sampler)
+    csv, loggers = CSVLogger(folder), build_loggers(config.logger, folder)
     record = StoreRun(
         plain(config),
         _overrides(point),
@@ -91,7 +94,7 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     trainer = _build_trainer(config, [record, *callbacks.listed], folder)
     if config.compile:
         compile_model(module.denoiser, trainer.strategy.root_device)
-    return Run(config, folder, point, module, data, csv, record, callbacks, trainer)
+    return Run(folder, point, module, data, csv, loggers, callbacks, record, trainer)
 
 
 def build_module(config: DictConfig) -> DDPM:

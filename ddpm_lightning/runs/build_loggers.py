@@ -1,6 +1,7 @@
 """The loggers that a config names, W&B's with its run's id, name and tags."""
 
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from ddpm_lightning.files import replace_file
+from ddpm_lightning.loggers import WandbLogger
 from ddpm_lightning.run_folder import SWEEP
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.trust import WANDB
 
-__all__ = ["build_loggers", "sweep_name"]
+__all__ = ["build_loggers", "keep_wandb_id", "sweep_name"]
 
 WANDB_ID = "wandb/run_id"  # in a run folder
 TAGGED = ("experiment", "data", "model", "schedule", "loss")  # groups that runs are told apart by in W&B
@@ -36,16 +38,14 @@ def build_loggers(nodes: DictConfig, run_dir: Path, *, tagged: bool = True) -> l
             loggers.append(build(f"logger.{name}", node))
             continue
         in_a_sweep = (run_dir.parent / SWEEP).exists()
-        id = _wandb_id(run_dir)
         extra: dict[str, Any] = {
             "_target_": WANDB[0],
-            "id": id,
+            "id": _wandb_id(run_dir),
             "name": node.name or "_".join(run_dir.parts[-2:]),
             "group": node.group or (sweep_name(run_dir) if in_a_sweep else None),
             "tags": [*node.tags, *(_choices() if tagged else [])],
         }
         loggers.append(build(f"logger.{name}", node, **extra))
-        _keep_wandb_id(run_dir, id)
     return loggers
 
 
@@ -61,14 +61,16 @@ def _wandb_id(run_dir: Path) -> str | None:
     return secrets.token_hex(4) if rank_zero_only.rank == 0 else None
 
 
-def _keep_wandb_id(run_dir: Path, id: str | None) -> None:
-    """Once the logger has taken its settings, so that nothing is left of a run that is refused; where it cannot be, it is not kept."""
+@rank_zero_only
+def keep_wandb_id(run_dir: Path, loggers: Sequence[Logger]) -> None:
+    """Keep the W&B run's id in the run's folder, so that a resumed run is the same one; where it cannot be written, it is not kept."""
     file = run_dir / WANDB_ID
-    with suppress(OSError):
-        if id is not None and not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replace_file(file) as new:
-                new.write(id)
+    for id in [logger.version for logger in loggers if isinstance(logger, WandbLogger)]:
+        with suppress(OSError):
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with replace_file(file) as new:
+                    new.write(id)
 
 
 def _choices() -> list[str]:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lightning.data.datamodule import ImageDataModule
@@ -21,12 +20,11 @@ from ddpm_lightning.runs.processes import end_children, requeue
 __all__ = ["origin_of", "say", "tell"]
 
 
-def tell(run: Run, loggers: Sequence[Logger], status: str, signum: int | None = None) -> dict[str, Any]:
+def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
     """Say how a run ended in summary.json, to SLURM, to W&B and on the screen, and return the summary.
 
     Args:
         run: the run.
-        loggers: its loggers; those with a `finish` are ended.
         status: "finished", "interrupted" or "failed".
         signum: the signal that stopped it.
     """
@@ -40,7 +38,7 @@ def tell(run: Run, loggers: Sequence[Logger], status: str, signum: int | None = 
     if first and signum == signal.SIGUSR1:
         requeue()  # before W&B, which may take the time that SLURM leaves
     exit_code = 0 if status == "finished" else 1
-    uploads = [finish(exit_code) for logger in loggers if (finish := getattr(logger, "finish", None)) is not None]
+    uploads = [finish(exit_code) for logger in run.loggers if (finish := getattr(logger, "finish", None)) is not None]
     if status != "failed":
         say(_final_message(run, summary, uploads))
     return summary

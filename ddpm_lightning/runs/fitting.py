@@ -4,9 +4,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
@@ -15,8 +15,7 @@ from ddpm_lightning.errors import Diverged, Stopped, UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.run_folder import newest_intact, only_one_run, refuse_used, remove_leftovers
 from ddpm_lightning.runs.build import Run
-from ddpm_lightning.runs.build_loggers import build_loggers
-from ddpm_lightning.runs.changes import plain
+from ddpm_lightning.runs.build_loggers import keep_wandb_id
 from ddpm_lightning.runs.ending import origin_of, say, tell
 from ddpm_lightning.runs.instantiate import one_line
 from ddpm_lightning.runs.resume_point import ResumePoint, blamed, first_intact
@@ -36,22 +35,22 @@ def held(run: Run) -> Iterator[None]:
         yield
 
 
-def begin(run: Run) -> list[Logger]:
+def begin(run: Run) -> None:
     """Write the run's config to its folder, which is put back to where the run resumes from, and start the loggers."""
     say(f"Training {run.parameters:,} parameters for {run.length}, {run.trainer.world_size} process(es): {run.folder}")
-    loggers = build_loggers(run.config.logger, run.folder)
-    run.trainer.loggers = [run.csv, *loggers]
-    _save_config(run)
+    run.trainer.loggers = [run.csv, *run.loggers]
+    keep_wandb_id(run.folder, run.loggers)
+    _write_yaml(run.folder / "config.yaml", run.record.config)
     if run.point is not None:
         _rewind(run, run.point)
-        _record_overrides(run)
+        if HydraConfig.initialized():  # where Hydra keeps what was typed, for those who look there
+            _write_yaml(run.folder / ".hydra" / "overrides.yaml", run.record.overrides)
     origin = origin_of(run.data, run.record.overrides)
-    for logger in loggers:
-        logger.log_hyperparams({**plain(run.config), "parameters": run.parameters, **origin})
-    return loggers
+    for logger in run.loggers:
+        logger.log_hyperparams({**run.record.config, "parameters": run.parameters, **origin})
 
 
-def fit(run: Run, loggers: list[Logger]) -> dict[str, object]:
+def fit(run: Run) -> dict[str, Any]:
     """Train, tell how it ended, and return the run's summary.
 
     Raises:
@@ -64,11 +63,11 @@ def fit(run: Run, loggers: list[Logger]) -> dict[str, object]:
         # Lightning answers a second Ctrl-C by SystemExit(1); a launcher whose time is over by another.
         ending = Stopped(signal.SIGINT) if isinstance(error, SystemExit) and error.code == 1 else error
         interrupted = isinstance(ending, Stopped | SystemExit)
-        tell(run, loggers, "interrupted" if interrupted else "failed", getattr(ending, "signum", None))
+        tell(run, "interrupted" if interrupted else "failed", getattr(ending, "signum", None))
         if isinstance(ending, Stopped):
             raise SystemExit(128 + ending.signum if run.trainer.is_global_zero else 0) from ending
         raise
-    return tell(run, loggers, "finished")
+    return tell(run, "finished")
 
 
 def _fit_and_go_back(run: Run) -> None:
@@ -140,16 +139,7 @@ def _rewind(run: Run, point: ResumePoint) -> None:
 
 
 @rank_zero_only
-def _save_config(run: Run) -> None:
-    with replace_file(run.folder / "config.yaml") as file:
-        OmegaConf.save(run.config, file, resolve=True)
-
-
-@rank_zero_only
-def _record_overrides(run: Run) -> None:
-    """What was typed, where Hydra keeps it, for those who look there."""
-    if HydraConfig.initialized():
-        hydra = Path(run.folder) / ".hydra"
-        hydra.mkdir(exist_ok=True)
-        with replace_file(hydra / "overrides.yaml") as file:
-            OmegaConf.save(OmegaConf.create(run.record.overrides), file)
+def _write_yaml(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with replace_file(path) as file:
+        OmegaConf.save(OmegaConf.create(content), file)

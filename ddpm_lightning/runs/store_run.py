@@ -36,7 +36,7 @@ class StoreRun(Callback):
         ema: EMA | None = None,
     ):
         self._csv, self._metrics, self._ema = csv, metrics, ema
-        self._config = config
+        self.config = config
         self.overrides = list(overrides)
         self._data_fingerprint = data_fingerprint
         self._began = time.monotonic()
@@ -73,7 +73,7 @@ class StoreRun(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._has_saved = True
-        checkpoint["config"] = self._config
+        checkpoint["config"] = self.config
         checkpoint["overrides"] = self.overrides
         checkpoint["metrics_rows"] = 0 if self._csv is None else self._csv.rows
         checkpoint["data_fingerprint"] = self._data_fingerprint

@@ -39,8 +39,8 @@ def _train(config: DictConfig, resumed_from: Path | None) -> float | None:
         run = build_run(config, point)
     with held(run):
         with blamed(resumed_from):
-            loggers = begin(run)
-        return _best(config.optimized_metric, fit(run, loggers))
+            begin(run)
+        return _best(config.optimized_metric, fit(run))
 
 
 def _train_job(config: DictConfig) -> float | None:
