@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ddpm_lightning.ranges import within
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["PREDICTIONS", "Denoiser", "Guided"]
@@ -39,10 +40,10 @@ class Denoiser(nn.Module):
         self, model: nn.Module, schedule: NoiseSchedule, *, prediction: str = "epsilon", learned_variance: bool = False
     ):
         super().__init__()
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction={prediction} is unknown: choose one of {', '.join(PREDICTIONS)}")
-        if prediction == "epsilon" and schedule.alpha_bar[-1] == 0:
-            raise ValueError("prediction=epsilon cannot be used with zero terminal SNR: choose prediction=v or x0")
+        require_one_of("prediction", prediction, [*PREDICTIONS])
+        if schedule.alpha_bar[-1] == 0:
+            usable = [name for name in PREDICTIONS if name != "epsilon"]
+            require_one_of("prediction", prediction, usable, hint="the schedule has zero terminal SNR")
         self.model = model
         self.schedule = schedule
         self.prediction = prediction
@@ -65,9 +66,7 @@ class Denoiser(nn.Module):
             ValueError: where t would broadcast along the wrong axis.
         """
         if t.ndim not in (0, x_t.ndim):
-            raise ValueError(
-                f"t {tuple(t.shape)} and x_t {tuple(x_t.shape)} do not go together: t is (B, 1, 1, 1) or ()"
-            )
+            raise ValueError(f"t must be shaped (B, 1, 1, 1) or (), got {tuple(t.shape)} for x_t {tuple(x_t.shape)}")
         return self.model(x_t, (t - 1).reshape(-1).expand(len(x_t)), y)
 
     def estimate(
@@ -133,10 +132,9 @@ class Guided(nn.Module):
 
     def __init__(self, denoiser: Denoiser, scale: float):
         super().__init__()
-        if not within(scale, "[0, inf)"):
-            raise ValueError(f"guidance_scale={scale} will not do: give a number, 0 or more")
+        require("guidance_scale", scale, "[0, inf)")
         if scale != 1 and denoiser.num_classes is None:
-            raise ValueError(f"guidance_scale={scale} needs a model that was trained with labels: leave it at 1")
+            raise UserError(f"guidance_scale must be 1 for a model trained without labels, got {scale}")
         self.denoiser = denoiser
         self.scale = scale
 

@@ -44,7 +44,7 @@ def to_uint8(x: Tensor) -> Tensor:
 def grid(images: Tensor, *, columns: int | None = None, cell: int = 32, gap: int = 2, grey: int = 0) -> Tensor:
     """A contact sheet (C, H, W) of uint8 images (N, C, H, W), each enlarged by a whole factor to at least `cell` pixels.
 
-    It is as nearly square as can be where `columns` is not given; around the images are lines of `gap` pixels and this grey.
+    It is nearly square where `columns` is not given; the images are framed by lines of `gap` pixels of the gray level `grey`.
     """
     factor = _factor(images.shape[-2:], cell)
     enlarged = images.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
@@ -70,25 +70,25 @@ def labels_in_turn(indices: Iterable[int], labels: Sequence[int] | None) -> Tens
 
 
 def rows_by_label(images: Tensor, num_labels: int) -> Tensor:
-    """A contact sheet of images (N, C, H, W) whose labels come in turn: a row for each label, black where it has no image.
+    """A contact sheet of images (N, C, H, W) whose labels come in turn: a row for each label, padded with black images.
 
-    Where there are fewer images than labels, a square of them.
+    With fewer images than labels, a plain grid.
     """
     if len(images) < num_labels:
         return grid(images)
     missing = -len(images) % num_labels
-    whole = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
-    rows = whole.unflatten(0, (-1, num_labels)).transpose(0, 1)
+    padded = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
+    rows = padded.unflatten(0, (-1, num_labels)).transpose(0, 1)
     return grid(rows.flatten(0, 1), columns=rows.shape[1])
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """A picture file whose size is known and whose pixels are not decoded yet.
+    """An image file, opened and not decoded.
 
-    Only formats of pictures are looked for, whatever the file is called: Pillow would hand PostScript to Ghostscript.
+    Its format must be one of `FORMATS`, whatever its name is: Pillow would pass PostScript on to Ghostscript.
 
     Raises:
-        OSError: where it is no picture of these formats.
+        OSError: for a file of any other format.
         ValueError: for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     image = Image.open(file, formats=FORMATS)
@@ -105,7 +105,7 @@ def save_png(image: Tensor, path: Path) -> None:
 
 
 def save_gif(frames: Sequence[Tensor], path: Path, *, milliseconds: int = 100, hold: int = 2000) -> None:
-    """Write uint8 pictures (C, H, W) of 1 or 3 channels as an animation without end that holds the last one, for so long each."""
+    """Write uint8 images (C, H, W) of 1 or 3 channels as a looping animation; `hold` is the last frame's time in milliseconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     first, *others = map(_pillow, frames)
     times = [milliseconds] * len(others) + [hold]
@@ -124,7 +124,7 @@ class SeededNoise:
     Called with x of shape (B, ...), it gives the next draw for each of its B images, like x.
 
     Args:
-        seed: the seed of the whole set of images.
+        seed: the seed of the set of images.
         indices: the images' numbers within that set, one for each image of the batch.
     """
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = [
@@ -64,7 +65,7 @@ def bits_per_dim(
     clip: float | None = 1.0,
     randn: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> BitsPerDim:
-    """The whole bound, with one draw of x_t for each t (Ho et al. 2020, Eq. 5): T evaluations of the network.
+    """The bound term by term, with one draw of x_t for each t (Ho et al. 2020, Eq. 5): T evaluations of the network.
 
     Args:
         denoiser: in eval mode, since dropout would count as part of the model.
@@ -176,12 +177,12 @@ def decoder_term(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     The bins of the grid of 256 values on [−1, 1] fill the line: the two at its ends are open.
     """
     scale = torch.exp(-log_variance / 2)
-    centre, half = (x0 - mean) * scale, scale / 255
+    center, half = (x0 - mean) * scale, scale / 255
     # Mirrored to the left of the mean, where log Φ keeps its digits: log(Φ(b) − Φ(a)) = log Φ(b) + log(1 − Φ(a)/Φ(b)).
-    upper = torch.special.log_ndtr(half - centre.abs())
-    lower = torch.special.log_ndtr(-half - centre.abs())
+    upper = torch.special.log_ndtr(half - center.abs())
+    lower = torch.special.log_ndtr(-half - center.abs())
     inside = upper + torch.log(-torch.expm1(lower - upper))
-    at_the_end = torch.special.log_ndtr(half - x0.sign() * centre)
+    at_the_end = torch.special.log_ndtr(half - x0.sign() * center)
     return -torch.where(x0.abs() > 1 - 1 / 255, at_the_end, inside)
 
 
@@ -189,7 +190,6 @@ def _log_variance(denoiser: Denoiser, v: Tensor | None, t: Tensor, variance: str
     """log σ² of the reverse step at t."""
     if variance is None and v is not None:
         return denoiser.log_variance_from(v, t, t - 1)
-    if variance is not None and variance not in VARIANCES:
-        raise ValueError(f"variance={variance} is unknown: choose one of {', '.join(VARIANCES)}")
+    require_one_of("variance", variance, [*VARIANCES, None])
     fixed = torch.full_like(denoiser.schedule.alpha_bar[t], VARIANCES[variance or "small"])
     return denoiser.log_variance_from(fixed, t, t - 1)

@@ -14,9 +14,10 @@ from ddpm_lightning.data.source import Batch
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.likelihood import estimate_bits_per_dim
-from ddpm_lightning.losses import Objective
+from ddpm_lightning.losses import Objective, Replica
+from ddpm_lightning.ranges import require
 from ddpm_lightning.seeds import derive
-from ddpm_lightning.sharding import share_out, unsharded
+from ddpm_lightning.sharding import shard, unsharded
 
 __all__ = ["DDPM"]
 
@@ -26,16 +27,16 @@ class DDPM(LightningModule):
 
     Args:
         denoiser: network, schedule and prediction type.
-        loss: the loss of each image, and how t is drawn.
+        loss: the loss of each image, and how t and ε are drawn.
         optimizer: called with the parameters.
-        lr_scheduler: called with the optimiser; advanced once per optimiser step. None for a constant rate.
+        lr_scheduler: called with the optimizer; advanced once per optimizer step. None for a constant rate.
         seed: what the validation's t and ε are computed from.
         label_dropout: the probability with which an image of a model with classes is trained without its label, for
             classifier-free guidance (Ho & Salimans 2022, Algorithm 1).
         bits_per_dim: whether validation estimates them, which have a meaning for images on the grid of 256 values only.
 
     Raises:
-        ValueError: for a probability outside [0, 1].
+        ValueError: for a probability outside [0, 1], or a denoiser that the loss cannot train.
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class DDPM(LightningModule):
         bits_per_dim: bool = True,
     ):
         super().__init__()
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout={label_dropout} is no probability: give one from 0 to 1")
+        require("label_dropout", label_dropout, "[0, 1]")
+        loss.check(denoiser)
         self.denoiser = denoiser
         self.loss = loss
         self.seed = seed
@@ -64,9 +65,9 @@ class DDPM(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         schedule = self.denoiser.schedule
         x0 = batch.x0  # x_0 ~ q(x_0)
-        t, weight = self._draw_times(len(x0))  # t ~ U{1, …, T}
-        noise = self.loss.noise_like(x0)  # ε ~ N(0, I)
-        x_t = schedule.q_sample(x0, t, self.loss.perturb(noise))  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
+        t, weight = self.loss.times(len(x0), schedule, self._replica())  # t ~ U{1, …, T}
+        noise = self.loss.noise(x0)  # ε ~ N(0, I)
+        x_t = schedule.q_sample(x0, t, self.loss.noise.perturbed(noise))  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
         y = self._drop_labels(batch.y)  # y ← ∅ with probability p, Ho & Salimans 2022
         losses = self.loss(self.denoiser, x0, x_t, t, noise, y)  # ‖ε − ε_θ(x_t, t)‖²
         if self.loss.times.adaptive:  # here, since checkpoints are written before this module's `on_train_batch_end`
@@ -87,11 +88,9 @@ class DDPM(LightningModule):
             metrics |= {f"val/bits_{term}": getattr(bits, term).mean() for term in ("prior", "diffusion", "decoder")}
         self.log_dict(metrics, batch_size=len(losses), sync_dist=True, prog_bar=True, logger=False)
 
-    def _draw_times(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size} if self._trainer else {}
-        return self.loss.times(
-            batch_size, self.denoiser.schedule, device=self.device, shared=self.shared_generator, **ranks
-        )
+    def _replica(self) -> Replica:
+        world_size = self.trainer.world_size if self._trainer else 1
+        return Replica(self.shared_generator, self.global_rank, world_size)
 
     def _drop_labels(self, y: Tensor | None) -> Tensor | None:
         no_label = self.denoiser.num_classes
@@ -100,8 +99,8 @@ class DDPM(LightningModule):
         return y.masked_fill(torch.rand(y.shape, device=y.device) < self.label_dropout, no_label)
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None:  # set by strategies that share the weights out
-            share_out(self.denoiser.model, self.device_mesh["data_parallel"])
+        if self.device_mesh is not None:  # set by strategies that shard the weights
+            shard(self.denoiser.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self._optimizer(self.denoiser.parameters())
@@ -118,10 +117,10 @@ class DDPM(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Once per optimiser step and after unscaling: the place to see the norm before it is clipped.
+        # Once per optimizer step and after unscaling: the place to see the norm before it is clipped.
         gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
         self.grad_norm = unsharded(torch.nn.utils.get_total_norm(gradients))
-        # Not by Lightning, which refuses to clip for a fused optimiser even where no loss is scaled, as in bfloat16.
+        # Not by Lightning, which refuses to clip for a fused optimizer even where no loss is scaled, as in bfloat16.
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.denoiser.parameters(), gradient_clip_val)
         elif gradient_clip_val:

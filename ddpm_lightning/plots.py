@@ -1,6 +1,7 @@
-"""Pictures of numbers, drawn with matplotlib, which is imported here only."""
+"""Plots with matplotlib, which is imported here only."""
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from itertools import accumulate
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm_lightning import schedules
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.files import replace_file
+from ddpm_lightning.ranges import require
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = [
@@ -32,57 +34,57 @@ __all__ = [
     "draw_schedule",
     "draw_schedules",
     "draw_study",
-    "look",
+    "line_style",
 ]
 
-FAMILIES: dict[str, Callable[[int], NoiseSchedule]] = {
-    "linear": schedules.linear,
-    "linear_zero_snr": lambda num_steps: schedules.rescale_zero_terminal_snr(schedules.linear(num_steps)),
-    "quadratic": schedules.quadratic,
-    "constant": schedules.constant,
-    "sigmoid_beta": schedules.sigmoid_beta,
-    "cosine": schedules.cosine,
-    "shifted_cosine, image_size=256": partial(schedules.shifted_cosine, image_size=256),
-    "sigmoid": schedules.sigmoid,
-    "laplace": schedules.laplace,
-}
 
-# Okabe & Ito's colours, which colour-blind readers can tell apart; dashes where two curves lie close.
-_LOOKS = (
-    ("#0072B2", "-"),
-    ("#0072B2", "--"),
-    ("#E69F00", "-"),
-    ("#000000", "-"),
-    ("#56B4E9", "-"),
-    ("#D55E00", "-"),
-    ("#D55E00", "--"),
-    ("#009E73", "-"),
-    ("#CC79A7", "-"),
+def _families() -> Iterator[tuple[str, Callable[[int], NoiseSchedule]]]:
+    """The schedules whose settings have defaults, in the order of their definitions, and two that need a value."""
+    for name in (name for name in vars(schedules) if name in schedules.__all__):
+        family = getattr(schedules, name)
+        given = [p.name for p in inspect.signature(family).parameters.values() if p.default is p.empty]
+        if not given:
+            yield name, family
+        elif given == ["image_size"]:
+            yield f"{name}, image_size=256", partial(family, image_size=256)
+        if name == "linear":
+            yield "linear_zero_snr", lambda num_steps: schedules.rescale_zero_terminal_snr(schedules.linear(num_steps))
+
+
+FAMILIES = dict(_families())
+
+_COLORS = (  # Okabe & Ito's without their yellow, which color-blind readers can tell apart
+    "#0072B2",
+    "#E69F00",
+    "#000000",
+    "#56B4E9",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
 )
+_INSIDE = 4  # legends of at most so many curves, with names of at most so many letters, stand inside a small plot
+_SHORT = 24
 
-_COLORS = tuple(dict.fromkeys(color for color, _ in _LOOKS))
+Array = NDArray[np.floating[Any]]
 
 
-def look(index: int) -> tuple[str, str]:
-    """Colour and dashes of the curve of this number: neighbours differ in both, so that one shows below the other."""
+def line_style(index: int) -> tuple[str, str]:
+    """Color and dashes of the curve of this number: neighbors differ in both, so that one shows below the other."""
     return _COLORS[index % 7], ("-", "--", ":")[index % 3]
 
 
 def draw_schedules(path: Path, *, num_steps: int = 1000) -> None:
-    """ᾱ_t, log SNR and β_t of all families side by side, each with its defaults, in one picture.
+    """ᾱ_t, log SNR and β_t of all families side by side, each with its defaults, in one figure.
 
     Raises:
         UserError: where num_steps is less than 2, or more than a family can have, or the file cannot be written.
     """
-    if num_steps < 2:
-        raise UserError(f"num_steps={num_steps} gives no curve: give 2 or more")
-    drawn = {}
+    require("num_steps", num_steps, "2..")
+    made = {}
     for name, family in FAMILIES.items():
-        try:
-            drawn[name] = family(num_steps)
-        except ValueError as error:
-            raise UserError(f"num_steps={num_steps} is too many for {name} ({error}): give fewer") from error
-    figure = _schedules(drawn)
+        with below(f"num_steps={num_steps}: {name}"):
+            made[name] = family(num_steps)
+    figure = _schedules(made)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=11)
     _save(figure, path)
 
@@ -92,22 +94,24 @@ def draw_schedule(schedule: NoiseSchedule) -> Tensor:
     return _pixels(_schedules({"": schedule}))
 
 
-def _schedules(drawn: Mapping[str, NoiseSchedule]) -> Figure:
-    figure = Figure(figsize=(15, 6.2 if len(drawn) > 1 else 4.6), layout="constrained", dpi=80)
+def _schedules(made: Mapping[str, NoiseSchedule]) -> Figure:
+    figure = Figure(figsize=(15, 6.2 if len(made) > 1 else 4.6), layout="constrained", dpi=80)
     left, middle, right = figure.subplots(1, 3)
-    for (name, schedule), (color, dashes) in zip(drawn.items(), _LOOKS, strict=False):
+    for index, (name, schedule) in enumerate(made.items()):
         alpha_bar, log_snr = (table.cpu().double() for table in (schedule.alpha_bar, schedule.log_snr))
         t = torch.arange(len(alpha_bar))
-        look = {"color": color, "linestyle": dashes, "linewidth": 1.8}
-        left.plot(t, alpha_bar, label=name, **look)
-        middle.plot(t[1:], log_snr[1:], **look)  # ∞ at t = 0
-        right.plot(t[1:], schedule.betas, **look)
+        color, dashes = line_style(index)
+        style: dict[str, Any] = {"color": color, "linestyle": dashes, "linewidth": 1.8}
+        left.plot(t, alpha_bar, label=name, **style)
+        middle.plot(t[1:], log_snr[1:], **style)  # ∞ at t = 0
+        right.plot(t[1:], schedule.betas, **style)
     left.set_title("ᾱ: the signal's share of the variance")
     middle.set_title("log SNR = log ᾱ/(1 − ᾱ)")
     right.set_title("β: the noise of one step")
     right.set_yscale("log")
     for axes in (left, middle, right):
-        _dress(axes, len(alpha_bar) - 1)
+        _label(axes, "t")
+        axes.set_xlim(0, len(alpha_bar) - 1)
     return figure
 
 
@@ -126,7 +130,8 @@ def draw_bits_by_step(path: Path, bits: Sequence[float]) -> None:
     right.plot(t, list(accumulate(bits)), color="#D55E00")
     right.set_title("sum over the steps 1..t")
     for axes in (left, right):
-        _dress(axes, len(bits))
+        _label(axes, "t")
+        axes.set_xlim(0, len(bits))
     _save(figure, path)
 
 
@@ -144,7 +149,7 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for index, (name, points) in enumerate(curves.items()):
-        color, dashes = look(index)
+        color, dashes = line_style(index)
         x, y, deviation = zip(*sorted(points), strict=True)
         axes.errorbar(x, y, deviation, label=name, color=color, linestyle=dashes, marker="o", markersize=5, capsize=3)
     axes.set_xscale("log")
@@ -157,22 +162,15 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
-    axes.set_xlabel("network evaluations per image")
+    _label(axes, "network evaluations per image")
     axes.set_ylabel(metric)
     axes.grid(alpha=0.3, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     _save(figure, path)
 
 
-_INSIDE = 4  # so many curves' names find room in their plot, where none is longer than
-_SHORT = 24
-
-Array = NDArray[np.floating[Any]]
-
-
 class Curve(NamedTuple):
-    """A curve, and the band around it, of the look of its number."""
+    """A curve with a band around it, in the line style of its number."""
 
     name: str
     number: int
@@ -199,13 +197,13 @@ def draw_curve(x: Sequence[float], y: Sequence[float], *, title: str, x_label: s
 
 
 def _curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log: bool) -> Figure:
-    below = len(curves) > _INSIDE or (len(curves) > 1 and max(len(curve.name) for curve in curves) > _SHORT)
-    figure = Figure(figsize=(5.6, 3.4 + 0.19 * len(curves) * below), layout="constrained", dpi=150)
+    outside = len(curves) > _INSIDE or (len(curves) > 1 and max(len(curve.name) for curve in curves) > _SHORT)
+    figure = Figure(figsize=(5.6, 3.4 + 0.19 * len(curves) * outside), layout="constrained", dpi=150)
     axes = figure.subplots()
     for curve in curves:
-        color, dashes = look(curve.number)
+        color, dashes = line_style(curve.number)
         marker = "o" if len(curve.x) < 2 else None  # one point has no line
-        name = curve.name.replace("$", r"\$")  # of a folder's: it is no formula
+        name = curve.name.replace("$", r"\$")  # a folder's, not a formula
         axes.plot(curve.x, curve.y, label=name, color=color, linestyle=dashes, linewidth=1.8, marker=marker)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
@@ -217,10 +215,8 @@ def _curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log: bo
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
     axes.set_title(title)
-    axes.set_xlabel(x_label)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if below:
+    _label(axes, x_label)
+    if outside:
         figure.legend(loc="outside lower left", frameon=False, fontsize=9)
     elif len(curves) > 1:
         axes.legend(frameon=False, fontsize=9)
@@ -228,7 +224,7 @@ def _curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log: bo
 
 
 class Panel(NamedTuple):
-    """One plot of points (N, 2, 1, 1), coloured by their labels (N,) where there are any."""
+    """One plot of points (N, 2, 1, 1), colored by their labels (N,) where there are any."""
 
     title: str
     x: Tensor
@@ -256,9 +252,8 @@ def _pixels(figure: Figure) -> Tensor:
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1)
 
 
-def _dress(axes: Axes, num_steps: int) -> None:
-    axes.set_xlabel("t")
-    axes.set_xlim(0, num_steps)
+def _label(axes: Axes, x_label: str) -> None:
+    axes.set_xlabel(x_label)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -268,4 +263,4 @@ def _save(figure: Figure, path: Path) -> None:
         with replace_file(path, "wb") as file:
             figure.savefig(file, dpi=120, format="png")
     except OSError as error:
-        raise UserError(f"out={path} cannot be written ({error.strerror}): give a file in a folder of yours") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): give a file in a folder that exists") from error

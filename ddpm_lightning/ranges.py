@@ -6,7 +6,7 @@ from typing import Any
 
 from ddpm_lightning.errors import UserError
 
-__all__ = ["is_integer", "require", "require_one_of", "within"]
+__all__ = ["is_integer", "require", "require_one_of", "shown", "within"]
 
 _WORDS = {
     "1..": "a positive integer",
@@ -51,8 +51,11 @@ def require_one_of(name: str, value: Any, choices: Sequence[Any], *, hint: str =
     """
     if any(type(value) is type(choice) and value == choice for choice in choices):
         return
-    *others, last = (choice if isinstance(choice, str) else shown(choice) for choice in choices)
-    listed = f"{', '.join(others)} or {last}" if others else last
+    names = [choice if isinstance(choice, str) else shown(choice) for choice in choices]
+    listed = (
+        " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+        or "left out, since there is nothing to choose from"
+    )
     raise UserError(f"{name} must be {listed}, got {shown(value)}{hint and f': {hint}'}")
 
 
@@ -79,7 +82,3 @@ def shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
     return repr(value) if isinstance(value, str) else str(value)
-
-
-def check_seed(seed: Any) -> None:
-    require("seed", seed, "0..")

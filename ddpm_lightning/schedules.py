@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddpm_lightning.ranges import is_integer, within
+from ddpm_lightning.ranges import is_integer, require
 
 __all__ = [
     "NoiseSchedule",
@@ -22,6 +22,8 @@ __all__ = [
     "sigmoid",
     "sigmoid_beta",
 ]
+
+_STEPS = "1..1000000"
 
 
 class NoiseSchedule(nn.Module):
@@ -48,12 +50,14 @@ class NoiseSchedule(nn.Module):
         exact = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu").clone()
         if exact.ndim != 1 or len(exact) < 2 or exact[0] != 1:
             raise ValueError(f"alpha_bar must be a list of at least two numbers that begins with 1, got {alpha_bar}")
-        betas = 1 - exact[1:] / exact[:-1]
-        bad = torch.nonzero(~((betas > 0) & (betas <= 1)))
+        self._exact = exact
+        bad = torch.nonzero(~((self.betas > 0) & (self.betas <= 1)))
         if len(bad):
             t = int(bad[0]) + 1
-            raise ValueError(f"beta_{t} = {betas[t - 1]:.4g} lies outside (0, 1]: alpha_bar must fall at every step")
-        self._exact = exact
+            raise ValueError(
+                f"beta_{t} = 1 - alpha_bar_{t}/alpha_bar_{t - 1} must be in (0, 1], got {self.betas[t - 1]:.4g}: alpha_bar must "
+                f"fall at every step up to T={self.num_steps}, and reach 0 at the last step only"
+            )
         for name, table in self._tables().items():
             self.register_buffer(name, table.float(), persistent=False)
 
@@ -91,8 +95,8 @@ class NoiseSchedule(nn.Module):
             ValueError: where the shapes of x_0 and ε differ, or t would broadcast along the wrong axis.
         """
         if noise.shape != x0.shape or t.ndim not in (0, x0.ndim):
-            shapes = f"x0 {tuple(x0.shape)}, noise {tuple(noise.shape)} and t {tuple(t.shape)}"
-            raise ValueError(f"{shapes} do not go together: noise must be like x0, and t (B, 1, 1, 1) or ()")
+            shapes = f"noise {tuple(noise.shape)} and t {tuple(t.shape)}"
+            raise ValueError(f"noise must be shaped like x0 {tuple(x0.shape)} and t (B, 1, 1, 1) or (), got {shapes}")
         return self.sqrt_alpha_bar[t] * x0 + self.sqrt_one_minus_alpha_bar[t] * noise
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,17 +121,7 @@ class NoiseSchedule(nn.Module):
 
 def from_betas(betas: Sequence[float] | Tensor) -> NoiseSchedule:
     """The schedule of any list of variances: ᾱ_t = Π_{s ≤ t} (1 − β_s), `betas[t-1]` = β_t in (0, 1]."""
-    table = _list_of_numbers("betas", betas)
-    bad = torch.nonzero(~((table > 0) & (table <= 1)))
-    if len(bad):
-        t = int(bad[0]) + 1
-        raise ValueError(f"beta_{t} = {table[t - 1]:.4g} lies outside (0, 1]")
-    alpha_bar = torch.cumprod(1 - table, 0)
-    gone = torch.nonzero(alpha_bar[:-1] < torch.finfo(torch.float64).tiny)
-    if len(gone):
-        t = int(gone[0]) + 1
-        raise ValueError(f"alpha_bar_{t} is 0 before the last step, T = {len(table)}: give smaller betas, or end there")
-    return from_alpha_bar(alpha_bar)
+    return from_alpha_bar(torch.cumprod(1 - _list_of_numbers("betas", betas), 0))
 
 
 def from_alpha_bar(alpha_bar: Sequence[float] | Tensor) -> NoiseSchedule:
@@ -147,12 +141,13 @@ def linear(
         rescale: betas times 1000/T, so that every T ends at much the same noise, as in the code of Nichol & Dhariwal
             2021 (their T = 4000) and in guided-diffusion. Off, few steps do not reach noise: T = 100 ends at ᾱ_T = 0.36.
     """
-    _check_num_steps(num_steps)
-    _check_betas(beta_start=beta_start, beta_end=beta_end)
+    require("beta_start", beta_start, "(0, 1]")
+    require("beta_end", beta_end, "(0, 1]")
+    require("num_steps", num_steps, _STEPS)
+    if rescale:
+        fewest = math.ceil(1000 * max(beta_start, beta_end))
+        require("num_steps", num_steps, f"{fewest}..", hint="with rescale=true, fewer steps make betas larger than 1")
     scale = 1000 / num_steps if rescale else 1.0
-    if max(beta_start, beta_end) * scale > 1:
-        way_out = f"give num_steps={math.ceil(1000 * max(beta_start, beta_end))} or more, or rescale=false"
-        raise ValueError(f"num_steps={num_steps} with rescale=true makes betas larger than 1: {way_out}")
     return from_betas(_linspace(beta_start * scale, beta_end * scale, num_steps))
 
 
@@ -161,39 +156,17 @@ def quadratic(num_steps: int = 1000, *, beta_start: float = 0.00085, beta_end: f
 
     diffusers calls this curve "scaled_linear", the code of latent diffusion "linear", and that of Ho et al. 2020 "quad".
     """
-    _check_num_steps(num_steps)
-    _check_betas(beta_start=beta_start, beta_end=beta_end)
+    require("num_steps", num_steps, _STEPS)
+    require("beta_start", beta_start, "(0, 1]")
+    require("beta_end", beta_end, "(0, 1]")
     return from_betas(_linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_steps) ** 2)
 
 
-def cosine(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
-    """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), with β_t ≤ max_beta (Nichol & Dhariwal 2021, Eq. 17).
-
-    diffusers calls this curve "squaredcos_cap_v2".
-    """
-    _check_num_steps(num_steps)
-    _check_betas(max_beta=max_beta)
-    if not within(s, "[0, 1]"):
-        raise ValueError(f"s={s} is no offset of the cosine: give a number from 0 to 1, such as 0.008")
-    f = torch.cos((_times(num_steps) + s) / (1 + s) * math.pi / 2) ** 2
-    return from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
-
-
-def sigmoid(
-    num_steps: int = 1000, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0, clip_min: float = 1e-9
-) -> NoiseSchedule:
-    """ᾱ_t = (σ(end/τ) − σ((start + t/T (end − start))/τ)) / (σ(end/τ) − σ(start/τ)), not below clip_min (Chen 2023, Alg. 1).
-
-    Proposed by Jabri et al. 2022. diffusers' "sigmoid" is another curve, with the sigmoid on β: `sigmoid_beta`.
-    """
-    _check_num_steps(num_steps)
-    finite = within(start, "(-inf, inf)") and within(end, "(-inf, inf)")
-    if not (finite and start < end and within(tau, "(0, inf)") and within(clip_min, "[0, 1)")):
-        values = f"start={start}, end={end}, tau={tau}, clip_min={clip_min}"
-        raise ValueError(f"{values} make no sigmoid: give start < end, tau above 0 and clip_min in [0, 1)")
-    x = torch.sigmoid((start + _times(num_steps) * (end - start)) / tau)
-    alpha_bar = ((x[-1] - x) / (x[-1] - x[0])).clamp(min=clip_min)
-    return _from_curve(alpha_bar[1:], f"start={start}, end={end}, tau={tau}: give a larger tau")
+def constant(num_steps: int = 1000, *, beta: float = 0.01) -> NoiseSchedule:
+    """β_t = β at every step, ᾱ_t = (1 − β)^t (tried in Ho et al. 2020, appendix B); "const" in their code."""
+    require("num_steps", num_steps, _STEPS)
+    require("beta", beta, "(0, 1]")
+    return from_betas(torch.full((num_steps,), beta, dtype=torch.float64))
 
 
 def sigmoid_beta(num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
@@ -201,30 +174,22 @@ def sigmoid_beta(num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: f
 
     diffusers calls this curve "sigmoid", and its defaults are ours; GeoDiff itself has T = 5000, 1e-7 and 0.002.
     """
-    _check_num_steps(num_steps)
-    _check_betas(beta_start=beta_start, beta_end=beta_end)
+    require("num_steps", num_steps, _STEPS)
+    require("beta_start", beta_start, "(0, 1]")
+    require("beta_end", beta_end, "(0, 1]")
     return from_betas(torch.sigmoid(_linspace(-6, 6, num_steps)) * (beta_end - beta_start) + beta_start)
 
 
-def laplace(num_steps: int = 1000, *, mu: float = 0.0, b: float = 0.5) -> NoiseSchedule:
-    """log SNR is Laplace-distributed: λ_t = μ − b sgn(½ − t/T) log(1 − 2|t/T − ½|), ᾱ = σ(λ) (Hang & Gu 2024).
+def cosine(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+    """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), with β_t ≤ max_beta (Nichol & Dhariwal 2021, Eq. 17).
 
-    λ_T would be −∞: the logarithm's argument stops at 1e-6, as diffusers' does, so that ᾱ_T is small but not 0.
-    diffusers' "laplace" has √σ(λ) where ᾱ belongs: its ᾱ is the root of this one.
+    diffusers calls this curve "squaredcos_cap_v2".
     """
-    _check_num_steps(num_steps)
-    if not (within(mu, "(-inf, inf)") and within(b, "(0, inf)")):
-        raise ValueError(f"mu={mu}, b={b} make no Laplace distribution: give finite numbers, b above 0")
-    away = _times(num_steps)[1:] - 0.5
-    log_snr = mu + b * away.sign() * torch.log((1 - 2 * away.abs()).clamp(min=1e-6))
-    return _from_curve(torch.sigmoid(log_snr), f"mu={mu}, b={b}: give values nearer to 0 and 0.5")
-
-
-def constant(num_steps: int = 1000, *, beta: float = 0.01) -> NoiseSchedule:
-    """β_t = β at every step, ᾱ_t = (1 − β)^t (tried in Ho et al. 2020, appendix B); "const" in their code."""
-    _check_num_steps(num_steps)
-    _check_betas(beta=beta)
-    return from_betas(torch.full((num_steps,), beta, dtype=torch.float64))
+    require("num_steps", num_steps, _STEPS)
+    require("s", s, "[0, 1]")
+    require("max_beta", max_beta, "(0, 1]")
+    f = torch.cos((_times(num_steps) + s) / (1 + s) * math.pi / 2) ** 2
+    return from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
 
 
 def shifted_cosine(
@@ -244,18 +209,48 @@ def shifted_cosine(
         image_size: side in pixels, or [height, width], which counts as the square of the same area.
         noise_d: the side at which nothing is shifted; smaller images get less noise.
     """
-    _check_num_steps(num_steps)
+    require("num_steps", num_steps, _STEPS)
     sides = list(image_size) if isinstance(image_size, Sequence) else [image_size, image_size]
-    if len(sides) != 2 or not all(map(is_integer, [*sides, noise_d])):
-        raise ValueError(f"image_size={image_size}, noise_d={noise_d} are no sizes: give pixels, 1 or more")
-    usable = within(min_log_snr, "[-100, 100]") and within(max_log_snr, "[-100, 100]")
-    if not (usable and min_log_snr < max_log_snr):
-        values = f"min_log_snr={min_log_snr}, max_log_snr={max_log_snr}"
-        raise ValueError(f"{values} are no range: give two numbers from -100 to 100, the smaller one first")
+    if len(sides) != 2 or not all(map(is_integer, sides)):
+        raise ValueError(f"image_size must be a positive integer or [height, width], got {image_size}")
+    require("noise_d", noise_d, "1..")
+    require("max_log_snr", max_log_snr, "[-100, 100]")
+    require("min_log_snr", min_log_snr, f"[-100, {max_log_snr})")
     a, z = math.atan(math.exp(-max_log_snr / 2)), math.atan(math.exp(-min_log_snr / 2))
     shift = math.log(noise_d**2 / math.prod(sides))
     log_snr = -2 * torch.log(torch.tan(a + _times(num_steps)[1:] * (z - a))) + shift
-    return _from_curve(torch.sigmoid(log_snr), f"max_log_snr={max_log_snr}: give a smaller one")
+    return from_alpha_bar(torch.sigmoid(log_snr))
+
+
+def sigmoid(
+    num_steps: int = 1000, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0, clip_min: float = 1e-9
+) -> NoiseSchedule:
+    """ᾱ_t = (σ(end/τ) − σ((start + t/T (end − start))/τ)) / (σ(end/τ) − σ(start/τ)), not below clip_min (Chen 2023, Alg. 1).
+
+    Proposed by Jabri et al. 2022. diffusers' "sigmoid" is another curve, with the sigmoid on β: `sigmoid_beta`.
+    """
+    require("num_steps", num_steps, _STEPS)
+    require("end", end, "(-inf, inf)")
+    require("start", start, f"(-inf, {end})")
+    require("tau", tau, "(0, inf)")
+    require("clip_min", clip_min, "[0, 1)")
+    x = torch.sigmoid((start + _times(num_steps) * (end - start)) / tau)
+    alpha_bar = ((x[-1] - x) / (x[-1] - x[0])).clamp(min=clip_min)
+    return from_alpha_bar(alpha_bar[1:])
+
+
+def laplace(num_steps: int = 1000, *, mu: float = 0.0, b: float = 0.5) -> NoiseSchedule:
+    """log SNR is Laplace-distributed: λ_t = μ − b sgn(½ − t/T) log(1 − 2|t/T − ½|), ᾱ = σ(λ) (Hang & Gu 2024).
+
+    λ_T would be −∞: the logarithm's argument stops at 1e-6, as diffusers' does, so that ᾱ_T is small but not 0.
+    diffusers' "laplace" has √σ(λ) where ᾱ belongs: its ᾱ is the root of this one.
+    """
+    require("num_steps", num_steps, _STEPS)
+    require("mu", mu, "(-inf, inf)")
+    require("b", b, "(0, inf)")
+    away = _times(num_steps)[1:] - 0.5
+    log_snr = mu + b * away.sign() * torch.log((1 - 2 * away.abs()).clamp(min=1e-6))
+    return from_alpha_bar(torch.sigmoid(log_snr))
 
 
 def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
@@ -263,10 +258,7 @@ def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
     diffusers calls this `rescale_betas_zero_snr`. x_T is then noise alone, which says nothing of ε: predict v or x0.
     """
-    if schedule.num_steps < 2:
-        raise ValueError(
-            f"num_steps={schedule.num_steps} leaves nothing to rescale: give a schedule of 2 steps or more"
-        )
+    require("num_steps", schedule.num_steps, "2..")
     alpha_bar = schedule._exact[1:]
     root = alpha_bar.sqrt()
     return from_alpha_bar(alpha_bar[0] * ((root - root[-1]) / (root[0] - root[-1])) ** 2)
@@ -280,34 +272,11 @@ def _linspace(first: float, last: float, num_steps: int) -> Tensor:
     return torch.linspace(first, last, num_steps, dtype=torch.float64)
 
 
-def _from_curve(alpha_bar: Tensor, way_out: str) -> NoiseSchedule:
-    """`from_alpha_bar`, with a refusal that names the curve's own settings where ᾱ stands still in float64."""
-    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-    flat = torch.nonzero(~(alpha_bar < before))
-    if len(flat):
-        t = int(flat[0]) + 1
-        raise ValueError(f"alpha_bar stands still at t={t} of T={len(alpha_bar)} with {way_out}, or fewer steps")
-    return from_alpha_bar(alpha_bar)
-
-
 def _list_of_numbers(name: str, values: Sequence[float] | Tensor) -> Tensor:
     try:
         table = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         table = torch.empty(0)
     if table.ndim != 1 or len(table) == 0:
-        raise ValueError(f"{name}={values} is no list of numbers: give one for each of the steps 1..T")
+        raise ValueError(f"{name} must be a list of numbers, one for each of the steps 1..T, got {values}")
     return table
-
-
-def _check_betas(**betas: float) -> None:
-    for name, beta in betas.items():
-        if not within(beta, "(0, 1]"):
-            raise ValueError(f"{name}={beta} lies outside (0, 1]: a beta is the variance of one step's noise")
-
-
-def _check_num_steps(num_steps: int) -> None:
-    if not is_integer(num_steps, "[1, 1e6]"):
-        raise ValueError(
-            f"num_steps={num_steps} is no number of diffusion steps: give a whole number, 1 or more, such as 1000"
-        )

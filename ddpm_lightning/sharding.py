@@ -1,4 +1,4 @@
-"""Weights shared out over many devices (FSDP2), for networks that one device cannot hold."""
+"""Weights sharded across devices (FSDP2), for networks that one device cannot hold."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["FSDP2", "share_out", "shared_like", "unsharded"]
+__all__ = ["FSDP2", "shard", "shared_like", "unsharded"]
 
 
 class FSDP2(ModelParallelStrategy):
-    """Weights, gradients and optimiser state of each block lie in equal parts on all devices, and are gathered while it is at work.
+    """Weights, gradients and optimizer state of each block are sharded across all devices; weights are gathered while it runs.
 
     Checkpoints are one file, with the names and the weights of every other strategy.
     """
@@ -26,9 +26,9 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
 
-def share_out(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Share a network's weights out over the mesh, in place, block by block: the members of its lists."""
-    model.to(memory_format=torch.contiguous_format)  # the one layout that can be shared out
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a network's weights across the mesh, in place, block by block: the members of its module lists."""
+    model.to(memory_format=torch.contiguous_format)  # the one layout that can be sharded
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     for block in [child for part in lists for child in part if not isinstance(child, nn.ModuleList)]:
         fully_shard(block, mesh=mesh)
@@ -36,12 +36,12 @@ def share_out(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def shared_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, shared out as the parameter is; where that is not, the tensor itself."""
+    """A full tensor, sharded like the parameter; the tensor itself where the parameter is not sharded."""
     if isinstance(parameter, DTensor) and not isinstance(tensor, DTensor):
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
     return tensor
 
 
 def unsharded(tensor: Tensor) -> Tensor:
-    """All parts of a tensor that is shared out, or the tensor itself; a collective call."""
+    """The full tensor of a sharded one, or the tensor itself; a collective call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

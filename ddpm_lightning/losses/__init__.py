@@ -1,7 +1,7 @@
-"""What is minimised: time draws, weightings, and the losses that they make up."""
+"""What is minimized: time draws, weightings, and the losses that they make up."""
 
-from ddpm_lightning.losses.objectives import MSE, VLB, Distance, Huber, Hybrid, Loss, Objective
-from ddpm_lightning.losses.times import Importance, LogNormal, Stratified, TimeDraw, Uniform
+from ddpm_lightning.losses.objectives import MSE, VLB, Distance, Draw, Huber, Hybrid, Loss, Objective
+from ddpm_lightning.losses.times import Importance, LogNormal, Replica, Stratified, TimeDraw, Uniform
 from ddpm_lightning.losses.weightings import P2, SNR, Bound, MinSNR, Simple, TruncatedSNR, Weighting
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "VLB",
     "Bound",
     "Distance",
+    "Draw",
     "Huber",
     "Hybrid",
     "Importance",
@@ -18,6 +19,7 @@ __all__ = [
     "Loss",
     "MinSNR",
     "Objective",
+    "Replica",
     "Simple",
     "Stratified",
     "TimeDraw",

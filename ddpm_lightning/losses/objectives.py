@@ -1,6 +1,7 @@
 """The losses of each image."""
 
 from abc import ABC, abstractmethod
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +9,12 @@ from torch.nn import functional as F
 
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.likelihood import VARIANCES, vlb_term
+from ddpm_lightning.losses.noise import NoiseDraw
 from ddpm_lightning.losses.times import TimeDraw, Uniform
 from ddpm_lightning.losses.weightings import Simple, Weighting
-from ddpm_lightning.ranges import within
+from ddpm_lightning.ranges import require, require_one_of
 
-__all__ = ["MSE", "VLB", "Distance", "Huber", "Hybrid", "Loss", "Objective"]
+__all__ = ["MSE", "VLB", "Distance", "Draw", "Huber", "Hybrid", "Loss", "Objective"]
 
 
 class Distance(ABC):
@@ -33,49 +35,34 @@ class Huber(Distance):
     """e²/2 up to |e| = δ, and δ·(|e| − δ/2) beyond (Huber 1964)."""
 
     def __init__(self, delta: float = 0.1):
-        if not within(delta, "(0, inf)"):
-            raise ValueError(f"delta={delta} costs nothing: give a number above 0")
+        require("delta", delta, "(0, inf)")
         self.delta = delta
 
     def __call__(self, error: Tensor) -> Tensor:
         return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=self.delta)
 
 
+class Draw(TypedDict, total=False):
+    """How t and ε are drawn, which every objective takes: `times`, uniform by default, and the settings of `NoiseDraw`."""
+
+    times: TimeDraw | None
+    offset_noise: float
+    input_perturbation: float
+
+
 class Objective(nn.Module, ABC):
-    """What training asks for: how t and ε are drawn, and the loss of each image.
+    """What training minimizes: the loss of each image at its t and ε, and how those are drawn.
 
     Args:
         times: how t is drawn; uniform by default.
-        offset_noise: the strength o of ε = ε' + o·ξ, with one ξ ~ N(0, 1) for each image and channel (Guttenberg
-            2023, Diffusion with Offset Noise).
-        input_perturbation: the strength γ of x_t = √ᾱ_t x_0 + √(1−ᾱ_t) (ε + γ ξ), ξ ~ N(0, I), with ε still the
-            target (Ning et al. 2023, Algorithm 1).
-
-    Raises:
-        ValueError: for a strength outside [0, 1].
+        offset_noise: see `NoiseDraw`.
+        input_perturbation: see `NoiseDraw`.
     """
 
     def __init__(self, *, times: TimeDraw | None = None, offset_noise: float = 0.0, input_perturbation: float = 0.0):
         super().__init__()
-        for name, strength in (("offset_noise", offset_noise), ("input_perturbation", input_perturbation)):
-            if not within(strength, "[0, 1]"):
-                raise ValueError(f"{name}={strength} is no strength of a noise: give a number from 0 to 1, such as 0.1")
         self.times = times if times is not None else Uniform()
-        self.offset_noise = offset_noise
-        self.input_perturbation = input_perturbation
-
-    def noise_like(self, x0: Tensor) -> Tensor:
-        """ε ~ N(0, I), or with an offset for each channel."""
-        noise = torch.randn_like(x0)
-        if self.offset_noise == 0:
-            return noise
-        return noise + self.offset_noise * torch.randn_like(x0[:, :, :1, :1])
-
-    def perturb(self, noise: Tensor) -> Tensor:
-        """The noise that x_t is made with: ε itself, or ε + γ ξ."""
-        if self.input_perturbation == 0:
-            return noise
-        return noise + self.input_perturbation * torch.randn_like(noise)
+        self.noise = NoiseDraw(offset_noise, input_perturbation)
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser that this loss cannot train, before anything is trained."""
@@ -96,19 +83,11 @@ class Loss(Objective):
     Args:
         weighting: the factor at t.
         distance: of output and target; a weighting is the same for all predictions with MSE alone.
-        times: see `Objective`, as for the rest.
+        draw: see `Draw`.
     """
 
-    def __init__(
-        self,
-        weighting: Weighting | None = None,
-        *,
-        distance: Distance | None = None,
-        times: TimeDraw | None = None,
-        offset_noise: float = 0.0,
-        input_perturbation: float = 0.0,
-    ):
-        super().__init__(times=times, offset_noise=offset_noise, input_perturbation=input_perturbation)
+    def __init__(self, weighting: Weighting | None = None, *, distance: Distance | None = None, **draw: Unpack[Draw]):
+        super().__init__(**draw)
         self.weighting = weighting if weighting is not None else Simple()
         self.distance = distance if distance is not None else MSE()
 
@@ -124,20 +103,12 @@ class VLB(Objective):
 
     Args:
         variance: of the reverse step, "small" or "large"; None is the learned one where there is one, else "small".
-        times: see `Objective`, as for the rest; Nichol & Dhariwal 2021 train with `Importance`.
+        draw: see `Draw`; Nichol & Dhariwal 2021 train with `Importance`.
     """
 
-    def __init__(
-        self,
-        variance: str | None = None,
-        *,
-        times: TimeDraw | None = None,
-        offset_noise: float = 0.0,
-        input_perturbation: float = 0.0,
-    ):
-        super().__init__(times=times, offset_noise=offset_noise, input_perturbation=input_perturbation)
-        if variance is not None and variance not in VARIANCES:
-            raise ValueError(f"variance={variance} is unknown: choose one of {', '.join(VARIANCES)}, or null")
+    def __init__(self, variance: str | None = None, **draw: Unpack[Draw]):
+        super().__init__(**draw)
+        require_one_of("variance", variance, [*VARIANCES, None])
         self.variance = variance
 
     def forward(
@@ -157,10 +128,7 @@ class Hybrid(Objective):
         vlb_weight: λ.
         weighting: of the first term, as in `Loss`.
         distance: of the first term, as in `Loss`.
-        times: see `Objective`, as for the rest.
-
-    Raises:
-        ValueError: when called with a denoiser that learns no variance.
+        draw: see `Draw`.
     """
 
     def __init__(
@@ -169,13 +137,10 @@ class Hybrid(Objective):
         *,
         weighting: Weighting | None = None,
         distance: Distance | None = None,
-        times: TimeDraw | None = None,
-        offset_noise: float = 0.0,
-        input_perturbation: float = 0.0,
+        **draw: Unpack[Draw],
     ):
-        super().__init__(times=times, offset_noise=offset_noise, input_perturbation=input_perturbation)
-        if not within(vlb_weight, "[0, inf)"):
-            raise ValueError(f"vlb_weight={vlb_weight} is no weight of a loss: give a number, 0 or more, such as 0.001")
+        super().__init__(**draw)
+        require("vlb_weight", vlb_weight, "[0, inf)")
         self.vlb_weight = vlb_weight
         self.weighting = weighting if weighting is not None else Simple()
         self.distance = distance if distance is not None else MSE()
@@ -183,14 +148,11 @@ class Hybrid(Objective):
     def check(self, denoiser: Denoiser) -> None:
         super().check(denoiser)
         if not denoiser.learned_variance:
-            raise ValueError(
-                "the hybrid loss trains a learned variance, and the denoiser has none: learned_variance=true"
-            )
+            raise ValueError("the hybrid loss trains a learned variance: choose learned_variance=true")
 
     def forward(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None
     ) -> Tensor:
-        self.check(denoiser)
         out, v = denoiser.split(_in_full(denoiser.predict(x_t, t, y), denoiser))
         assert v is not None
         simple = _weighted(self.weighting, self.distance, denoiser, out - denoiser.target(x0, noise, t), t)

@@ -1,39 +1,49 @@
 """How t is drawn for a batch. No draw waits for the device."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ddpm_lightning.ranges import is_integer, within
+from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["Importance", "LogNormal", "Stratified", "TimeDraw", "Uniform"]
+__all__ = ["Importance", "LogNormal", "Replica", "Stratified", "TimeDraw", "Uniform"]
+
+
+@dataclass(frozen=True)
+class Replica:
+    """This process among the `world_size` that share a batch.
+
+    Args:
+        generator: on the CPU, in the same state on all ranks; None is the global one.
+        rank: 0 to world_size − 1.
+        world_size: the number of processes.
+    """
+
+    generator: torch.Generator | None = None
+    rank: int = 0
+    world_size: int = 1
+
+
+_ALONE = Replica()
 
 
 class TimeDraw(ABC):
-    """How t is drawn for a batch; `adaptive` says whether it learns from the losses that it is told of."""
+    """How t is drawn for a batch; `adaptive` says whether it learns from the losses that `update` is given."""
 
     adaptive: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(
-        self,
-        batch_size: int,
-        schedule: NoiseSchedule,
-        *,
-        device: torch.device,
-        shared: torch.Generator | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> tuple[Tensor, Tensor]:
-        """t of shape (B, 1, 1, 1) in 1..T, and the weight (B,) of each image's loss.
+    def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
+        """t of shape (B, 1, 1, 1) in 1..T, and the weight (B,) of each image's loss, on the schedule's device.
 
         Args:
             batch_size: B, the same on all ranks.
-            shared: a generator on the CPU in the same state on all ranks; None is the global one.
-            rank: which of `world_size` processes this is.
+            schedule: gives T, and λ_t where the draw depends on it.
+            replica: what a draw needs that is spread over the images of all ranks.
         """
 
     def check(self, schedule: NoiseSchedule) -> None:  # noqa: B027
@@ -46,16 +56,8 @@ class TimeDraw(ABC):
 class Uniform(TimeDraw):
     """t ~ U{1, …, T}, each with weight 1 (Murphy 2023, Algorithm 25.1)."""
 
-    def __call__(
-        self,
-        batch_size: int,
-        schedule: NoiseSchedule,
-        *,
-        device: torch.device,
-        shared: torch.Generator | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
+        device = schedule.alpha_bar.device
         t = torch.randint(1, schedule.num_steps + 1, (batch_size, 1, 1, 1), device=device)
         return t, torch.ones(batch_size, device=device)
 
@@ -66,20 +68,11 @@ class Stratified(TimeDraw):
     Each t_j by itself is uniform, and together they lie evenly in 1..T, so that the mean loss varies less. All weights are 1.
     """
 
-    def __call__(
-        self,
-        batch_size: int,
-        schedule: NoiseSchedule,
-        *,
-        device: torch.device,
-        shared: torch.Generator | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> tuple[Tensor, Tensor]:
-        # In whole numbers, U = ⌊N·T·u⌋: nothing is rounded, and U comes from the CPU, so the device is not waited for.
-        T, N = schedule.num_steps, world_size * batch_size
-        offset = int(torch.randint(N * T, (), generator=shared))
-        j = rank * batch_size + torch.arange(batch_size, device=device)
+    def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
+        # In integers, U = ⌊N·T·u⌋: nothing is rounded, and U comes from the CPU, so the device is not waited for.
+        T, N, device = schedule.num_steps, replica.world_size * batch_size, schedule.alpha_bar.device
+        offset = int(torch.randint(N * T, (), generator=replica.generator))
+        j = replica.rank * batch_size + torch.arange(batch_size, device=device)
         t = 1 + (offset + j * T) % (N * T) // N
         return t[:, None, None, None], torch.ones(batch_size, device=device)
 
@@ -102,21 +95,16 @@ class Importance(nn.Module, TimeDraw):
 
     def __init__(self, num_steps: int, *, history: int = 10, uniform: float = 0.001):
         super().__init__()
-        if not (is_integer(num_steps, "[1, 1e6]") and is_integer(history, "[1, 1000]")):
-            values = f"num_steps={num_steps}, history={history}"
-            raise ValueError(f"{values} will not do: give the schedule's T, and a whole number from 1 to 1000")
-        if not within(uniform, "[0, 1]"):
-            raise ValueError(f"uniform={uniform} is no share of the draws: give a number from 0 to 1, such as 0.001")
+        require("num_steps", num_steps, "1..1000000")
+        require("history", history, "1..1000")
+        require("uniform", uniform, "[0, 1]")
         self.history = history
         self.uniform = uniform
         self.register_buffer("losses", torch.zeros(num_steps, history))
         self.register_buffer("counts", torch.zeros(num_steps, dtype=torch.long))
 
     def check(self, schedule: NoiseSchedule) -> None:
-        if schedule.num_steps != len(self.counts):
-            raise ValueError(
-                f"times.num_steps={len(self.counts)} of the time draw and T={schedule.num_steps} of the schedule must be one number"
-            )
+        require_one_of("times.num_steps", len(self.counts), [schedule.num_steps], hint="the schedule's num_steps")
 
     def probabilities(self) -> Tensor:
         """(T,) p_t."""
@@ -126,21 +114,11 @@ class Importance(nn.Module, TimeDraw):
         ready = (self.counts >= self.history).all() & (root.sum() > 0)
         return torch.where(ready, p, torch.full_like(p, 1 / T))
 
-    def __call__(
-        self,
-        batch_size: int,
-        schedule: NoiseSchedule,
-        *,
-        device: torch.device,
-        shared: torch.Generator | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> tuple[Tensor, Tensor]:
-        self.check(schedule)
-        T = len(self.counts)
-        p = self.probabilities().to(device)
+    def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
+        p = self.probabilities().to(schedule.alpha_bar.device)
+        T = len(p)
         # The first of T exponential clocks of rates p_t to ring: unlike torch.multinomial, it never waits for the device.
-        index = (torch.empty(batch_size, T, device=device).exponential_() / p).argmin(1)
+        index = (torch.empty(batch_size, T, device=p.device).exponential_() / p).argmin(1)
         return 1 + index[:, None, None, None], 1 / (T * p[index])
 
     @torch.no_grad()
@@ -166,24 +144,14 @@ class LogNormal(TimeDraw):
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):
-        if not (within(mean, "[-20, 20]") and within(std, "(0, 20]")):
-            values = f"mean={mean}, std={std}"
-            raise ValueError(f"{values} make no distribution of ln σ: give two numbers up to 20, std above 0")
+        require("mean", mean, "[-20, 20]")
+        require("std", std, "(0, 20]")
         self.mean = mean
         self.std = std
 
-    def __call__(
-        self,
-        batch_size: int,
-        schedule: NoiseSchedule,
-        *,
-        device: torch.device,
-        shared: torch.Generator | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> tuple[Tensor, Tensor]:
-        log_sigma = -schedule.log_snr[1:].to(device) / 2
+    def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
+        log_sigma = -schedule.log_snr[1:] / 2
         halfway = (log_sigma[1:] + log_sigma[:-1]) / 2
-        draws = self.mean + self.std * torch.randn(batch_size, device=device, dtype=halfway.dtype)
+        draws = self.mean + self.std * torch.randn(batch_size, device=halfway.device, dtype=halfway.dtype)
         t = 1 + torch.searchsorted(halfway, draws)
-        return t[:, None, None, None], torch.ones(batch_size, device=device)
+        return t[:, None, None, None], torch.ones(batch_size, device=t.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.likelihood import VARIANCES
-from ddpm_lightning.ranges import within
+from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["P2", "SNR", "Bound", "MinSNR", "Simple", "TruncatedSNR", "Weighting"]
 
@@ -51,8 +51,7 @@ class MinSNR(Weighting):
     """w = min(SNR(t), γ), which is min(SNR, γ)/SNR for ε and min(SNR, γ)/(SNR + 1) for v (Hang et al. 2023, section 3.4)."""
 
     def __init__(self, gamma: float = 5.0):
-        if not within(gamma, "(0, inf)"):
-            raise ValueError(f"gamma={gamma} leaves nothing to learn: give a number above 0")
+        require("gamma", gamma, "(0, inf)")
         self.gamma = gamma
 
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
@@ -63,10 +62,8 @@ class P2(Weighting):
     """w = SNR(t)/(k + SNR(t))^γ, which is 1/(k + SNR)^γ for ε (Choi et al. 2022, Eq. 8)."""
 
     def __init__(self, gamma: float = 1.0, *, k: float = 1.0):
-        if not within(gamma, "[0, 100]"):
-            raise ValueError(f"gamma={gamma} is no exponent of this weight: give a number from 0 on, such as 1")
-        if not within(k, "(0, inf)"):
-            raise ValueError(f"k={k} lets the weight grow without bound as SNR falls: give a number above 0")
+        require("gamma", gamma, "[0, 100]")
+        require("k", k, "(0, inf)")
         self.gamma = gamma
         self.k = k
 
@@ -85,8 +82,7 @@ class Bound(Weighting):
     """
 
     def __init__(self, variance: str = "small"):
-        if variance not in VARIANCES:
-            raise ValueError(f"variance={variance} is unknown: choose one of {', '.join(VARIANCES)}")
+        require_one_of("variance", variance, [*VARIANCES])
         self.variance = variance
 
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Noise to image by asking a denoiser: Algorithm 25.2 and its faster relatives."""
 
-from ddpm_lightning.samplers.base import DenoiserLike, Point, Sampler, Step, reverse_step
+from ddpm_lightning.samplers.base import DenoiserLike, Point, Sampler, Step, Transition, reverse_step
 from ddpm_lightning.samplers.solvers import DDIM, Ancestral, DPMSolver2M, Heun, UniPC
 from ddpm_lightning.samplers.spacings import SPACINGS
 
@@ -14,6 +14,7 @@ __all__ = [
     "Point",
     "Sampler",
     "Step",
+    "Transition",
     "UniPC",
     "reverse_step",
 ]

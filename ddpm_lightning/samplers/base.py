@@ -1,4 +1,4 @@
-"""What all samplers share: the loop, the clipping of estimates, and the one reverse step."""
+"""What all samplers share: the times, the loop, the clipping of estimates, and the one reverse step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ddpm_lightning.ranges import is_integer, within
+from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.samplers.spacings import SPACINGS
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["DenoiserLike", "Noise", "Point", "Sampler", "Step", "reverse_step"]
+__all__ = ["DenoiserLike", "Noise", "Point", "Sampler", "Step", "Transition", "reverse_step"]
 
 Noise = Callable[[Tensor], Tensor]
 
@@ -43,7 +43,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Point:
-    """A place on the way: x at time t, and the estimate of x_0 there; the log-variance of the next step where learned."""
+    """x at time t with the estimate of x_0 there, and the log-variance of the next step where it is learned."""
 
     t: Tensor
     x: Tensor
@@ -51,11 +51,40 @@ class Point:
     log_variance: Tensor | None = None
 
 
-class Sampler(ABC):
-    """A way from x_T to x_0 in `num_steps` steps; it holds no state, and every call starts afresh.
+@dataclass
+class Transition:
+    """What a sampler knows when it goes from t to u.
 
     Args:
-        num_steps: how many of the T steps are taken, at most T; None takes them all.
+        schedule: the denoiser's.
+        here: the point at t; a corrector may replace it.
+        u: the next time.
+        past: at most two points before `here`, the newest last.
+        ask: evaluates the network once more: the point at (x, t) before a step to u.
+        randn: standard normal noise like its argument.
+    """
+
+    schedule: NoiseSchedule
+    here: Point
+    u: Tensor
+    past: Sequence[Point]
+    ask: Callable[[Tensor, Tensor, Tensor], Point]
+    randn: Noise
+
+    def step(self, x0: Tensor, *, eta: float = 0.0) -> Tensor:
+        """x_u by `reverse_step` with this x̄_0, and noise where η > 0."""
+        mean, n = reverse_step(self.schedule, self.here, x0, self.u, eta=eta)
+        return mean + n * self.randn(self.here.x) if eta > 0 else mean
+
+
+class Sampler(ABC):
+    """From x_T to x_0 in `num_steps` steps, without a state: every call starts anew.
+
+    A solver is a subclass with the method `step`. It sets `eta` above 0 where it adds noise, and `learned_variance` where it
+    uses the one that the network learned.
+
+    Args:
+        num_steps: how many of the T steps are taken, at most T; None takes all of them.
         spacing: which ones: "trailing" (begins at T, the default), "leading" (ends at 1), "linspace" (both),
             "quadratic" or "karras".
         clip: each estimate of x_0 is kept within ±clip; None for data outside [−1, 1].
@@ -66,7 +95,8 @@ class Sampler(ABC):
         ValueError: for a number of steps below 1, an unknown spacing, or clipping that leaves no image.
     """
 
-    random = False
+    eta: float = 0.0
+    learned_variance: bool = False
 
     def __init__(
         self,
@@ -76,14 +106,10 @@ class Sampler(ABC):
         clip: float | None = 1.0,
         dynamic_threshold: float | None = None,
     ):
-        if num_steps is not None and not is_integer(num_steps):
-            raise ValueError(f"num_steps={num_steps} is no number of sampling steps: give a whole number, 1 or more")
-        if spacing not in SPACINGS:
-            raise ValueError(f"spacing={spacing} is unknown: choose one of {', '.join(SPACINGS)}")
-        if clip is not None and not within(clip, "(0, inf)"):
-            raise ValueError(f"clip={clip} leaves nothing of the image: give a number above 0, or null for no clipping")
-        if dynamic_threshold is not None and not within(dynamic_threshold, "(0, 1]"):
-            raise ValueError(f"dynamic_threshold={dynamic_threshold} is no share of the pixels: give one in (0, 1]")
+        require("num_steps", num_steps, "1..", optional=True)
+        require_one_of("spacing", spacing, [*SPACINGS])
+        require("clip", clip, "(0, inf)", optional=True)
+        require("dynamic_threshold", dynamic_threshold, "(0, 1]", optional=True)
         self.num_steps = num_steps
         self.spacing = spacing
         self.clip = clip
@@ -99,16 +125,12 @@ class Sampler(ABC):
         Raises:
             ValueError: where fewer than `num_steps` distinct times exist.
         """
-        wanted = T if self.num_steps is None else self.num_steps
-        if wanted > T:
-            raise ValueError(f"num_steps={wanted} is more than the schedule's T={T}: give at most {T}")
-        spaced = SPACINGS[self.spacing](T, wanted, None if log_snr is None else log_snr[1:])
+        num_steps = T if self.num_steps is None else self.num_steps
+        require("num_steps", num_steps, f"1..{T}", hint=f"the schedule has T={T}")
+        spaced = SPACINGS[self.spacing](T, num_steps, None if log_snr is None else log_snr[1:])
         distinct = sorted({max(1, int(t + 0.5)) for t in spaced}, reverse=True)
-        if len(distinct) < wanted:
-            raise ValueError(
-                f"num_steps={wanted} with spacing={self.spacing} has only {len(distinct)} distinct times of T={T}: "
-                f"give at most {len(distinct)}"
-            )
+        shortage = f"spacing={self.spacing} has only {len(distinct)} distinct times of T={T}"
+        require("num_steps", num_steps, f"1..{len(distinct)}", hint=shortage)
         return [*distinct, 0]
 
     @torch.no_grad()
@@ -127,8 +149,8 @@ class Sampler(ABC):
             denoiser: the estimate of x_0.
             x: x at the first time; standard normal noise at T.
             y: (B,) labels, or None.
-            times: strictly decreasing times within 0..T, by default `self.times(T)`; rising ones from 1 on where nothing
-                is random, which turns an image into its noise.
+            times: strictly decreasing times within 0..T, by default `self.times(T)`; increasing ones from 1 on where `eta`
+                is 0, which turns an image into its noise.
             randn: standard normal noise like its argument.
 
         Raises:
@@ -142,16 +164,17 @@ class Sampler(ABC):
         def ask(x: Tensor, t: Tensor, u: Tensor) -> Point:
             nonlocal evaluations
             evaluations += 1
-            x0, log_variance = self.evaluate(denoiser, x, t, u, y)
+            x0, log_variance = denoiser.estimate(x, t, y, u=u) if self.learned_variance else (denoiser(x, t, y), None)
+            self.check(learned_variance=log_variance is not None)
             return Point(t, x, self._clipped(x0), log_variance)
 
-        past: list[Point] = []  # at most the two places before
+        past: list[Point] = []
         for t, u in pairwise(path):
             at, to = (torch.full((), time, device=x.device) for time in (t, u))
-            here = self.correct(schedule, ask(x, at, to), past)
-            x = self.step(schedule, here, to, past, ask, randn)
-            past = [*past[-1:], here]
-            yield Step(u, x, here.x0, evaluations)
+            transition = Transition(schedule, ask(x, at, to), to, past, ask, randn)
+            x = self.step(transition)
+            past = [*past[-1:], transition.here]
+            yield Step(u, x, transition.here.x0, evaluations)
 
     def __call__(
         self,
@@ -168,29 +191,17 @@ class Sampler(ABC):
         return x
 
     @abstractmethod
-    def step(
-        self,
-        schedule: NoiseSchedule,
-        here: Point,
-        u: Tensor,
-        past: Sequence[Point],
-        ask: Callable[[Tensor, Tensor, Tensor], Point],
-        randn: Noise,
-    ) -> Tensor:
-        """x_u from the place `here` and the places before it; `ask` evaluates the network once more."""
+    def step(self, at: Transition) -> Tensor:
+        """x_u."""
 
-    def evaluate(
-        self, denoiser: DenoiserLike, x: Tensor, t: Tensor, u: Tensor, y: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The estimate of x_0 before a step t → u, and the step's log-variance where the sampler wants the learned one."""
-        return denoiser(x, t, y), None
+    def check(self, *, learned_variance: bool) -> None:
+        """Refuse a network that learned no variance where the sampler uses it.
 
-    def check(self, *, learned_variance: bool) -> None:  # noqa: B027
-        """Refuse a network that learns no variance, where the sampler asks for one."""
-
-    def correct(self, schedule: NoiseSchedule, here: Point, past: Sequence[Point]) -> Point:
-        """The place to go on from, once the estimate at `here` is known: `here` itself, but for correctors."""
-        return here
+        Raises:
+            ValueError: in this case.
+        """
+        if self.learned_variance and not learned_variance:
+            raise ValueError("variance must be small or large for a network without a learned variance, got 'learned'")
 
     def _clipped(self, x0: Tensor) -> Tensor:
         if self.dynamic_threshold is not None:
@@ -201,10 +212,10 @@ class Sampler(ABC):
 
     def _check_times(self, times: Sequence[int], T: int) -> None:
         falling = all(u < t for t, u in pairwise(times))
-        rising = all(u > t for t, u in pairwise(times)) and not self.random and min(times, default=0) > 0
+        rising = all(u > t for t, u in pairwise(times)) and self.eta == 0 and min(times, default=0) > 0
         if not times or any(not 0 <= t <= T for t in times) or not (falling or rising):
-            upward = "" if self.random else " (or rise strictly from 1 or more)"
-            raise ValueError(f"times={list(times)} must fall strictly{upward} and lie within 0..T={T}")
+            upward = " (or increase from 1 or more)" if self.eta == 0 else ""
+            raise ValueError(f"times must decrease strictly{upward} within 0..T={T}, got {list(times)}")
 
 
 def reverse_step(

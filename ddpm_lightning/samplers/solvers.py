@@ -1,18 +1,15 @@
-"""The samplers: each is the one reverse step with an estimate of x_0 of its own."""
+"""The solvers: each is the one reverse step with an estimate x̄_0 of its own."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ddpm_lightning.ranges import within
-from ddpm_lightning.samplers.base import DenoiserLike, Noise, Point, Sampler, reverse_step
+from ddpm_lightning.ranges import require, require_one_of
+from ddpm_lightning.samplers.base import Sampler, Transition, reverse_step
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["DDIM", "Ancestral", "DPMSolver2M", "Heun", "UniPC"]
-
-Ask = Callable[[Tensor, Tensor, Tensor], Point]
 
 
 class Ancestral(Sampler):
@@ -23,8 +20,7 @@ class Ancestral(Sampler):
             is the network's (Nichol & Dhariwal 2021, Eq. 15). The last two add no noise at u = 0.
     """
 
-    VARIANCES = ("small", "large", "learned")
-    random = True
+    eta = 1.0
 
     def __init__(
         self,
@@ -36,36 +32,21 @@ class Ancestral(Sampler):
         dynamic_threshold: float | None = None,
     ):
         super().__init__(num_steps, spacing=spacing, clip=clip, dynamic_threshold=dynamic_threshold)
-        if variance not in self.VARIANCES:
-            raise ValueError(f"variance={variance} is unknown: choose one of {', '.join(self.VARIANCES)}")
+        require_one_of("variance", variance, ["small", "large", "learned"])
         self.variance = variance
+        self.learned_variance = variance == "learned"
 
-    def check(self, *, learned_variance: bool) -> None:
-        if self.variance == "learned" and not learned_variance:
-            raise ValueError("variance=learned: the network learns no variance; choose small or large")
-
-    def evaluate(
-        self, denoiser: DenoiserLike, x: Tensor, t: Tensor, u: Tensor, y: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.variance != "learned":
-            return denoiser(x, t, y), None
-        x0, log_variance = denoiser.estimate(x, t, y, u=u)
-        self.check(learned_variance=log_variance is not None)
-        return x0, log_variance
-
-    def step(
-        self, schedule: NoiseSchedule, here: Point, u: Tensor, past: Sequence[Point], ask: Ask, randn: Noise
-    ) -> Tensor:
-        mean, sigma = reverse_step(schedule, here, here.x0, u, eta=1.0)
+    def step(self, at: Transition) -> Tensor:
+        mean, sigma = reverse_step(at.schedule, at.here, at.here.x0, at.u, eta=self.eta)
         if self.variance == "large":
-            sigma = torch.where(u > 0, schedule.step_variances(here.t, u)[1].sqrt(), sigma)
-        elif here.log_variance is not None:
-            sigma = torch.where(u > 0, torch.exp(here.log_variance / 2), sigma)
-        return mean + sigma * randn(here.x)
+            sigma = torch.where(at.u > 0, at.schedule.step_variances(at.here.t, at.u)[1].sqrt(), sigma)
+        elif at.here.log_variance is not None:
+            sigma = torch.where(at.u > 0, torch.exp(at.here.log_variance / 2), sigma)
+        return mean + sigma * at.randn(at.here.x)
 
 
-class DDIM(Sampler):
-    """The family between the deterministic sampler (η = 0) and the ancestral one (η = 1) (Song et al. 2021, Eq. 12, 16)."""
+class Stochastic(Sampler):
+    """A solver with a share η of the reverse process's noise: 0 is deterministic, 1 is the reverse SDE."""
 
     def __init__(
         self,
@@ -77,30 +58,26 @@ class DDIM(Sampler):
         dynamic_threshold: float | None = None,
     ):
         super().__init__(num_steps, spacing=spacing, clip=clip, dynamic_threshold=dynamic_threshold)
-        if not within(eta, "[0, 1]"):
-            raise ValueError(f"eta={eta} lies outside [0, 1]: 0 is deterministic, 1 is ancestral")
+        require("eta", eta, "[0, 1]")
         self.eta = eta
-        self.random = eta > 0
-
-    def step(
-        self, schedule: NoiseSchedule, here: Point, u: Tensor, past: Sequence[Point], ask: Ask, randn: Noise
-    ) -> Tensor:
-        mean, sigma = reverse_step(schedule, here, here.x0, u, eta=self.eta)
-        return mean + sigma * randn(here.x) if self.random else mean
 
 
-class DPMSolver2M(DDIM):
+class DDIM(Stochastic):
+    """The family between the deterministic sampler (η = 0) and the ancestral one (η = 1) (Song et al. 2021, Eq. 12, 16)."""
+
+    def step(self, at: Transition) -> Tensor:
+        return at.step(at.here.x0, eta=self.eta)
+
+
+class DPMSolver2M(Stochastic):
     """DPM-Solver++(2M): second order from the estimate before, at one evaluation a step (Lu et al. 2022b, Algorithm 2).
 
     x̄_0 = x̂_0(t) + h/(2 h') (x̂_0(t) − x̂_0(t')), with t' the time before, h = λ_u − λ_t and h' = λ_t − λ_t'. η = 1 is its
     SDE form (Lu et al. 2022b, section 6).
     """
 
-    def step(
-        self, schedule: NoiseSchedule, here: Point, u: Tensor, past: Sequence[Point], ask: Ask, randn: Noise
-    ) -> Tensor:
-        mean, sigma = reverse_step(schedule, here, extrapolated(schedule, here, u, past), u, eta=self.eta)
-        return mean + sigma * randn(here.x) if self.random else mean
+    def step(self, at: Transition) -> Tensor:
+        return at.step(_extrapolated(at), eta=self.eta)
 
 
 class Heun(Sampler):
@@ -109,55 +86,52 @@ class Heun(Sampler):
     The trapezoidal rule in the variables of `reverse_step` (after Karras et al. 2022, Algorithm 1); 2N − 1 evaluations.
     """
 
-    def step(
-        self, schedule: NoiseSchedule, here: Point, u: Tensor, past: Sequence[Point], ask: Ask, randn: Noise
-    ) -> Tensor:
-        euler, _ = reverse_step(schedule, here, here.x0, u)
-        if not (_finite(schedule, here.t) and _finite(schedule, u)):
+    def step(self, at: Transition) -> Tensor:
+        euler = at.step(at.here.x0)
+        if not (_finite(at.schedule, at.here.t) and _finite(at.schedule, at.u)):
             return euler
-        return reverse_step(schedule, here, (here.x0 + ask(euler, u, here.t).x0) / 2, u)[0]
+        return at.step((at.here.x0 + at.ask(euler, at.u, at.here.t).x0) / 2)
 
 
 class UniPC(Sampler):
     """UniPC of order 2 with B(h) = e^h − 1 (bh2), data prediction, at one evaluation a step (Zhao et al. 2023, Algorithms 1, 2).
 
-    The predictor is that of DPM-Solver++(2M); the corrector goes back to the place before and takes the step again, with the
-    new estimate as a third point.
+    The predictor is that of DPM-Solver++(2M); the corrector repeats the step before, with the new estimate as a third point.
     """
 
-    def step(
-        self, schedule: NoiseSchedule, here: Point, u: Tensor, past: Sequence[Point], ask: Ask, randn: Noise
-    ) -> Tensor:
-        return reverse_step(schedule, here, extrapolated(schedule, here, u, past), u)[0]
+    def step(self, at: Transition) -> Tensor:
+        if at.past and _finite(at.schedule, at.past[-1].t):
+            x, _ = reverse_step(at.schedule, at.past[-1], self._interpolated(at), at.here.t)
+            at.here = replace(at.here, x=x)
+        return at.step(_extrapolated(at))
 
-    def correct(self, schedule: NoiseSchedule, here: Point, past: Sequence[Point]) -> Point:
-        if not past or not _finite(schedule, past[-1].t):
-            return here
-        before = past[-1]
-        x0 = before.x0 + (here.x0 - before.x0) / 2
-        if len(past) == 2 and _finite(schedule, past[0].t):
-            levels = [schedule.log_snr[point.t].cpu().double() / 2 for point in (past[0], before, here)]
-            h = levels[2] - levels[1]
-            r = (levels[0] - levels[1]) / h
-            # φ-functions of −h and the 2×2 system of Zhao et al. 2023, Eq. 9
-            phi_1 = torch.expm1(-h)
-            phi_2 = phi_1 / -h - 1
-            phi_3 = phi_2 / -h - 0.5
-            b_1, b_2 = phi_2 / phi_1, 2 * phi_3 / phi_1
-            rho_old = (b_1 - b_2) / (1 - r)
-            rho_new = b_1 - rho_old
-            rho_old, rho_new = (rho_old / r).to(here.x.dtype), rho_new.to(here.x.dtype)
-            x0 = before.x0 + rho_old * (past[0].x0 - before.x0) + rho_new * (here.x0 - before.x0)
-        return replace(here, x=reverse_step(schedule, before, x0, here.t)[0])
+    def _interpolated(self, at: Transition) -> Tensor:
+        """x̄_0 of the step that led here: of order 1 with one point before it, of order 2 with two."""
+        here, before = at.here, at.past[-1]
+        if len(at.past) < 2 or not _finite(at.schedule, at.past[0].t):
+            return before.x0 + (here.x0 - before.x0) / 2
+        levels = [at.schedule.log_snr[point.t].cpu().double() / 2 for point in (at.past[0], before, here)]
+        h = levels[2] - levels[1]
+        r = (levels[0] - levels[1]) / h
+        # φ-functions of −h and the 2×2 system of Zhao et al. 2023, Eq. 9
+        phi_1 = torch.expm1(-h)
+        phi_2 = phi_1 / -h - 1
+        phi_3 = phi_2 / -h - 0.5
+        b_1, b_2 = phi_2 / phi_1, 2 * phi_3 / phi_1
+        rho_old = (b_1 - b_2) / (1 - r)
+        rho_new = b_1 - rho_old
+        rho_old, rho_new = (rho_old / r).to(here.x.dtype), rho_new.to(here.x.dtype)
+        return before.x0 + rho_old * (at.past[0].x0 - before.x0) + rho_new * (here.x0 - before.x0)
 
 
-def extrapolated(schedule: NoiseSchedule, here: Point, u: Tensor, past: Sequence[Point]) -> Tensor:
+def _extrapolated(at: Transition) -> Tensor:
     """x̂_0(t) + h/(2 h') (x̂_0(t) − x̂_0(t')); x̂_0(t) itself where there is no t' or a log SNR is infinite."""
-    if not past or not (_finite(schedule, past[-1].t) and _finite(schedule, u)):
+    here = at.here
+    if not at.past or not (_finite(at.schedule, at.past[-1].t) and _finite(at.schedule, at.u)):
         return here.x0
-    now = schedule.log_snr[here.t]
-    ratio = (schedule.log_snr[u] - now) / (now - schedule.log_snr[past[-1].t])
-    return here.x0 + ratio / 2 * (here.x0 - past[-1].x0)
+    now = at.schedule.log_snr[here.t]
+    ratio = (at.schedule.log_snr[at.u] - now) / (now - at.schedule.log_snr[at.past[-1].t])
+    return here.x0 + ratio / 2 * (here.x0 - at.past[-1].x0)
 
 
 def _finite(schedule: NoiseSchedule, t: Tensor) -> bool:

@@ -1,0 +1,41 @@
+"""How ε is drawn in training, and the noise that x_t is made with."""
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.ranges import require
+
+__all__ = ["NoiseDraw"]
+
+
+class NoiseDraw:
+    """ε ~ N(0, I), by default as it is.
+
+    Args:
+        offset_noise: the strength o of ε = ε' + o·ξ, with one ξ ~ N(0, 1) for each image and channel (Guttenberg
+            2023, Diffusion with Offset Noise).
+        input_perturbation: the strength γ of x_t = √ᾱ_t x_0 + √(1−ᾱ_t) (ε + γ ξ), ξ ~ N(0, I), with ε still the
+            target (Ning et al. 2023, Algorithm 1).
+
+    Raises:
+        ValueError: for a strength outside [0, 1].
+    """
+
+    def __init__(self, offset_noise: float = 0.0, input_perturbation: float = 0.0):
+        require("offset_noise", offset_noise, "[0, 1]")
+        require("input_perturbation", input_perturbation, "[0, 1]")
+        self.offset_noise = offset_noise
+        self.input_perturbation = input_perturbation
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """ε, like x_0 (B, C, H, W)."""
+        noise = torch.randn_like(x0)
+        if self.offset_noise == 0:
+            return noise
+        return noise + self.offset_noise * torch.randn_like(x0[:, :, :1, :1])
+
+    def perturbed(self, noise: Tensor) -> Tensor:
+        """The noise that x_t is made with: ε itself, or ε + γ ξ."""
+        if self.input_perturbation == 0:
+            return noise
+        return noise + self.input_perturbation * torch.randn_like(noise)
