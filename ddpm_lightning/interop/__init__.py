@@ -8,13 +8,20 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.errors import UserError, brief
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import atomic_folder
-from ddpm_lightning.interop.files import WEIGHTS, check_new, read_json, read_weights, save_weights, write_json
+from ddpm_lightning.interop.files import (
+    WEIGHTS,
+    check_new,
+    read_json,
+    read_weights,
+    reading,
+    save_weights,
+    write_json,
+)
 from ddpm_lightning.interop.layout import config_of, names, schedule_of, scheduler_of, settings_of
 from ddpm_lightning.models import UNet
-from ddpm_lightning.ranges import is_integer
-from ddpm_lightning.schedules import NoiseSchedule
+from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["from_diffusers", "images_of", "is_diffusers_folder", "save_safetensors", "to_diffusers"]
 
@@ -35,50 +42,49 @@ def from_diffusers(folder: str | Path) -> Denoiser:
     Raises:
         UserError: where a file is missing or damaged, or the network is one that `UNet` is not.
     """
-    unet, config = _unet_of(Path(folder))
-    state, notes = read_weights(unet), _notes_of(Path(folder))
-    try:
-        schedule, prediction, learned = _schedule_of(Path(folder))
-        settings = settings_of(config, unet / "config.json")
+    folder = Path(folder)
+    unet, config = _unet_of(folder)
+    notes = read_json(folder / OURS, optional=True)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", optional=True)
+    state = read_weights(unet)
+    with reading(folder):
+        schedule, prediction, learned = schedule_of(scheduler)
+        settings = settings_of(config)
         if "class_embedding.weight" in state:
             table = state["class_embedding.weight"]
             settings["num_classes"] = notes.get("num_classes", len(table))
-            if (missing := settings["num_classes"] + 1 - len(table)) not in (0, 1):
-                raise ValueError(f"num_classes={settings['num_classes']}, and the embedding has {len(table)} rows")
+            require_one_of("num_classes", settings["num_classes"], [len(table) - 1, len(table)])
+            missing = settings["num_classes"] + 1 - len(table)
             state["class_embedding.weight"] = torch.cat([table, table.new_zeros(missing, table.shape[1])])
         if config.get("flip_sin_to_cos", True):  # theirs are [cos, sin]
             first = state["time_embedding.linear_1.weight"]
             state["time_embedding.linear_1.weight"] = first.roll(first.shape[1] // 2, 1)
         with torch.device("meta"):  # first without memory: the config may ask for more than there is
-            shapes = {name: value.shape for name, value in UNet(**settings).state_dict().items()}
-        joined = {mine: torch.cat([state[key] for key in theirs]) for mine, theirs in names(settings)}
-        weights = {name: joined[name].reshape(shape) for name, shape in shapes.items()}
+            planned = UNet(**settings)
+        weights = {
+            name: torch.cat([state[key] for key in theirs]).reshape(planned.get_parameter(name).shape)
+            for name, theirs in names(planned).items()
+        }
         if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
-            raise ValueError(f"{broken[0]} holds NaN or infinity")
+            raise UserError(f"{broken[0]} holds NaN or infinity")
         model = UNet(**settings)
         model.load_state_dict(weights)
-        denoiser = Denoiser(model, schedule, prediction=prediction, learned_variance=learned)
-    except UserError:
-        raise
-    except Exception as error:  # a strange folder has any of them
-        raise UserError(f"{unet} cannot be read as a U-Net of this package ({brief(error)})") from error
-    return denoiser.eval()
+        return Denoiser(model, schedule, prediction=prediction, learned_variance=learned).eval()
 
 
 def images_of(folder: str | Path) -> dict[str, Any]:
     """Channels and [height, width] of the images that a folder's network was trained on."""
-    _, config = _unet_of(Path(folder))
-    size, channels = (
-        _notes_of(Path(folder)).get("image_size") or config.get("sample_size") or 32,
-        config.get("in_channels", 3),
-    )
-    size = [size, size] if isinstance(size, int) else size
-    sides = isinstance(size, list) and len(size) == 2 and all(is_integer(side, "[1, 8192]") for side in size)
-    if not sides or not is_integer(channels, "[1, 4096]"):
-        raise UserError(
-            f"{folder}: images of {channels!r:.50} channels and a size of {size!r:.50} are none: fetch the folder again"
-        )
-    return {"channels": channels, "image_size": size}
+    folder = Path(folder)
+    _, config = _unet_of(folder)
+    notes = read_json(folder / OURS, optional=True)
+    with reading(folder):
+        size = notes.get("image_size") or config.get("sample_size") or 32
+        height, width = [size, size] if isinstance(size, int) else size
+        require("sample_size", height, "1..8192")
+        require("sample_size", width, "1..8192")
+        channels = config.get("in_channels", 3)
+        require("in_channels", channels, "1..4096")
+        return {"channels": channels, "image_size": [height, width]}
 
 
 def to_diffusers(denoiser: Denoiser, folder: str | Path, *, image_size: Sequence[int] | None = None) -> None:
@@ -99,7 +105,7 @@ def to_diffusers(denoiser: Denoiser, folder: str | Path, *, image_size: Sequence
         raise UserError(f"{type(model).__name__} has no counterpart among diffusers' U-Nets: export to safetensors")
     config = config_of(model, size)
     state: dict[str, Tensor] = {}
-    for mine, theirs in names(model.settings):
+    for mine, theirs in names(model).items():
         parts = model.state_dict()[mine].detach().cpu().float().chunk(len(theirs))
         flat = ".attention." in mine  # linear layers there, 1×1 convolutions here
         state |= {
@@ -143,16 +149,4 @@ def _is_unet(folder: Path) -> bool:
 
 def _unet_of(folder: Path) -> tuple[Path, dict[str, Any]]:
     unet = folder if _is_unet(folder) else folder / "unet"
-    config = read_json(unet / "config.json")
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise UserError(f"{unet / 'config.json'} is of a {config['_class_name']}: only UNet2DModel can be read")
-    return unet, config
-
-
-def _notes_of(folder: Path) -> dict[str, Any]:
-    return read_json(folder / OURS) if (folder / OURS).is_file() else {}
-
-
-def _schedule_of(folder: Path) -> tuple[NoiseSchedule, str, bool]:
-    path = folder / "scheduler" / "scheduler_config.json"
-    return schedule_of(read_json(path) if path.is_file() else {}, path)
+    return unet, read_json(unet / "config.json")

@@ -1,7 +1,8 @@
-"""Configs and weights on the disk, whole or not at all."""
+"""Configs and weights as files, with errors that name them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,36 @@ from torch import Tensor
 
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.errors import UserError, brief
-from ddpm_lightning.torch_files import load_plain
+from ddpm_lightning.records.torch import load_plain
 
-__all__ = ["WEIGHTS", "check_new", "read_json", "read_weights", "save_weights", "write_json"]
+__all__ = ["WEIGHTS", "check_new", "read_json", "read_weights", "reading", "save_weights", "write_json"]
 
 WEIGHTS = "diffusion_pytorch_model"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name a file or folder in any error that its contents raise.
+
+    Raises:
+        UserError: in place of every other exception, since a damaged file can raise any of them.
+    """
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is missing: give the folder of a DDPMPipeline, with unet/ and scheduler/")
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: give the folder of a DDPMPipeline, with unet/ and scheduler/") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON file ({brief(error)}): fetch the folder again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no config: fetch the folder again")
-    return content
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({brief(error)}): download the folder again") from error
+
+
+def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """The object in a JSON file; an optional file that is missing holds nothing."""
+    if optional and not path.exists():
+        return {}
+    with reading(path):
+        return {**json.loads(path.read_text())}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -39,24 +51,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def read_weights(unet: Path) -> dict[str, Tensor]:
     """The state dict, under the names that attention has had since diffusers 0.17."""
-    safe, pickled = unet / f"{WEIGHTS}.safetensors", unet / f"{WEIGHTS}.bin"
-    path = safe if safe.is_file() else pickled
-    if not path.is_file():
-        raise UserError(f"{safe} is missing: fetch the folder again, with its weights")
-    try:
-        state = _load_safe(path) if path == safe else load_plain(path, checked=False)
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("it holds no weights")
-    except Exception as error:  # of many kinds
-        raise UserError(f"{path} is damaged ({brief(error)}): fetch the folder again") from error
     old = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-    renamed = {}
-    for name, value in state.items():
-        new = name
+    safe, pickled = unet / f"{WEIGHTS}.safetensors", unet / f"{WEIGHTS}.bin"
+    path = pickled if pickled.is_file() and not safe.is_file() else safe
+    with reading(path):
+        state = _load_safe(safe) if path == safe else load_plain(pickled, checked=False)
         for before, after in old.items():
-            new = new.replace(before, after)
-        renamed[new] = value
-    return renamed
+            state = {name.replace(before, after): value for name, value in state.items()}
+    return state
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:

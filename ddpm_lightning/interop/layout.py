@@ -1,28 +1,42 @@
 """Our U-Net and schedule in the words of diffusers' configs, and each of our parameters in its names."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.errors import UserError
 from ddpm_lightning.models import UNet
+from ddpm_lightning.models.layers import require_multiple
+from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["config_of", "names", "schedule_of", "scheduler_of", "settings_of"]
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
-BLOCK = {
-    "norm1": "norm1",
-    "conv1": "conv1",
-    "emb": "time_emb_proj",
-    "norm2": "norm2",
-    "conv2": "conv2",
-    "skip": "conv_shortcut",
+# Their layers, of which each of ours is the concatenation: those of the network, then those of a part, in their block.
+NETWORK = {
+    "conv_in": ["conv_in"],
+    "time_embedding.net.0": ["time_embedding.linear_1"],
+    "time_embedding.net.2": ["time_embedding.linear_2"],
+    "class_embedding": ["class_embedding"],
+    "norm_out": ["conv_norm_out"],
+    "conv_out": ["conv_out"],
 }
-# What UNet2DModel's config may say beside the settings that are read, with its defaults.
+PART = {
+    "block.norm1": ["resnets.{index}.norm1"],
+    "block.conv1": ["resnets.{index}.conv1"],
+    "block.emb": ["resnets.{index}.time_emb_proj"],
+    "block.norm2": ["resnets.{index}.norm2"],
+    "block.conv2": ["resnets.{index}.conv2"],
+    "block.skip": ["resnets.{index}.conv_shortcut"],
+    "attention.norm": ["attentions.{index}.group_norm"],
+    "attention.qkv": ["attentions.{index}.to_q", "attentions.{index}.to_k", "attentions.{index}.to_v"],
+    "attention.out": ["attentions.{index}.to_out.0"],
+    "resize.conv": ["{way}samplers.0.conv"],
+}
+# The values that UNet2DModel's config may have for settings that `UNet` does not have.
 FIXED = {
+    "_class_name": ("UNet2DModel",),
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
     "time_embedding_dim": (None,),
@@ -33,6 +47,7 @@ FIXED = {
     "act_fn": ("silu", "swish"),
     "add_attention": (True,),
     "class_embed_type": (None,),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
 }
 BETA_SCHEDULES: dict[str, Callable[[int, float, float], NoiseSchedule]] = {
     "linear": lambda T, start, end: schedules.linear(T, beta_start=start, beta_end=end),
@@ -42,90 +57,42 @@ BETA_SCHEDULES: dict[str, Callable[[int, float, float], NoiseSchedule]] = {
 }
 
 
-def names(settings: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Each of our parameters with theirs, which it is the concatenation of."""
-
-    def layer(mine: str, *theirs: str, bias: bool = True) -> Iterator[tuple[str, list[str]]]:
-        for kind in ("weight", "bias") if bias else ("weight",):
-            yield f"{mine}.{kind}", [f"{their}.{kind}" for their in theirs]
-
-    def block(mine: str, theirs: str, skip: bool) -> Iterator[tuple[str, list[str]]]:
-        for ours, name in BLOCK.items():
-            if ours != "skip" or skip:
-                yield from layer(f"{mine}.block.{ours}", f"{theirs}.{name}")
-
-    def attention(mine: str, theirs: str) -> Iterator[tuple[str, list[str]]]:
-        yield from layer(f"{mine}.attention.norm", f"{theirs}.group_norm")
-        yield from layer(f"{mine}.attention.qkv", *(f"{theirs}.to_{part}" for part in "qkv"))
-        yield from layer(f"{mine}.attention.out", f"{theirs}.to_out.0")
-
-    blocks, base = settings["num_res_blocks"], settings["base_channels"]
-    widths = [base * m for m in settings["channel_multipliers"]]
-    levels, attending = len(widths), set(settings["attention_levels"])
-    yield from layer("conv_in", "conv_in")
-    yield from layer("time_embedding.net.0", "time_embedding.linear_1")
-    yield from layer("time_embedding.net.2", "time_embedding.linear_2")
-    if settings["num_classes"] is not None:
-        yield from layer("class_embedding", "class_embedding", bias=False)
-    number, channels, skips = 0, base, [base]
-    for i, width in enumerate(widths):
-        for j in range(blocks):
-            yield from block(f"down.{number}", f"down_blocks.{i}.resnets.{j}", channels != width)
-            if i in attending:
-                yield from attention(f"down.{number}", f"down_blocks.{i}.attentions.{j}")
-            number, channels = number + 1, width
-            skips.append(channels)
-        if i < levels - 1:
-            yield from layer(f"down.{number}.resize.conv", f"down_blocks.{i}.downsamplers.0.conv")
-            number += 1
-            skips.append(channels)
-    yield from block("middle_in", "mid_block.resnets.0", skip=False)
-    yield from attention("middle_in", "mid_block.attentions.0")
-    yield from block("middle_out", "mid_block.resnets.1", skip=False)
-    for stage, i in enumerate(reversed(range(levels))):
-        for j in range(blocks + 1):
-            yield from block(f"up.{stage}.{j}", f"up_blocks.{stage}.resnets.{j}", channels + skips.pop() != widths[i])
-            if i in attending:
-                yield from attention(f"up.{stage}.{j}", f"up_blocks.{stage}.attentions.{j}")
-            channels = widths[i]
-        if i > 0:
-            yield from layer(f"grow.{stage}.resize.conv", f"up_blocks.{stage}.upsamplers.0.conv")
-    yield from layer("norm_out", "conv_norm_out")
-    yield from layer("conv_out", "conv_out")
+def names(model: UNet) -> dict[str, list[str]]:
+    """Each of our parameters with theirs, whose concatenation it is."""
+    layers, last = {**NETWORK}, len(model.plan.widths) - 1
+    for part in model.plan.parts():
+        way = {"down": "down", "up": "up", "grow": "up"}.get(part.name.partition(".")[0], "mid")
+        number = part.level if way == "down" else last - part.level
+        block = "mid_block" if way == "mid" else f"{way}_blocks.{number}"
+        for mine, theirs in PART.items():
+            layers[f"{part.name}.{mine}"] = [f"{block}.{name.format(index=part.index, way=way)}" for name in theirs]
+    paths = {name: name.rpartition(".") for name in model.state_dict()}
+    return {name: [f"{layer}.{kind}" for layer in layers[path]] for name, (path, _, kind) in paths.items()}
 
 
-def settings_of(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """UNet's arguments from UNet2DModel's."""
-
-    def refuse(key: str) -> UserError:
-        return UserError(f"{path}: {key}={config.get(key)} is not a U-Net that this package has; it cannot be read")
-
     for key, allowed in FIXED.items():
-        if key in config and config[key] not in allowed:
-            raise refuse(key)
-    widths = list(config.get("block_out_channels") or ())
-    down, up = config.get("down_block_types") or (), config.get("up_block_types") or ()
-    if not widths or any(width % widths[0] for width in widths):
-        raise refuse("block_out_channels")
-    if len(down) != len(widths) or set(down) - {"DownBlock2D", "AttnDownBlock2D"}:
-        raise refuse("down_block_types")
-    attention = [kind == "AttnDownBlock2D" for kind in down]
-    if [kind == "AttnUpBlock2D" for kind in reversed(up)] != attention or set(up) - {"UpBlock2D", "AttnUpBlock2D"}:
-        raise refuse("up_block_types")
-    if config.get("resnet_time_scale_shift", "default") not in ("default", "scale_shift"):
-        raise refuse("resnet_time_scale_shift")
+        if key in config:
+            _require_ours(key, config[key], allowed)
+    widths = config["block_out_channels"]
+    for width in widths:
+        require_multiple("block_out_channels", width, widths[0])
+    down = config["down_block_types"]
+    attending = [down[i : i + 1] == ["AttnDownBlock2D"] for i in range(len(widths))]
+    for key, types in _block_types(attending).items():
+        _require_ours(key, config[key], [types])
     groups = config.get("norm_num_groups", 32)
-    # With "scale_shift" the attention in the middle has no norm but the one that is asked for.
+    # With "scale_shift" the attention in the middle has a norm only if one is asked for.
     plain = config.get("resnet_time_scale_shift", "default") == "default"
-    if config.get("attn_norm_num_groups") not in ((None, groups) if plain else (groups,)):
-        raise refuse("attn_norm_num_groups")
+    _require_ours("attn_norm_num_groups", config.get("attn_norm_num_groups"), [None, groups] if plain else [groups])
     return {
         "in_channels": config.get("in_channels", 3),
         "out_channels": config.get("out_channels", 3),
         "base_channels": widths[0],
         "channel_multipliers": [width // widths[0] for width in widths],
         "num_res_blocks": config.get("layers_per_block", 2),
-        "attention_levels": [i for i, here in enumerate(attention) if here],
+        "attention_levels": [i for i, here in enumerate(attending) if here],
         "head_channels": config.get("attention_head_dim", 8),
         "dropout": config.get("dropout", 0.0),
         "num_classes": None,
@@ -138,75 +105,84 @@ def settings_of(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def config_of(model: UNet, size: Sequence[int]) -> dict[str, Any]:
-    """UNet2DModel's config, or the setting that it has no counterpart of."""
-    settings = model.settings
-    only = {"resblock_updown": False, "time_hidden_channels": None, "attention_out_bias": True}
-    for key, value in only.items():
-        if settings[key] != value:
-            raise UserError(f"model.{key}={settings[key]}: diffusers' U-Net has none; export to safetensors")
-    if settings["channel_multipliers"][0] != 1:
-        raise UserError(
-            f"model.channel_multipliers={list(settings['channel_multipliers'])}: diffusers' U-Net begins with 1; "
-            "export to safetensors"
+    """UNet2DModel's config.
+
+    Raises:
+        UserError: for a setting without a counterpart there.
+    """
+    plan, time = model.plan, model.time_embedding
+    block, attention = model.middle_in.block, model.middle_in.attention
+    assert attention is not None
+    _require_theirs("resblock_updown", model.resblock_updown, False)
+    _require_theirs("attention_out_bias", attention.out.bias is not None, True)
+    _require_theirs("time_hidden_channels", time.net[0].out_features, time.net[2].out_features)
+    _require_theirs("channel_multipliers[0]", plan.channel_multipliers[0], 1)
+    head_channels = plan.head_channels
+    if head_channels is None and plan.num_heads > 1:
+        head_channels, *others = {part.out_channels // part.heads for part in plan.parts() if part.heads}
+        if others:
+            _require_theirs("num_heads", plan.num_heads, 1)
+    for side in size:
+        require_multiple(
+            "image_size", side, model.multiple, hint="diffusers does not pad images; export to safetensors"
         )
-    widths = [settings["base_channels"] * m for m in settings["channel_multipliers"]]
-    attending = [i in settings["attention_levels"] for i in range(len(widths))]
-    with_heads = {width for width, here in zip(widths, [*attending[:-1], True], strict=True) if here}
-    heads, head_channels = settings["num_heads"], settings["head_channels"]
-    if head_channels is None and heads > 1:
-        if len(with_heads) > 1:
-            raise UserError(f"model.num_heads={heads}: diffusers counts channels per head; export to safetensors")
-        head_channels = with_heads.pop() // heads
-    if any(side % model.multiple for side in size):
-        raise UserError(
-            f"images of {size[0]}x{size[1]} pixels are padded to multiples of {model.multiple} here, and not in diffusers; "
-            "export to safetensors"
-        )
+    attending = [level in plan.attention_levels for level in range(len(plan.widths))]
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": "0.35.0",
         "sample_size": size[0] if size[0] == size[1] else list(size),
         "in_channels": model.in_channels,
         "out_channels": model.out_channels,
-        "block_out_channels": widths,
-        "layers_per_block": settings["num_res_blocks"],
-        "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attending],
-        "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attending)],
+        "block_out_channels": plan.widths,
+        "layers_per_block": plan.num_res_blocks,
+        **_block_types(attending),
         "attention_head_dim": head_channels,
-        "dropout": settings["dropout"],
+        "dropout": block.dropout.p,
         "num_class_embeds": None if model.num_classes is None else model.num_classes + 1,
-        "norm_num_groups": settings["norm_groups"],
-        "attn_norm_num_groups": settings["norm_groups"] if settings["scale_shift_norm"] else None,
-        "norm_eps": settings["norm_eps"],
-        "resnet_time_scale_shift": "scale_shift" if settings["scale_shift_norm"] else "default",
-        "downsample_padding": settings["downsample_padding"],
+        "norm_num_groups": plan.norm_groups,
+        "attn_norm_num_groups": plan.norm_groups if block.scale_shift else None,
+        "norm_eps": model.norm_out.eps,
+        "resnet_time_scale_shift": "scale_shift" if block.scale_shift else "default",
+        "downsample_padding": model.downsample_padding,
         "flip_sin_to_cos": False,
-        "freq_shift": settings["frequency_shift"],
+        "freq_shift": time.frequency_shift,
     }
 
 
-def schedule_of(config: Mapping[str, Any], path: Path) -> tuple[NoiseSchedule, str, bool]:
-    """Schedule, prediction and whether the variance is learned, from DDPMScheduler's config."""
-    kind, predicted = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
-    ours = {theirs: mine for mine, theirs in PREDICTION_TYPES.items()}
-    if kind not in BETA_SCHEDULES and not config.get("trained_betas"):
-        raise UserError(f"{path}: beta_schedule={kind} is unknown here: choose one of {', '.join(BETA_SCHEDULES)}")
-    if predicted not in ours:
-        raise UserError(f"{path}: prediction_type={predicted} is unknown: choose one of {', '.join(ours)}")
-    try:
-        if config.get("trained_betas"):
-            schedule = schedules.from_betas(config["trained_betas"])
-        else:
-            steps, ends = (
-                config.get("num_train_timesteps", 1000),
-                (config.get("beta_start", 1e-4), config.get("beta_end", 0.02)),
-            )
-            schedule = BETA_SCHEDULES[kind](steps, *ends)
-        if config.get("rescale_betas_zero_snr"):
-            schedule = schedules.rescale_zero_terminal_snr(schedule)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from error
-    return schedule, ours[predicted], config.get("variance_type", "fixed_small") in ("learned", "learned_range")
+def _block_types(attending: Sequence[bool]) -> dict[str, list[str]]:
+    return {
+        "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attending],
+        "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attending)],
+    }
+
+
+def _require_ours(key: str, value: Any, choices: Sequence[Any]) -> None:
+    require_one_of(key, value, choices, hint="this package has no other U-Net")
+
+
+def _require_theirs(setting: str, value: Any, choice: Any) -> None:
+    require_one_of(f"model.{setting}", value, [choice], hint="diffusers has no other U-Net; export to safetensors")
+
+
+def schedule_of(config: Mapping[str, Any]) -> tuple[NoiseSchedule, str, bool]:
+    """Noise schedule, prediction type and whether the variance is learned, from DDPMScheduler's config."""
+    predictions = {theirs: mine for mine, theirs in PREDICTION_TYPES.items()}
+    predicted = config.get("prediction_type", "epsilon")
+    require_one_of("prediction_type", predicted, [*predictions])
+    if betas := config.get("trained_betas"):
+        schedule = schedules.from_betas(betas)
+    else:
+        kind = config.get("beta_schedule", "linear")
+        require_one_of("beta_schedule", kind, [*BETA_SCHEDULES])
+        steps, start, end = (
+            config.get("num_train_timesteps", 1000),
+            config.get("beta_start", 1e-4),
+            config.get("beta_end", 0.02),
+        )
+        schedule = BETA_SCHEDULES[kind](steps, start, end)
+    if config.get("rescale_betas_zero_snr"):
+        schedule = schedules.rescale_zero_terminal_snr(schedule)
+    return schedule, predictions[predicted], config.get("variance_type", "fixed_small") in ("learned", "learned_range")
 
 
 def scheduler_of(denoiser: Denoiser) -> dict[str, Any]:

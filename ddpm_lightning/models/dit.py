@@ -8,14 +8,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ddpm_lightning.models.layers import (
+    SIZES,
     TimeEmbedding,
-    check_sizes,
     embed,
     init_like_ho,
     pad_to_multiple,
+    require_multiple,
     zero,
 )
-from ddpm_lightning.ranges import is_integer, within
+from ddpm_lightning.ranges import require
 
 __all__ = ["DiT"]
 
@@ -67,7 +68,7 @@ class DiT(nn.Module):
         checkpointing: recompute the inside of each block in the backward pass: less memory, a third more time.
 
     Raises:
-        ValueError: for sizes that do not divide one another, or a setting outside its range.
+        UserError: for a setting out of range, or a width that the heads or the positions' four parts do not divide.
     """
 
     def __init__(
@@ -85,10 +86,18 @@ class DiT(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        check_sizes(in_channels=in_channels, out_channels=out_channels, patch_size=patch_size, num_heads=num_heads)
-        if num_classes is not None:
-            check_sizes(num_classes=num_classes)
-        _check_settings(hidden_size, depth, num_heads, mlp_ratio, dropout)
+        require("in_channels", in_channels, SIZES)
+        require("out_channels", out_channels, SIZES)
+        require("patch_size", patch_size, SIZES)
+        require("hidden_size", hidden_size, "4..65536")
+        require("depth", depth, "1..1000")
+        require("num_heads", num_heads, SIZES)
+        require("mlp_ratio", mlp_ratio, "(0, 100]")
+        require("hidden_size * mlp_ratio", hidden_size * mlp_ratio, "[1, inf)")
+        require("dropout", dropout, "[0, 1)")
+        require("num_classes", num_classes, SIZES, optional=True)
+        require_multiple("hidden_size", hidden_size, 4)
+        require_multiple("hidden_size", hidden_size, num_heads, "num_heads")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_classes = num_classes
@@ -97,7 +106,7 @@ class DiT(nn.Module):
         self.checkpointing = checkpointing
         self.patches = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
         self.time_embedding = TimeEmbedding(SINUSOIDS, hidden_size, frequency_shift=0)
-        # The row behind the classes is that of no label.
+        # The last row stands for no label.
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
         self.blocks = nn.ModuleList(
             Block(hidden_size, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
@@ -105,7 +114,7 @@ class DiT(nn.Module):
         self.norm_out = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(hidden_size, 2 * hidden_size)
         self.out = nn.Linear(hidden_size, patch_size**2 * out_channels)
-        self._initialise()
+        self._initialize()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """(B, in_channels, H, W), t: (B,) int in 0..T−1, y: (B,) labels or None -> (B, out_channels, H, W).
@@ -135,7 +144,7 @@ class DiT(nn.Module):
         image = h.unflatten(1, (height, width)).unflatten(-1, (p, p, self.out_channels)).permute(0, 5, 1, 3, 2, 4)
         return image.reshape(len(x), self.out_channels, height * p, width * p)[..., rows, columns]
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """As in the paper's code: Xavier, small normal embeddings, and zero for all that modulates and for the output."""
         init_like_ho(self)
         nn.init.xavier_uniform_(self.patches.weight.view(self.hidden_size, -1))
@@ -156,16 +165,3 @@ def positions(height: int, width: int, dim: int, *, device: torch.device) -> Ten
     x, y = (torch.arange(n, device=device)[:, None] * omega for n in (width, height))
     x, y = (torch.cat([angle.sin(), angle.cos()], dim=-1) for angle in (x, y))
     return torch.cat([x.expand(height, -1, -1), y[:, None].expand(-1, width, -1)], dim=-1).flatten(0, 1)
-
-
-def _check_settings(hidden_size: int, depth: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
-    if not is_integer(depth, "[1, 1000]"):
-        raise ValueError(f"depth={depth} must be 1 or more, and 1000 at most")
-    if not is_integer(hidden_size, "[4, 65536]") or hidden_size % 4:
-        raise ValueError(f"hidden_size={hidden_size} holds no two-dimensional position: give a multiple of 4")
-    if hidden_size % num_heads:
-        raise ValueError(f"hidden_size={hidden_size} cannot be split into num_heads={num_heads}: give a divisor")
-    if not within(mlp_ratio, "(0, 100]") or hidden_size * mlp_ratio < 1:
-        raise ValueError(f"mlp_ratio={mlp_ratio} leaves no MLP: give its width in hidden sizes, such as 4")
-    if not within(dropout, "[0, 1)"):
-        raise ValueError(f"dropout={dropout} lies outside [0, 1)")

@@ -7,34 +7,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm_lightning.models import winograd
-from ddpm_lightning.ranges import is_integer
+from ddpm_lightning.errors import UserError
 
 __all__ = [
-    "Conv3x3",
+    "SIZES",
     "Downsample",
     "ResBlock",
     "SelfAttention",
-    "SiLUDropout",
     "TimeEmbedding",
     "Upsample",
-    "check_sizes",
     "double",
     "embed",
     "halve",
     "init_like_ho",
     "pad_to_multiple",
+    "require_multiple",
     "zero",
 ]
 
 Norm = Callable[[int], nn.Module]
+SIZES = "1..10000000"  # a number of channels, heads or the like
 
 
-def check_sizes(**sizes: int) -> None:
-    """Refuse what is no number of channels, heads or the like."""
-    for name, size in sizes.items():
-        if not is_integer(size, "[1, 1e7]"):
-            raise ValueError(f"{name}={size} must be 1 or more, a whole number")
+def require_multiple(name: str, value: int, divisor: int, divisor_name: str = "", *, hint: str = "") -> None:
+    """Refuse a value that is not a multiple: `hidden_size must be a multiple of num_heads=3, got 64`."""
+    if value % divisor:
+        of = f"{divisor_name}={divisor}" if divisor_name else divisor
+        raise UserError(f"{name} must be a multiple of {of}, got {value}{hint and f': {hint}'}")
 
 
 def init_like_ho(module: nn.Module) -> None:
@@ -105,70 +104,6 @@ def embed(t: Tensor, y: Tensor | None, times: TimeEmbedding, classes: nn.Embeddi
     return emb + classes(torch.full_like(t, classes.num_embeddings - 1) if y is None else y)
 
 
-class SiLUDropout(nn.Module):
-    """dropout(silu(x)); on a CPU the mask is made of 16 random bits for each value, where PyTorch draws a float.
-
-    The probability is rounded to a multiple of 2⁻¹⁶, and what is kept is scaled by its exact inverse.
-
-    Args:
-        p: probability of zero.
-    """
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return F.silu(x)
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.dropout(F.silu(x), self.p)
-        return _SiLUDropout.apply(x, self.p)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
-
-class _SiLUDropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, p: float) -> Tensor:  # type: ignore[no-untyped-def]
-        dropped = round(p * 2**16)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        lanes = bits.view(torch.int16)[: x.numel()]
-        mask = (lanes >= dropped - 2**15) * (2**16 / (2**16 - dropped))
-        mask = mask.to(x.dtype)
-        if x.is_contiguous(memory_format=torch.channels_last):
-            mask = mask.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-        else:
-            mask = mask.view(x.shape)
-        ctx.save_for_backward(x, mask)
-        return F.silu(x).mul_(mask)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        x, mask = ctx.saved_tensors
-        grad = grad * mask
-        return torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=grad), None
-
-
-class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution with a zero all round, which is trained faster on a CPU than PyTorch's.
-
-    Wide ones go by Winograd's algorithm, and the bias is added apart: oneDNN's own gradient for it takes up to a tenth of a backward pass.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(x)
-        fast = winograd.pays(x, self.weight)
-        y = winograd.conv3x3(x, self.weight) if fast else F.conv2d(x, self.weight, padding=1)
-        assert self.bias is not None
-        return y.add_(self.bias[:, None, None])
-
-
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, plus the embedding, norm, SiLU, dropout, convolution, plus the input.
 
@@ -195,12 +130,12 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         self.norm1 = norm(in_channels)
-        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.scale_shift = scale_shift
         self.emb = nn.Linear(emb_dim, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = norm(out_channels)
-        self.act = SiLUDropout(dropout)
-        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         self.resample = resample
 
@@ -215,7 +150,7 @@ class ResBlock(nn.Module):
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
             h = self.norm2(h.add_(emb))  # in place: no convolution's gradient asks for its output
-        return self.conv2(self.act(h)).add_(self.skip(x))
+        return self.conv2(self.dropout(F.silu(h))).add_(self.skip(x))
 
 
 class SelfAttention(nn.Module):
@@ -263,8 +198,8 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Twice the size by nearest neighbour and a 3×3 convolution.
 
-    The two at once are a transposed convolution of stride 2, whose 4×4 kernel is the 3×3 one convolved with 2×2 ones:
-    for each pixel of the output 4 products where the convolution has 9, several of them with the same pixel.
+    Args:
+        channels: of x.
     """
 
     def __init__(self, channels: int):
@@ -272,13 +207,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = F.pad(self.conv.weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
-        kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
-        kernel = kernel[..., 1:] + kernel[..., :-1]
-        kernel = kernel.contiguous(memory_format=torch.channels_last)
-        assert self.conv.bias is not None
-        # The bias apart: see `Conv3x3`.
-        return F.conv_transpose2d(x, kernel, stride=2, padding=1).add_(self.conv.bias[:, None, None])
+        return self.conv(double(x))
 
 
 def double(x: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm_lightning.models.layers import TimeEmbedding, check_sizes, embed, init_like_ho, zero
+from ddpm_lightning.models.layers import SIZES, TimeEmbedding, embed, init_like_ho, require_multiple, zero
+from ddpm_lightning.ranges import require
 
 __all__ = ["MLP"]
 
@@ -42,7 +43,7 @@ class MLP(nn.Module):
         num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
 
     Raises:
-        ValueError: for a size that is none.
+        UserError: for a size that is not a positive integer, or an odd hidden_size.
     """
 
     def __init__(
@@ -55,17 +56,18 @@ class MLP(nn.Module):
         num_classes: int | None = None,
     ):
         super().__init__()
-        check_sizes(in_channels=in_channels, out_channels=out_channels, hidden_size=hidden_size, depth=depth)
-        if num_classes is not None:
-            check_sizes(num_classes=num_classes)
-        if hidden_size % 2:
-            raise ValueError(f"hidden_size={hidden_size} holds no pairs of sines and cosines: give an even number")
+        require("in_channels", in_channels, SIZES)
+        require("out_channels", out_channels, SIZES)
+        require("hidden_size", hidden_size, SIZES)
+        require("depth", depth, SIZES)
+        require("num_classes", num_classes, SIZES, optional=True)
+        require_multiple("hidden_size", hidden_size, 2)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_classes = num_classes
         self.first = nn.Linear((1 + 2 * OCTAVES) * in_channels, hidden_size)
         self.time_embedding = TimeEmbedding(hidden_size, hidden_size)
-        # The row behind the classes is that of no label.
+        # The last row stands for no label.
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
         self.blocks = nn.ModuleList(Block(hidden_size) for _ in range(depth))
         self.norm_out = nn.LayerNorm(hidden_size)

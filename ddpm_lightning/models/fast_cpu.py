@@ -1,9 +1,76 @@
-"""Winograd's algorithm for 3×3 convolutions on a CPU: a quarter of the products, most of them as large matrix products."""
+"""The U-Net's layers in forms that a CPU trains faster; on any other device they are the plain ones.
+
+Nothing here is needed to read the network. `speed_up` replaces layers of a built network, which keep their parameters and names.
+"""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["conv3x3", "pays"]
+from ddpm_lightning.models.layers import Upsample
+
+__all__ = ["FastConv3x3", "FastDropout", "FastUpsample", "speed_up", "winograd", "winograd_pays"]
+
+
+def speed_up(network: nn.Module) -> None:
+    """Replace, in place, each dropout, upsampling and 3×3 convolution of stride 1 by its fast form."""
+    for part in network.modules():
+        if type(part) is nn.Dropout:
+            part.__class__ = FastDropout
+        elif type(part) is Upsample:
+            part.__class__ = FastUpsample
+        elif type(part) is nn.Conv2d and part.kernel_size == (3, 3) and part.stride == (1, 1):
+            part.__class__ = FastConv3x3
+
+
+class FastDropout(nn.Dropout):
+    """Dropout whose mask is made of 16 random bits for each value, where PyTorch draws a float.
+
+    The probability is rounded to a multiple of 2⁻¹⁶, and what is kept is scaled by its exact inverse.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        dropped = round(self.p * 2**16)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        lanes = bits.view(torch.int16)[: x.numel()]
+        mask = ((lanes >= dropped - 2**15) * (2**16 / (2**16 - dropped))).to(x.dtype)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            mask = mask.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        return x * mask.view(x.shape)
+
+
+class FastConv3x3(nn.Conv2d):
+    """A 3×3 convolution by Winograd's algorithm where it is wide, with its bias added apart.
+
+    oneDNN's own gradient of the bias takes up to a tenth of a backward pass.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        y = winograd(x, self.weight) if winograd_pays(x, self.weight) else F.conv2d(x, self.weight, padding=1)
+        assert self.bias is not None
+        return y.add_(self.bias[:, None, None])
+
+
+class FastUpsample(Upsample):
+    """Nearest neighbour and convolution at once: a transposed convolution of stride 2.
+
+    Its 4×4 kernel is the 3×3 one convolved with 2×2 ones: for each pixel of the output 4 products where the convolution
+    has 9, several of them with the same pixel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        kernel = F.pad(self.conv.weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
+        kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
+        kernel = kernel[..., 1:] + kernel[..., :-1]
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        assert self.conv.bias is not None
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1).add_(self.conv.bias[:, None, None])
 
 
 def _evaluation(coefficients: int) -> Tensor:
@@ -20,8 +87,8 @@ A, G = _evaluation(4).float(), _evaluation(3).float()
 BT = _evaluation(6).inverse().T.float().contiguous()
 
 
-def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3x3` takes these and is faster with its gradients than PyTorch's: float32, wide, at least 64 tiles."""
+def winograd_pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether `winograd` takes these and is faster with its gradients than PyTorch's: float32, wide, at least 64 tiles."""
     height, width = x.shape[-2:]
     return (
         x.dtype == weight.dtype == torch.float32
@@ -32,7 +99,7 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
+def winograd(x: Tensor, weight: Tensor) -> Tensor:
     """The convolution of x with 3×3 kernels and a zero all round, tile by tile: Y = Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A.
 
     F(4×4, 3×3) of Lavin & Gray 2016, Eq. 8: for tiles of 4×4 pixels of the output, which windows d of 6×6 of the input make,
