@@ -1,4 +1,4 @@
-"""The one data module: a set or a stream of images, split and served in an order that is computed from the seed."""
+"""The one data module: images, split and served in an order that is computed from the seed."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -9,15 +9,15 @@ from lightning.pytorch import LightningDataModule
 
 from ddpm_lightning.data.loaders import EvalLoader, ImageSet, TrainLoader
 from ddpm_lightning.data.points import SHAPE
-from ddpm_lightning.data.source import Batch, Endless, Source
+from ddpm_lightning.data.source import Batch, EndlessLoader, Source
 from ddpm_lightning.images import from_uint8
-from ddpm_lightning.ranges import check_seed, is_integer, within
+from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["EvalLoader", "ImageDataModule", "TrainLoader"]
 
 
 class Dataset(Protocol):
-    """What the factory gives: a set or a stream, which becomes a source in the wanted form."""
+    """A dataset in memory or a stream, which becomes a source of the requested form."""
 
     def prepared(
         self, channels: int, image_size: Sequence[int], *, num_classes: int | None, val_fraction: float, seed: int
@@ -25,22 +25,24 @@ class Dataset(Protocol):
 
 
 class ImageDataModule(LightningDataModule):
-    """A set of images, its split into training and validation, and its loaders.
+    """A dataset of images, its split into training and validation, and its loaders.
 
     Args:
-        dataset: called once per process, gives the set, or the stream; what has to be downloaded it lets one process download.
-        channels: 1 or 3; grey images are repeated and colour ones turned grey to fit. Points have 2, and the size [1, 1].
+        dataset: called once per process, gives the dataset in memory or the stream; what has to be downloaded is downloaded
+            by one process.
+        channels: 1 or 3; grayscale images are repeated and color ones turned gray to fit. Points have 2, and the size [1, 1].
         image_size: side, or (height, width), to which the images are resized where they differ.
         batch_size: images per step and process.
-        val_fraction: the share that is held out for validation, drawn from the seed; a stream has shards for it instead.
+        val_fraction: the fraction held out for validation, chosen by the seed; a stream has shards for it instead.
         num_classes: the number of labels that the model is given, or None for training without labels.
         flip: mirror half of the training images.
-        on_device: keep the images of a set on the device that trains, as bytes, so that a small network never waits for them.
+        on_device: keep the images of a dataset in memory on the training device, as bytes, so that a small network never
+            waits for them.
         seed: what the split, the order and the flips are computed from.
-        root: the folder of the set's files, or the shards, which `dataset` is called with; None for sets without.
+        root: the folder of the dataset's files, or the shards, which `dataset` is called with; None for datasets without.
 
     Raises:
-        ValueError: for a share or size that leaves no image to train on.
+        UserError: for a setting outside its range.
     """
 
     def __init__(
@@ -58,14 +60,12 @@ class ImageDataModule(LightningDataModule):
         root: str | Sequence[str] | None = None,
     ):
         super().__init__()
-        if not is_integer(batch_size, "[1, 65536]"):
-            raise ValueError(f"batch_size={batch_size} is no number of images: give a whole number from 1 to 65536")
         self._size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
-        if channels not in (1, 3) and (channels, *self._size) != SHAPE:
-            raise ValueError(f"channels={channels} will not do: give 1 for grey images or 3 for colour")
-        if not within(val_fraction, "[0, 1)"):
-            raise ValueError(f"val_fraction={val_fraction} lies outside [0, 1): give a share such as 0.1")
-        check_seed(seed)
+        if (channels, *self._size) != SHAPE:
+            require_one_of("channels", channels, (1, 3))
+        require("batch_size", batch_size, "1..65536")
+        require("val_fraction", val_fraction, "[0, 1)")
+        require("seed", seed, "0..")
         self._dataset = dataset if root is None else partial(dataset, root=root)
         self._channels = channels
         self._batch_size = batch_size
@@ -75,7 +75,7 @@ class ImageDataModule(LightningDataModule):
         self._on_device = on_device
         self._seed = seed
         self._source: Source | None = None
-        self._train: Endless | None = None
+        self._train: EndlessLoader | None = None
 
     @property
     def seed(self) -> int:
@@ -84,7 +84,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def source(self) -> Source:
-        """The set, or the stream, once `setup` was called."""
+        """The dataset, or the stream, once `setup` was called."""
         assert self._source is not None
         return self._source
 
@@ -99,7 +99,7 @@ class ImageDataModule(LightningDataModule):
             )
         self._source.check(self._ranks()[1])
 
-    def train_dataloader(self) -> Endless:
+    def train_dataloader(self) -> EndlessLoader:
         rank, world_size = self._ranks()
         self._train = self.source.train_loader(
             self._batch_size,
@@ -121,11 +121,11 @@ class ImageDataModule(LightningDataModule):
             self._train.close()
 
     def batches(self, name: str, batch_size: int) -> Iterable[Batch]:
-        """One pass over the images of "train" or "validation" in a fixed order, as bytes on the CPU and not mirrored."""
+        """One pass over the images of "train" or "validation" in a fixed order, as bytes on the CPU, not mirrored."""
         return self.source.batches(name, batch_size)
 
     def split(self, name: str) -> ImageSet:
-        """The same at once, of "all" too, with labels of zero where there are none; a stream's part has to fit in memory then."""
+        """The same images at once, or "all", with labels of zero where there are none; they must fit in memory."""
         parts = list(self.batches(name, 1024))
         if not parts:
             return ImageSet(torch.empty(0, self._channels, *self._size, dtype=torch.uint8), torch.empty(0).long())

@@ -1,4 +1,4 @@
-"""Sets of points in the plane: images of two channels and one pixel, on which a sampler is seen to work in seconds."""
+"""Points in the plane as images of two channels and one pixel: each public function here can be a config's `data.dataset`."""
 
 import math
 
@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.data.loaders import ImageSet
-from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import is_integer, within
+from ddpm_lightning.ranges import require
 from ddpm_lightning.seeds import derive
 
-__all__ = ["SHAPE", "checkerboard", "swiss_roll", "two_moons"]
+__all__ = ["checkerboard", "swiss_roll", "two_moons"]
 
 SHAPE = (2, 1, 1)  # what tells points from images, which have one channel or three
 
@@ -23,10 +22,10 @@ def two_moons(num_points: int, noise: float = 0.05, *, seed: int = 0) -> ImageSe
     Args:
         num_points: N, of both together.
         noise: σ, with ε ~ N(0, I).
-        seed: what the points are drawn from.
+        seed: of the random numbers.
 
     Raises:
-        UserError: for a setting outside its range, as all sets here.
+        UserError: for a setting outside its range, as all datasets here.
     """
     generator = _generator("two_moons", num_points, noise, seed)
     labels = torch.randint(2, (num_points,), generator=generator)
@@ -44,7 +43,7 @@ def swiss_roll(num_points: int, noise: float = 0.02, *, seed: int = 0) -> ImageS
     Args:
         num_points: N.
         noise: σ, with ε ~ N(0, I).
-        seed: what the points are drawn from.
+        seed: of the random numbers.
     """
     generator = _generator("swiss_roll", num_points, noise, seed)
     u = torch.rand(num_points, generator=generator)
@@ -61,7 +60,7 @@ def checkerboard(num_points: int, *, seed: int = 0) -> ImageSet:
 
     Args:
         num_points: N.
-        seed: what the points are drawn from.
+        seed: of the random numbers.
     """
     generator = _generator("checkerboard", num_points, 0.0, seed)
     cell = torch.randint(8, (num_points,), generator=generator)
@@ -72,12 +71,9 @@ def checkerboard(num_points: int, *, seed: int = 0) -> ImageSet:
 
 
 def _generator(name: str, num_points: int, noise: float, seed: int) -> torch.Generator:
-    if not is_integer(num_points, "[1, 1e7]"):
-        raise UserError(f"data.dataset.num_points={num_points} is no number of points: give 1 to 10000000")
-    if not within(noise, "[0, 1]"):
-        raise UserError(f"data.dataset.noise={noise} will not do: give a number from 0 to 1, such as 0.05")
-    if not is_integer(seed, "[0, inf)"):
-        raise UserError(f"data.dataset.seed={seed} is no seed: give a whole number, 0 or more")
+    require("data.dataset.num_points", num_points, "1..10000000")
+    require("data.dataset.noise", noise, "[0, 1]")
+    require("data.dataset.seed", seed, "0..")
     return torch.Generator().manual_seed(derive(seed, name))
 
 

@@ -12,42 +12,48 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlparse
 
-from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import is_integer
+from ddpm_lightning.errors import UserError, brief, optional_package
+from ddpm_lightning.ranges import require
 
-__all__ = ["Record", "Shard", "find_shards", "read_records", "stretch", "total"]
+__all__ = ["Sample", "Shard", "find_shards", "num_samples", "read_samples", "slice_shards"]
 
 
-_FILE = 2**28  # bytes of a sample's file; what is larger is no picture
-_SHARDS = 1_000_000
+_FILE = 2**28  # bytes of a sample's file; a larger one is not an image
 _HEADER = 2**20  # bytes of a name, or of other words about a file
+_WORDS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 
-class Member(tarfile.TarInfo):
-    """A file in a tar file, whose size is looked at before it is read: a few bytes can declare more than a memory holds."""
+class _BoundedTarInfo(tarfile.TarInfo):
+    """A file in a tar file, whose size is checked before it is read: a few bytes can declare more than a memory holds."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> Any:
         if self.size < 0:
             raise tarfile.ReadError(f"it declares {self.size:,} bytes")
-        words = self.type in (*_WORDS, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-        if words and self.size > _HEADER:
+        if self.type in _WORDS and self.size > _HEADER:
             raise tarfile.ReadError(f"it has a name, or words about a file, of {self.size:,} bytes")
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
-_WORDS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-
-
 class Shard(NamedTuple):
-    """A tar file: its path or URL, the number within the set of its first sample, and how many it holds."""
+    """A tar file: its path or URL, the number within the dataset of its first sample, and how many samples it holds."""
 
     url: str
     first: int
     samples: int
 
 
-class Record(NamedTuple):
-    """A sample as it lies in its shard: the number within the set, its name, and its files by their endings, or why there are none."""
+class Sample(NamedTuple):
+    """A sample as its shard holds it.
+
+    id: the number within the dataset; files: the contents by ending; damage: why there are none, "" where an earlier
+    sample has said so, None of a sample that could be read.
+    """
 
     id: int
     name: str
@@ -55,7 +61,7 @@ class Record(NamedTuple):
     damage: str | None = None
 
 
-class Piece(NamedTuple):
+class ShardSlice(NamedTuple):
     """The samples of a shard from `start` up to `stop`."""
 
     shard: Shard
@@ -64,7 +70,7 @@ class Piece(NamedTuple):
 
 
 def find_shards(root: str | Sequence[str], image_keys: Sequence[str], *, sizes: str | None = None) -> list[Shard]:
-    """The shards of a set in the order of their names, each with the number of its samples.
+    """The shards of a dataset in the order of their names, each with the number of its samples.
 
     Args:
         root: a folder of *.tar files, a pattern with * or {00..99}, an URL or "pipe:" command as webdataset takes them, or
@@ -75,109 +81,100 @@ def find_shards(root: str | Sequence[str], image_keys: Sequence[str], *, sizes: 
     Raises:
         UserError: where webdataset or a shard is missing, one holds no image, or the size of one is not known.
     """
-    urls = sorted(
-        {url for pattern in (root if isinstance(root, list | tuple) else [str(root)]) for url in _expanded(pattern)}
-    )
-    if not urls:
-        raise UserError(
-            f"data.root={root} holds no shards: give a folder of *.tar files, or a pattern such as shards/{{00..99}}.tar"
-        )
-    counts = None if sizes is None else _sizes(sizes)
+    patterns = list(root) if isinstance(root, list | tuple) and root else [str(root)]
+    urls = sorted({url for pattern in patterns for url in _expanded(pattern)})
+    counts = {} if sizes is None else _read_sizes(sizes)
     shards: list[Shard] = []
     for url in urls:
-        samples = _count(url, image_keys) if counts is None else counts.get(_name(url))
-        if samples is None:
-            raise UserError(f"data.dataset.sizes={sizes} does not give the number of samples in {_name(url)}: add it")
-        shards.append(Shard(url, total(shards), samples))
+        name = url.rpartition("/")[2]
+        is_counted = sizes is None and not urlparse(url).scheme
+        samples: Any = _count(url, image_keys) if is_counted else counts.get(name)
+        setting = f"data.dataset.sizes={sizes or 'null'}: the number of samples in {name}"
+        hint = 'URLs are not counted; give a JSON file such as {"00000.tar": 1000}'
+        require(setting, samples, "1..100000000", hint=hint)
+        shards.append(Shard(url, num_samples(shards), samples))
     return shards
 
 
-def total(shards: Sequence[Shard]) -> int:
+def num_samples(shards: Sequence[Shard]) -> int:
     """The number of samples in shards that follow one another."""
     return shards[-1].first + shards[-1].samples - shards[0].first if shards else 0
 
 
-def stretch(shards: Iterable[Shard], start: int, stop: int) -> Iterator[Piece]:
-    """The pieces that make up the samples from `start` up to `stop` of the row of all the shards' samples."""
+def slice_shards(shards: Iterable[Shard], start: int, stop: int) -> Iterator[ShardSlice]:
+    """The slices that make up the samples from `start` up to `stop` of all the shards' samples in a row."""
     for shard in shards:
         if max(start, 0) < min(stop, shard.samples):
-            yield Piece(shard, max(start, 0), min(stop, shard.samples))
+            yield ShardSlice(shard, max(start, 0), min(stop, shard.samples))
         start, stop = start - shard.samples, stop - shard.samples
 
 
-def read_records(pieces: Iterable[Piece]) -> Iterator[Record]:
-    """The samples of the pieces; those that cannot be read any more come as damaged ones, the first of which says why."""
-    for shard, start, stop in pieces:
+def read_samples(slices: Iterable[ShardSlice]) -> Iterator[Sample]:
+    """The samples of the slices; those that cannot be read any more come as damaged ones, the first of which says why."""
+    for shard, start, stop in slices:
         number, why = start, "the shard has fewer samples than were counted"
         try:
-            with closing(_samples(shard.url)) as samples:
+            with closing(_grouped_files(shard.url)) as samples:
                 for sample in islice(samples, start, stop):
-                    yield Record(shard.first + number, f"{sample['__key__']} of {shard.url}", sample)
+                    yield Sample(shard.first + number, f"{sample['__key__']} of {shard.url}", sample)
                     number += 1
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
             why = _reason(error)
         for lost in range(number, stop):
-            said = f"and what follows it ({why})" if lost == number else ""
-            yield Record(shard.first + lost, f"sample {lost} of {shard.url}", {}, said)
+            name = f"sample {lost} of {shard.url}"
+            if lost == number:
+                yield Sample(shard.first + lost, f"{name} and what follows it", {}, why)
+            else:
+                yield Sample(shard.first + lost, name, {}, "")
 
 
 def _expanded(pattern: str) -> list[str]:
-    try:
+    with optional_package("webdataset", "webdataset", needed_by="data=webdataset"):
         from webdataset.shardlists import expand_urls
-    except ImportError as error:
-        raise UserError(
-            "data=webdataset needs the package webdataset: pip install 'ddpm_lightning[webdataset]'"
-        ) from error
     for low, high in re.findall(r"\{(\d+)\.\.(\d+)", pattern):
-        if abs(int(high) - int(low)) > _SHARDS:
-            raise UserError(f"data.root={pattern} stands for more than {_SHARDS:,} shards: give a shorter range")
-    found: list[str] = []
-    for url in [pattern] if os.path.exists(pattern) else expand_urls(pattern):
-        path, scheme = Path(url), urlparse(url).scheme
-        if scheme == "pipe" and not pattern.startswith("pipe:"):  # a checkpoint's commands are told by that
-            raise UserError(f"data.root={pattern} hides a command: let it start with pipe:")
-        if scheme:
-            if scheme != "pipe" and set(url) & set("'\"`$;|&<>\n\\"):  # webdataset may hand it to a shell
-                raise UserError(f"data.root={pattern} is no plain URL: leave quotes and the like out of it")
-            found.append(url)
-        elif path.is_dir():
-            found += [str(shard) for shard in path.glob("*.tar") if shard.is_file()]
-        elif path.is_file():
-            found.append(url)
-        elif matches := [match for match in glob(url) if Path(match).is_file()]:
-            found += matches
-        else:
-            raise UserError(f"data.root={pattern}: there is no shard {url}; give the path of those that there are")
+        require(f"the number of shards in data.root={pattern}", abs(int(high) - int(low)) + 1, "1..1000000")
+    return [
+        shard for url in ([pattern] if os.path.exists(pattern) else expand_urls(pattern)) for shard in _at(url, pattern)
+    ]
+
+
+def _at(url: str, pattern: str) -> list[str]:
+    """The shards at a path or URL of an expanded pattern, in no order.
+
+    Raises:
+        UserError: for a hidden command, an URL that a shell could read as a command, and a path without shards.
+    """
+    path, scheme = Path(url), urlparse(url).scheme
+    if scheme == "pipe":  # a checkpoint's commands are found by the begin of the pattern
+        found = [url] if pattern.startswith("pipe:") else []
+    elif scheme:  # webdataset may hand it to a shell
+        found = [] if set(url) & set("'\"`$;|&<>\n\\") else [url]
+    elif path.is_dir():
+        found = [str(shard) for shard in path.glob("*.tar") if shard.is_file()]
+    else:
+        found = [url] if path.is_file() else [match for match in glob(url) if Path(match).is_file()]
+    if not found:
+        raise UserError(
+            f"data.root must be a folder of *.tar files, a path or pattern such as shards/{{00..99}}.tar, a plain URL, or a command "
+            f"that starts with pipe:, got {pattern}, and {url} is none of these"
+        )
     return found
 
 
-def _name(url: str) -> str:
-    return url.rpartition("/")[2]
-
-
-def _sizes(path: str) -> dict[str, int]:
+def _read_sizes(path: str) -> dict[str, int]:
     try:
-        sizes = {str(name): int(samples) for name, samples in json.loads(Path(path).read_text()).items()}
-        if not all(is_integer(samples, "[1, 1e8]") for samples in sizes.values()):
-            raise ValueError("a shard has from 1 to 1e8 samples")
-        return sizes
+        return {str(name): int(samples) for name, samples in json.loads(Path(path).read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f'data.dataset.sizes={path} will not do ({reason}): give a JSON file such as {{"00000.tar": 1000}}'
+            f'data.dataset.sizes must be a JSON file such as {{"00000.tar": 1000}}, got {path} ({brief(error)})'
         ) from error
 
 
-def _count(url: str, image_keys: Sequence[str]) -> int:
-    """The samples in a shard on the disk, from its headers alone."""
-    if urlparse(url).scheme:
-        raise UserError(
-            f"data.dataset.sizes is not given, and {url} would have to be read as a whole to count its samples: give a "
-            'JSON file such as {"00000.tar": 1000}'
-        )
-    samples, seen, last = 0, set(), None
+def _count(path: str, image_keys: Sequence[str]) -> int:
+    """The samples in a shard on the disk, from its headers alone; damage behind the first image is found when it is read."""
+    samples, seen, last, damage = 0, set(), None, ""
     try:
-        with tarfile.open(url, "r:" if url.endswith(".tar") else "r:*", tarinfo=Member) as tar:
+        with tarfile.open(path, "r:" if path.endswith(".tar") else "r:*", tarinfo=_BoundedTarInfo) as tar:
             for member in tar:
                 _check_size(member)
                 key, ending = _key_of(member)
@@ -185,15 +182,12 @@ def _count(url: str, image_keys: Sequence[str]) -> int:
                 last = last if key is None else key
                 seen |= {ending}
     except (OSError, EOFError, tarfile.TarError) as error:
-        if not samples:
-            raise UserError(
-                f"data.root: the shard {url} cannot be read ({_reason(error)}): leave it out, or mend it"
-            ) from error
+        damage = f" and cannot be read ({_reason(error)})"
     if not seen & {*image_keys}:
-        others = ", ".join(sorted(ending for ending in seen if ending)[:8]) or "nothing"
+        endings = ", ".join(sorted(ending for ending in seen if ending)[:8]) or "nothing"
         raise UserError(
-            f"data.dataset.image_key={';'.join(image_keys)}: the shard {url} holds no such sample, but {others}; give the "
-            "ending of its images"
+            f"the shard {path} must hold images that end in {' or '.join(image_keys)}, got {endings}{damage}: give the ending "
+            "by data.dataset.image_key, or leave the shard out"
         )
     return samples
 
@@ -215,12 +209,13 @@ def _key_of(member: tarfile.TarInfo) -> tuple[str | None, str | None]:
 
 
 def _check_size(member: tarfile.TarInfo) -> None:
-    """Refuse a file that declares more than a picture's has."""
+    """Refuse a file that declares more bytes than an image has."""
     if member.issparse() or member.size > _FILE:
-        raise tarfile.ReadError(f"{member.name} declares {member.size:,} bytes: no picture has more than {_FILE:,}")
+        raise tarfile.ReadError(f"{member.name} declares {member.size:,} bytes: no image has more than {_FILE:,}")
 
 
-def _samples(url: str) -> Generator[dict[str, Any], None, None]:
+def _grouped_files(url: str) -> Generator[dict[str, Any], None, None]:
+    """The files in a shard, grouped to samples."""
     from webdataset.gopen import gopen
     from webdataset.tariterators import group_by_keys
 
@@ -234,7 +229,7 @@ def _samples(url: str) -> Generator[dict[str, Any], None, None]:
 
 def _files(file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
     """The files in a shard, in the form in which webdataset groups them to samples."""
-    with tarfile.open(fileobj=file, mode="r|" if url.endswith(".tar") else "r|*", tarinfo=Member) as tar:
+    with tarfile.open(fileobj=file, mode="r|" if url.endswith(".tar") else "r|*", tarinfo=_BoundedTarInfo) as tar:
         for member in tar:
             if _key_of(member)[0] is not None:
                 _check_size(member)

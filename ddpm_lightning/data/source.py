@@ -1,4 +1,4 @@
-"""What a training step gets, and what gives it: a source, which a set in memory is, and a stream."""
+"""The batches of a training step, and the source that serves them: a dataset in memory, or a stream."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Endless", "Source"]
+from ddpm_lightning.ranges import require
+
+__all__ = ["Batch", "EndlessLoader", "Source"]
 
 
 class Batch(NamedTuple):
     """What a training step gets.
 
     x0: (B, C, H, W), of images uint8 from the loader and float32 in [−1, 1] from the data module on; y: (B,) int64 labels
-    or None; ids: (B,) int64, each image's number within its set.
+    or None; ids: (B,) int64, each image's number within its dataset.
     """
 
     x0: Tensor
@@ -23,13 +25,13 @@ class Batch(NamedTuple):
     ids: Tensor
 
 
-class Endless(ABC):
-    """Batches without end, of which an epoch of Lightning's is so many; the state is how many images all ranks together were given.
+class EndlessLoader(ABC):
+    """Batches without end, cut into epochs of Lightning's; the state is how many images all ranks together were given.
 
     Args:
-        steps: optimiser steps per epoch; at least one is made of it.
+        steps: optimizer steps per epoch, at least one.
         accumulate: batches per step; Lightning would cut a step short where its epoch, `len`, is no multiple.
-        images: of a batch, on all ranks together.
+        images: the images of a batch, on all ranks together.
     """
 
     def __init__(self, steps: int, accumulate: int, images: int):
@@ -56,26 +58,36 @@ class Endless(ABC):
         return {"images": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a state's place; with "skip", so many batches behind it."""
+        """Continue from a state; with "skip", from so many batches after it."""
         self.close()
         self._position = state["images"] + state.get("skip", 0) * self._images
 
     def close(self) -> None:
-        """End the workers, if there are any; the next batch starts others."""
+        """End the workers, if there are any; the next batch starts new ones."""
         self._row = None
 
 
 class Source(ABC):
-    """A set that is split into "train" and "validation", and serves both."""
+    """A dataset that is split into "train" and "validation", and serves both."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """What tells this set from others: by all its images and labels in memory, by its shards and their sizes in a stream."""
+        """Identifies the dataset: by all its images and labels in memory, by its shards and their sizes in a stream."""
 
     @abstractmethod
+    def num_images(self, name: str) -> int:
+        """The number of images of "train", "validation" or "all"."""
+
     def check(self, world_size: int) -> None:
-        """Refuse, by a UserError, more processes than there is work for."""
+        """Refuse more processes than there is work for.
+
+        Raises:
+            UserError: for more processes than validation images, where there are any.
+        """
+        if images := self.num_images("validation"):
+            hint = "each needs a validation image: hold out more, or 0, by data.val_fraction (data.dataset.val_shards of a stream)"
+            require("the number of processes", world_size, f"1..{images}", hint=hint)
 
     @abstractmethod
     def train_loader(
@@ -88,12 +100,12 @@ class Source(ABC):
         flip: bool,
         accumulate: int,
         device: torch.device,
-    ) -> Endless:
+    ) -> EndlessLoader:
         """Training batches of one rank, from an endless row of passes in orders that are computed from the seed."""
 
     @abstractmethod
     def val_loader(self, batch_size: int, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
-        """One rank's share of the validation images, each once, in a fixed order and as many batches for every rank."""
+        """One rank's part of the validation images, each once, in a fixed order and as many batches for every rank."""
 
     @abstractmethod
     def batches(self, name: str, batch_size: int) -> Iterable[Batch]:

@@ -1,1 +1,1 @@
-"""Numbers of the papers for two sets of images, and the features that they are computed of."""
+"""Distances between two sets of images, and the features that they are computed from."""

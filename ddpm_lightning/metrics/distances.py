@@ -1,4 +1,4 @@
-"""Two sets of images compared, by the numbers of the papers."""
+"""Distances between two sets of images, as the papers define them."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from ddpm_lightning.ranges import require
 from ddpm_lightning.seeds import derive
 
 __all__ = [
@@ -31,17 +32,18 @@ KID_SUBSET_SIZE = 1000
 PRECISION_NEIGHBOURS = 3
 _CHUNK = 1024
 _BLOCK = 4096
+_BLOCK_NUMBERS = 2**23  # of a block in float64: large images come in smaller blocks
 
 
 class Score(NamedTuple):
-    """A value, and its deviation over the subsets that it is the mean of; None where there are none."""
+    """A value, and its standard deviation over the subsets that it is the mean of; None where there are none."""
 
     value: float
     deviation: float | None = None
 
 
 class _Features(nn.Module):
-    """In the place of a network: what comes in are features already."""
+    """Takes the place of a network where the inputs are features already."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -106,7 +108,7 @@ def inception_score(logits: Tensor, *, seed: int = 0) -> Score:
 def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = PRECISION_NEIGHBOURS) -> tuple[Score, Score]:
     """The share of samples within the manifold of the real images, and of real images within that of the samples.
 
-    A set's manifold is the union of balls about its points that reach to each one's k-th nearest neighbour
+    A set's manifold is the union of balls about its points that reach to each one's k-th nearest neighbor
     (Kynkäänniemi et al. 2019, Eq. 1-2); the set's sizes should be equal, since larger sets have smaller balls.
 
     Args:
@@ -115,25 +117,27 @@ def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = PRECISION_
         neighbours: k.
 
     Raises:
-        ValueError: for sets of k points or fewer.
+        UserError: for sets of k points or fewer.
     """
-    if min(len(real), len(fake)) <= neighbours:
-        raise ValueError(f"precision and recall need more than {neighbours} images in each set")
+    require(
+        "neighbours", neighbours, f"1..{min(len(real), len(fake)) - 1}", hint="each set needs more images than that"
+    )
     precision = _share_within(fake, real, _radii(real, neighbours))
     recall = _share_within(real, fake, _radii(fake, neighbours))
     return Score(precision), Score(recall)
 
 
-def nearest(points: Tensor, others: Tensor, *, count: int = 1) -> tuple[Tensor, Tensor]:
-    """Distances (N, count) from each point to its nearest among the others, and their numbers (N, count), nearest first.
+def nearest(points: Tensor, others: Tensor, *, count: int = 1, mirrored: bool = False) -> tuple[Tensor, Tensor]:
+    """Distances (N, count) from each point to its nearest among the others, and their indices (N, count), nearest first.
 
     Args:
-        points: (N, D).
-        others: (M, D), M ≥ count.
-        count: how many.
+        points: (N, ...), features or images.
+        others: (M, ...).
+        count: how many; fewer where M is less.
+        mirrored: take the smaller of the distances of a point and of its mirror image, along the last axis.
     """
-    nearest_of = [_nearest(part, others, count) for part in points.split(_CHUNK)]
-    return torch.cat([values for values, _ in nearest_of]), torch.cat([numbers for _, numbers in nearest_of])
+    values, indices = zip(*(_nearest(part, others, count, mirrored) for part in points.split(_CHUNK)), strict=True)
+    return torch.cat(values), torch.cat(indices)
 
 
 def closer_share(samples: Tensor, held_out: Tensor) -> float:
@@ -149,17 +153,19 @@ def closer_share(samples: Tensor, held_out: Tensor) -> float:
     return 1 - float((below + up_to).double().mean()) / (2 * len(held_out))
 
 
-def _nearest(points: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of some points, block by block of the others, since training sets are large."""
-    values, numbers = torch.empty(len(points), 0).double(), torch.empty(len(points), 0).long()
-    x = points.flatten(1).double()
-    for first in range(0, len(others), _BLOCK):
-        distances = torch.cdist(x, others[first : first + _BLOCK].flatten(1).double())
-        new = torch.arange(first, first + distances.shape[1]).expand_as(distances)
-        values, numbers = torch.cat([values, distances], 1), torch.cat([numbers, new], 1)
+def _nearest(points: Tensor, others: Tensor, count: int, mirrored: bool) -> tuple[Tensor, Tensor]:
+    """`nearest` of some points, block by block of the others, since training sets are large."""
+    values, indices = torch.empty(len(points), 0).double(), torch.empty(len(points), 0).long()
+    ours = [x.flatten(1).double() for x in ((points, points.flip(-1)) if mirrored else (points,))]
+    block = max(1, min(_BLOCK, _BLOCK_NUMBERS // max(1, ours[0].shape[1])))
+    for first in range(0, len(others), block):
+        theirs = others[first : first + block].flatten(1).double()
+        distances = torch.stack([torch.cdist(x, theirs) for x in ours]).amin(0)
+        new = torch.arange(first, first + len(theirs)).expand_as(distances)
+        values, indices = torch.cat([values, distances], 1), torch.cat([indices, new], 1)
         values, best = values.topk(min(count, values.shape[1]), largest=False)
-        numbers = numbers.gather(1, best)
-    return values, numbers
+        indices = indices.gather(1, best)
+    return values, indices
 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:
@@ -168,8 +174,8 @@ def _radii(points: Tensor, neighbours: int) -> Tensor:
     )  # the first is itself
 
 
-def _share_within(points: Tensor, centres: Tensor, radii: Tensor) -> float:
-    return float(torch.cat([(part <= radii).any(1) for part in _distances(points, centres)]).double().mean())
+def _share_within(points: Tensor, centers: Tensor, radii: Tensor) -> float:
+    return float(torch.cat([(part <= radii).any(1) for part in _distances(points, centers)]).double().mean())
 
 
 def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
@@ -181,7 +187,7 @@ def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torchmetrics' warnings of the memory that it takes."""
+    """Without torchmetrics' warnings about memory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

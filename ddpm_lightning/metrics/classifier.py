@@ -1,0 +1,83 @@
+"""A small image classifier, whose features compare two sets of images."""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.images import from_uint8
+from ddpm_lightning.seeds import derive
+
+__all__ = ["Classifier", "train_classifier"]
+
+
+class Classifier(nn.Module):
+    """A small convolutional classifier; its features are the 64 numbers before the last layer's nonlinearity.
+
+    Args:
+        channels: of the images.
+        num_classes: the number of labels.
+        num_steps: optimizer steps of its training, which are part of its name.
+        test_accuracy: the fraction of held-out images that it classifies correctly.
+    """
+
+    num_features = 64
+
+    def __init__(self, channels: int, num_classes: int, *, num_steps: int = 0, test_accuracy: float = math.nan):
+        super().__init__()
+        widths = (24, 48, 96)
+        stages: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), *_norm(widths[0])]
+        for narrow, wide in pairwise(widths):
+            stages += [nn.MaxPool2d(2, ceil_mode=True)]
+            for width in (narrow, wide):
+                stages += [nn.Conv2d(width, wide, 3, padding=1, bias=False), *_norm(wide)]
+        self.body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 64))
+        self.head = nn.Sequential(nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, num_classes))
+        self.num_steps = num_steps
+        self.test_accuracy = test_accuracy
+
+    @property
+    def name(self) -> str:
+        """What a table calls these features."""
+        return f"own classifier ({self.num_steps} steps on this data set, test accuracy {self.test_accuracy:.1%})"
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(from_uint8(images))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(N, D) to logits (N, classes)."""
+        return self.head(features)
+
+
+def train_classifier(
+    data: ImageSet, num_classes: int, *, seed: int, num_steps: int, device: torch.device
+) -> Classifier:
+    """AdamW with one cycle of the learning rate, on images shifted by up to a tenth of their side."""
+    draw = torch.Generator().manual_seed(derive(seed, "classifier"))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive(seed, "classifier weights"))
+        model = Classifier(data.images.shape[1], num_classes, num_steps=num_steps).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=num_steps)
+        height, width = data.images.shape[-2:]
+        pad = max(1, min(height, width) // 10)
+        steps = tqdm(range(num_steps), desc="feature classifier", unit="step", disable=None, dynamic_ncols=True)
+        for _ in steps:
+            chosen = torch.randint(len(data.images), (128,), generator=draw)
+            down, right = torch.randint(2 * pad + 1, (2,), generator=draw).tolist()
+            images = functional.pad(data.images[chosen].float(), (pad,) * 4, "replicate")
+            images = images[..., down : down + height, right : right + width].to(device)
+            loss = functional.cross_entropy(model.classify(model(images)), data.labels[chosen].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
+    return model.eval()
+
+
+def _norm(width: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
