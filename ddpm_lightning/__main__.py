@@ -1,23 +1,24 @@
-"""What is neither training nor sampling: `python -m ddpm_lightning schedules | likelihood | features | export | report`."""
+"""Utilities: compare noise schedules, evaluate likelihood, train feature classifiers, export models, build reports."""
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_lightning import environment
 from ddpm_lightning.cli.entry import sentence
 from ddpm_lightning.errors import UserError, brief
+from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code; what the user can mend is printed as one sentence."""
+    """Run a command and return the exit code; a user's error is printed as one sentence."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 1
     except Exception as error:  # what lies in a folder may be a stranger's
-        if "DDPM_TRACEBACK" in os.environ:
+        if environment.shows_traceback():
             raise
         print(f"error: {brief(error)}; DDPM_TRACEBACK=1 shows where it failed", file=sys.stderr)
         return 1
@@ -40,51 +41,49 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m ddpm_lightning", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="command")
-    about = "draw alpha_bar, log SNR and beta of all schedules side by side"
-    schedules = commands.add_parser("schedules", help=about, description=about, allow_abbrev=False)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        made.set_defaults(run=run)
+        return made
+
+    schedules = command("schedules", _schedules, "plot alpha_bar, log SNR and beta of all noise schedules side by side")
     schedules.add_argument("--out", type=Path, default=Path("schedules.png"), metavar="FILE.png", help="%(default)s")
     schedules.add_argument("--num-steps", type=int, default=1000, metavar="T", help="%(default)s")
-    schedules.set_defaults(run=_schedules)
 
     about = "bits per dimension of a checkpoint on its run's validation images, term by term and by t"
-    likelihood = commands.add_parser("likelihood", help=about, description=about, allow_abbrev=False)
+    likelihood = command("likelihood", _likelihood, about)
     likelihood.add_argument("checkpoint", type=Path)
     likelihood.add_argument("--weights", default="ema", metavar="ema|raw", help="%(default)s")
     likelihood.add_argument("--num-images", type=int, metavar="N", help="all")
     likelihood.add_argument("--variance", metavar="small|large", help="the learned one, or small")
-    likelihood.set_defaults(run=_likelihood)
 
-    about = "train the classifier that evaluate.py compares by, on a data set's own labels, and keep it"
-    features = commands.add_parser("features", help=about, description=about, allow_abbrev=False)
+    about = "train the classifier that evaluate.py compares by, on a dataset's own labels, and store it"
+    features = command("features", _features, about)
     features.add_argument("overrides", nargs="+", metavar="data=NAME", help="and other overrides of evaluate.py")
-    features.set_defaults(run=_features)
 
-    about = "write a checkpoint's model as a folder of diffusers, or as safetensors"
-    export = commands.add_parser("export", help=about, description=about, allow_abbrev=False)
+    export = command("export", _export, "write a checkpoint's model as a diffusers folder or as safetensors")
     export.add_argument("checkpoint", type=Path)
     export.add_argument("folder", type=Path)
     export.add_argument("--weights", default="ema", metavar="ema|raw", help="%(default)s")
     export.add_argument("--format", default="diffusers", metavar="diffusers|safetensors", help="%(default)s")
-    export.set_defaults(run=_export)
 
     about = (
-        "compare the runs of a sweep, or of any folder: report.html and report.md are written into it; W&B dashboards"
+        "compare the runs in a folder, such as a sweep's: report.html and report.md are written into it; W&B dashboards"
     )
-    report = commands.add_parser("report", help=about, description=about, allow_abbrev=False)
+    report = command("report", _report, about)
     report.add_argument("folder", type=Path, nargs="?")
-    wandb = "lay out the dashboard of the runs' W&B project, too; without a folder, only this"
+    wandb = "save the dashboard of the runs' W&B project, too; without a folder, only this"
     report.add_argument("--wandb", action="store_true", help=wandb)
     report.add_argument("--project", metavar="NAME", help="of --wandb; the runs' own, or ddpm_lightning")
     report.add_argument("--entity", metavar="NAME", help="of --wandb; the runs' own, or the account's")
-    report.set_defaults(run=_report)
     return parser
 
 
 def _schedules(arguments: argparse.Namespace) -> None:
-    from ddpm_lightning.plots import draw_schedules  # torch and matplotlib are imported only when there is work
+    from ddpm_lightning.plots import draw_schedules  # imported late, since torch is slow
 
-    if arguments.out.suffix != ".png":
-        raise UserError(f"--out {arguments.out} is no PNG: give a name that ends in .png")
+    require_one_of("the suffix of --out", arguments.out.suffix, [".png"])
     draw_schedules(arguments.out, num_steps=arguments.num_steps)
     print(arguments.out)
 
@@ -97,7 +96,7 @@ def _likelihood(arguments: argparse.Namespace) -> None:
 
 
 def _features(arguments: argparse.Namespace) -> None:
-    from ddpm_lightning.evaluation.classifiers import train_classifier
+    from ddpm_lightning.evaluation.features import train_classifier
 
     print(train_classifier(arguments.overrides))
 
@@ -110,10 +109,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    if arguments.folder is None and not arguments.wandb:
-        raise UserError("report has nothing to do: give a folder of runs, or --wandb for a W&B project's dashboard")
-    if (arguments.project or arguments.entity) and not arguments.wandb:
-        raise UserError("--project and --entity say where --wandb lays out its dashboard: give it, too")
+    if not arguments.wandb and (arguments.folder is None or arguments.project or arguments.entity):
+        raise UserError("report requires a folder of runs or --wandb; --project and --entity require --wandb")
     from ddpm_lightning.report import report_with_dashboard, write_report
 
     if not arguments.wandb:

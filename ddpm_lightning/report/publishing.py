@@ -1,5 +1,6 @@
-"""A report as a run of its own in W&B, in the group of the runs that it compares."""
+"""A report and its copy in W&B: a run of its own in the group of the runs that it compares, and the project's dashboard."""
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,17 +10,18 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from ddpm_lightning.errors import brief
+from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.images import open_image
-from ddpm_lightning.report.answer import comparable, measured
-from ddpm_lightning.report.page import Block, Gallery, Heading, Sheet
-from ddpm_lightning.report.reading import Setting
-from ddpm_lightning.report.writing import Report
+from ddpm_lightning.report.ranking import measured, rankings
+from ddpm_lightning.report.reading import Setting, leaves, part
+from ddpm_lightning.report.writing import Report, compare, write
 from ddpm_lightning.run_folder import SWEEP
 from ddpm_lightning.runs.build_loggers import build_loggers, keep_wandb_id, sweep_name
 from ddpm_lightning.runs.trust import check_targets
 
-__all__ = ["Published", "best_values", "pictures", "publish", "results", "wandb_of"]
+__all__ = ["Published", "differing_keys", "publish", "report_sweep", "report_with_dashboard"]
+
+_PROJECT = "ddpm_lightning"  # that conf/logger/wandb.yaml names
 
 
 class Published(NamedTuple):
@@ -29,12 +31,71 @@ class Published(NamedTuple):
     group: str | None = None
 
 
+def report_sweep(folder: Path) -> list[str]:
+    """Write the report that a sweep ends in, give it to W&B where its runs were logged there, and return a line for each.
+
+    Raises:
+        UserError: where the folder holds no run of train.py.
+    """
+    report = compare(folder)
+    written = [str(path) for path in write(report)]
+    published = publish(report)
+    return written if published is None else [*written, f"W&B: {published.where}"]
+
+
+def report_with_dashboard(folder: Path | None, *, project: str | None, entity: str | None) -> Iterator[str]:
+    """Save the dashboard of a W&B project, for a folder of runs behind its report and for their sweep; a line for each thing done.
+
+    Args:
+        folder: of runs; None for the dashboard alone.
+        project: None for the runs' own, or the default one.
+        entity: None for the runs' own, or the account's.
+
+    Raises:
+        UserError: where wandb-workspaces is not installed, the folder holds no run, or W&B gives no access.
+    """
+    try:
+        from ddpm_lightning.report import workspace
+    except ImportError as error:
+        hint = "pip install 'ddpm_lightning[workspaces]'"
+        raise UserError(f"--wandb requires the package wandb-workspaces: {hint}") from error
+    sweep = None
+    if folder is not None:
+        report = compare(folder)
+        yield from map(str, write(report))
+        if found := _wandb_of(report.settings):
+            project, entity = project or found[1].get("project"), entity or found[1].get("entity")
+        if published := publish(report):
+            yield f"W&B: {published.where}"
+            if published.group:
+                sweep = workspace.Sweep(published.group, differing_keys(report.settings))
+    yield workspace.save(project or _PROJECT, entity, sweep)
+
+
+def differing_keys(settings: Sequence[Setting]) -> list[str]:
+    """Keys of the config by which W&B can tell the settings apart: one for each that was typed, and more where these are not enough."""
+    configs = [setting.config for setting in settings]
+    every = dict.fromkeys(leaf for config in configs for leaf in leaves(config))
+    differing = [leaf for leaf in every if leaf != "run_dir" and _told_apart(configs, [leaf]) > 1]
+    found: list[str] = []
+    for key in settings[0].values:
+        found += [leaf for leaf in differing if f"{leaf}.".startswith(f"{key.replace('/', '.')}.")][:1]
+    for leaf in differing:
+        if _told_apart(configs, [*found, leaf]) > _told_apart(configs, found):
+            found.append(leaf)
+    return found
+
+
+def _told_apart(configs: Sequence[Any], keys: Sequence[str]) -> int:
+    return len({json.dumps([part(config, key) for key in keys], sort_keys=True) for config in configs})
+
+
 def publish(report: Report) -> Published | None:
     """Give W&B what a written report holds, online or offline as its runs were; None where no run was logged there.
 
-    Whatever fails is said in the words: a report is no reason for a sweep to fail.
+    Whatever fails is said in the words, so that a sweep does not fail for its report.
     """
-    found = wandb_of(report.settings)
+    found = _wandb_of(report.settings)
     if found is None:
         return None
     try:
@@ -43,85 +104,66 @@ def publish(report: Report) -> Published | None:
         return Published(f"has not taken the report ({brief(error)})")
 
 
-def wandb_of(settings: Sequence[Setting]) -> tuple[str, Mapping[str, Any]] | None:
+def _wandb_of(settings: Sequence[Setting]) -> tuple[str, Mapping[str, Any]] | None:
     """The name and the config of the first W&B logger among the runs."""
-    for setting in settings:
-        for run in setting.runs:
-            for name, node in (run.config.get("logger") or {}).items():
-                if isinstance(node, Mapping) and str(node.get("_target_")).endswith(".WandbLogger"):
-                    return name, node
+    for run in (run for setting in settings for run in setting.runs):
+        for name, node in (run.config.get("logger") or {}).items():
+            if isinstance(node, Mapping) and str(node.get("_target_")).endswith(".WandbLogger"):
+                return name, node
     return None
-
-
-def results(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
-    """The table of results with whole numbers: the names of its columns, and a row for each setting."""
-    keys = list(settings[0].values)
-    metrics = measured(settings)
-    head = [*keys, "seeds", *(column for metric in metrics for column in (metric, f"{metric} deviation"))]
-    rows: list[list[Any]] = []
-    for setting in settings:
-        row: list[Any] = [*(setting.values[key] for key in keys), len(setting.finished)]
-        for metric in metrics:
-            mean = setting.mean("best", metric)
-            row += [None, None] if mean is None else [mean.mean, _or_none(mean.deviation)]
-        rows.append(row)
-    return head, rows
-
-
-def best_values(settings: Sequence[Setting]) -> dict[str, Any]:
-    """Of each metric that compares: the best setting, its mean, deviation and seeds."""
-    found: dict[str, Any] = {}
-    for metric, ranked in comparable(settings).items():
-        if mean := ranked[0].mean("best", metric):
-            found[f"best/{metric}"] = mean.mean
-            found[f"best/{metric}_deviation"] = _or_none(mean.deviation)
-            found[f"best/{metric}_seeds"] = mean.n
-            found[f"best/{metric}_setting"] = ranked[0].name
-    return found
-
-
-def pictures(blocks: Sequence[Block]) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """The page's pictures by W&B's key, `report/<heading>`: what each one shows, and its PNG file."""
-    heading = ""
-    for block in blocks:
-        match block:
-            case Heading(text):
-                heading = re.sub(r"\W+", "_", text.lower())
-            case Gallery(shown):
-                yield f"report/{heading}", [*shown]
-            case Sheet(columns, rows):
-                named = [
-                    (f"{row.name.strip('`')}, {column}", file)
-                    for row in rows
-                    for column, file in zip(columns, row.files, strict=True)
-                    if file is not None
-                ]
-                yield f"report/{heading}", named
 
 
 def _publish(report: Report, name: str, node: Mapping[str, Any]) -> Published:
     check_targets(node, "logger")  # the runs may be a stranger's
     here = report.folder.resolve() / "report"
-    began = Path(str(report.settings[0].runs[0].config["run_dir"]))  # names their group, also where they were moved
+    began = Path(str(report.settings[0].config["run_dir"]))  # names their group, also where they were moved
     group = node.get("group") or (sweep_name(began) if (report.folder / SWEEP).exists() else None)
     ours = {"group": group, "name": "report", "job_type": "report", "save_dir": str(here), "log_model": False}
-    loggers: list[Any] = [*build_loggers(OmegaConf.create({name: {**node, **ours}}), here, tagged=False)]
+    loggers = build_loggers(OmegaConf.create({name: {**node, **ours}}), here, tagged=False)
     keep_wandb_id(here, loggers)
-    (logger,) = loggers
+    logger: Any = loggers[0]
     if (run := logger.experiment) is None:
         return Published("has not taken the report")
     try:
         logger.log_hyperparams({"settings": len(report.settings), "runs": sum(len(s.runs) for s in report.settings)})
-        columns, rows = results(report.settings)
+        columns, rows = _results(report.settings)
         logger.log_table("report/results", columns=columns, data=rows)
-        for key, shown in pictures(report.blocks):
-            images = [open_image(BytesIO(file)) for _, file in shown]
-            logger.log_image(key, images, caption=[what for what, _ in shown])
+        for section in report.sections:
+            if section.figures:
+                images = [open_image(BytesIO(figure.png)) for figure in section.figures]
+                key = re.sub(r"\W+", "_", section.heading.lower())
+                logger.log_image(f"report/{key}", images, caption=[figure.caption for figure in section.figures])
         run.log_artifact(str(report.folder / "report.html"), name=f"report-{run.id}", type="report")
-        run.summary.update(best_values(report.settings))
+        run.summary.update(_best_values(report.settings))
     finally:
         where = logger.finish(0) or "has not taken the report"
     return Published(where, group)
+
+
+def _results(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
+    """The table of results, unrounded: the names of its columns, and a row for each setting."""
+    keys, metrics = list(settings[0].values), measured(settings)
+    head = [*keys, "seeds", *(column for metric in metrics for column in (metric, f"{metric} deviation"))]
+    rows: list[list[Any]] = []
+    for setting in settings:
+        row: list[Any] = [*(setting.values[key] for key in keys), len(setting.finished)]
+        for metric in metrics:
+            mean = setting.mean(f"best.{metric}")
+            row += [None, None] if mean is None else [mean.mean, _or_none(mean.deviation)]
+        rows.append(row)
+    return head, rows
+
+
+def _best_values(settings: Sequence[Setting]) -> dict[str, Any]:
+    """Of each metric that can be compared: the best setting, its mean, deviation and seeds."""
+    found: dict[str, Any] = {}
+    for metric, ranked in rankings(settings).items():
+        if mean := ranked[0].mean(f"best.{metric}"):
+            found[f"best/{metric}"] = mean.mean
+            found[f"best/{metric}_deviation"] = _or_none(mean.deviation)
+            found[f"best/{metric}_seeds"] = mean.n
+            found[f"best/{metric}_setting"] = ranked[0].name
+    return found
 
 
 def _or_none(value: float) -> float | None:

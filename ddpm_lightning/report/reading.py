@@ -15,11 +15,13 @@ import numpy as np
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import within
-from ddpm_lightning.records import read_record
+from ddpm_lightning.records.yaml import read_record
 from ddpm_lightning.report.comparison import Mean
 from ddpm_lightning.run_folder import configs_below, is_going_on, refuse_pipes, summary_of
 
 __all__ = ["Run", "Setting", "job_number", "leaves", "part", "read_runs", "settings_of"]
+
+_NOISE = ("run_dir", "resume", "logger", "sweep", "optimized_metric")
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,14 @@ class Setting:
     def finished(self) -> list[Run]:
         return [run for run in self.runs if run.status == "finished"]
 
-    def mean(self, *keys: str) -> Mean | None:
-        """Of an entry of the finished runs' summaries."""
-        found = {run.seed: _at(run.summary, keys) for run in self.finished}
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the first run."""
+        return self.runs[0].config
+
+    def mean(self, key: str) -> Mean | None:
+        """Of the entry at a dotted key in the finished runs' summaries."""
+        found = {run.seed: part(run.summary, key) for run in self.finished}
         known = {seed: float(v) for seed, v in found.items() if within(v, "[-1e300, 1e300]")}
         return Mean(known) if known else None
 
@@ -88,12 +95,10 @@ def read_runs(folder: Path) -> list[Run]:
     Raises:
         UserError: where there are none.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give a sweep's, multirun/<day>/<time>, or a run's")
     refuse_pipes(folder)
     runs = [run for path in configs_below(folder) if (run := _read(path.parent)) is not None]
     if not runs:
-        raise UserError(f"{folder} holds no run of train.py: give a sweep's folder, multirun/<day>/<time>, or a run's")
+        raise UserError(f"{folder} must be a folder with runs of train.py, such as a sweep's multirun/<day>/<time>")
     return sorted(runs, key=lambda run: (run.folder.parent, job_number(run.folder), run.folder.name))
 
 
@@ -127,7 +132,9 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 
 def part(config: Any, key: str) -> Any:
     """The part of a config at a dotted key, None where there is none."""
-    return _at(config, key.split("."))
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
 
 
 def _read(folder: Path) -> Run | None:
@@ -151,13 +158,7 @@ def _read(folder: Path) -> Run | None:
 
 def _is_noise(key: str) -> bool:
     """Whether a key says nothing of what is compared: seeds, and where things lie."""
-    return f".{key}".endswith(".seed") or key.partition(".")[0] in (
-        "run_dir",
-        "resume",
-        "logger",
-        "sweep",
-        "optimized_metric",
-    )
+    return key.rpartition(".")[2] == "seed" or key.partition(".")[0] in _NOISE
 
 
 def _comparable(run: Run) -> Any:
@@ -197,9 +198,3 @@ def leaves(config: Any, key: str = "") -> list[str]:
     if not isinstance(config, dict):
         return [key]
     return [leaf for name, child in config.items() for leaf in leaves(child, f"{key}.{name}".lstrip("."))]
-
-
-def _at(node: Any, keys: Sequence[str]) -> Any:
-    for key in keys:
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node

@@ -13,7 +13,7 @@ import wandb
 import wandb_workspaces.reports.v2.interface as wr
 import wandb_workspaces.workspaces as ws
 
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, brief
 
 __all__ = ["Sweep", "save", "workspace"]
 
@@ -54,33 +54,25 @@ def workspace(entity: str, project: str, sweep: Sweep | None = None) -> ws.Works
 
 
 def save(project: str, entity: str | None = None, sweep: Sweep | None = None) -> str:
-    """Lay the dashboard out in a W&B project, in place of an earlier one, and return its URL.
+    """Save the dashboard in a W&B project, in place of an earlier one, and return its URL.
 
     Raises:
-        UserError: where there is no key or no network, or W&B refuses the project.
+        UserError: where W&B has no key, no network or no such project.
     """
     os.environ.setdefault("WANDB_SILENT", "true")  # the URL is said once
-    with _asks_nothing():
-        try:
+    try:
+        with _asks_nothing():
             api = wandb.Api(timeout=_SECONDS)
-            entity = entity or api.settings.get("entity") or api.default_entity
-        except Exception as error:  # W&B's package raises errors of many types
-            raise UserError(_no_access(error)) from error
-        if not entity:
-            raise UserError("this W&B key belongs to no account that has projects: give --entity NAME")
-        made = workspace(entity, project, sweep)
-        # One dashboard of each kind in a project: what its name is computed from tells it from others.
-        id_ = sha256(made.name.encode()).hexdigest()[:11]
-        try:
+            entity = entity or api.settings.get("entity") or api.default_entity or ""
+            made = workspace(entity, project, sweep)
+            # One dashboard of each kind in a project: what its name is computed from tells it from others.
+            id_ = sha256(made.name.encode()).hexdigest()[:11]
             made._internal_name = f"nw-{id_}-v"
             made._internal_id = _id_of_earlier(entity, project, id_)
             made.save()
-        except Exception as error:
-            raise UserError(
-                f"--project {project} of --entity {entity} was refused by W&B ({_one_line(error)}): give a project that has "
-                "a run and that this key may write to"
-            ) from error
-        return made.url
+            return made.url
+    except Exception as error:  # W&B's package raises errors of many types
+        raise UserError(_sentence(error, project, entity)) from error
 
 
 def _id_of_earlier(entity: str, project: str, name: str) -> str:
@@ -160,11 +152,12 @@ def _asks_nothing() -> Iterator[None]:
         sys.stdin = stdin
 
 
-def _no_access(error: Exception) -> str:
-    if "No API key" in str(error) or "No authentication" in str(error):
+def _sentence(error: Exception, project: str, entity: str | None) -> str:
+    said = brief(error)
+    if "No API key" in said or "No authentication" in said:
         return "W&B has no API key: `wandb login`, or set WANDB_API_KEY"
-    return f"W&B gave no access ({_one_line(error)}): look at the network and at WANDB_API_KEY"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:240].rstrip(".") or type(error).__name__
+    where = f"--project {project}" + (f" of --entity {entity}" if entity else "")
+    return (
+        f"W&B did not save the dashboard of {where} ({said}): check the network and WANDB_API_KEY, and that the project has a "
+        "run and the key may write to it"
+    )

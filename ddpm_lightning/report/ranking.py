@@ -1,4 +1,4 @@
-"""Which setting is best by a metric and by how much, in a sentence that claims no more than the spread allows."""
+"""Settings ranked by a metric, and a verdict in one sentence that claims no more than the spread allows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from ddpm_lightning.report.comparison import Distance
 from ddpm_lightning.report.reading import Setting, part
 
-__all__ = ["METRICS", "answer", "comparable", "incomparable", "measured", "ranking"]
+__all__ = ["METRICS", "incomparable", "measured", "rankings", "verdict"]
 
-METRICS = ("val/bits_per_dim", "val/fid", "val/kid", "val/loss")  # less is better in all of them
+METRICS = ("val/bits_per_dim", "val/fid", "val/kid", "val/loss")  # lower is better
 
-_NAMED = 2  # so many others stand in the sentence by name
+_NAMED = 2  # others that the sentence names
 
-# What settings must share so that the numbers mean the same.
+# Config keys that settings must share for the metric to mean the same.
 _DATA = ("data.dataset", "data.channels", "data.image_size", "data.val_fraction")
 _FEATURES = (*_DATA, "features", "callbacks.generation_metrics.num_samples")
 _SHARED = {
@@ -26,48 +26,46 @@ _SHARED = {
 
 def measured(settings: Sequence[Setting]) -> list[str]:
     """The metrics that a finished run has."""
-    return [metric for metric in METRICS if any(setting.mean("best", metric) for setting in settings)]
+    return [metric for metric in METRICS if any(setting.mean(f"best.{metric}") for setting in settings)]
 
 
-def comparable(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
-    """The ranking by each of the measured metrics that compares."""
+def rankings(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
+    """The ranking by each measured metric that can be compared."""
     return {metric: ranking(metric, settings) for metric in measured(settings) if not incomparable(metric, settings)}
 
 
 def ranking(metric: str, settings: Sequence[Setting]) -> list[Setting]:
-    """The settings of which a run has finished with the metric, the best first."""
-    means = [(mean.mean, i) for i, setting in enumerate(settings) if (mean := setting.mean("best", metric))]
+    """The settings that have a finished run with the metric, best first."""
+    means = [(mean.mean, i) for i, setting in enumerate(settings) if (mean := setting.mean(f"best.{metric}"))]
     return [settings[i] for _, i in sorted(means)]
 
 
 def incomparable(metric: str, settings: Sequence[Setting]) -> list[str]:
-    """The keys that must be shared for the metric to be compared, and are not."""
-    configs = [setting.runs[0].config for setting in settings]
+    """The config keys that settings must share for the metric to be comparable, and do not."""
+    configs = [setting.config for setting in settings]
     return [key for key in _SHARED[metric] if any(_meaning(c, key) != _meaning(configs[0], key) for c in configs)]
 
 
-def answer(metric: str, settings: Sequence[Setting]) -> str | None:
-    """The sentence, None where no run has the metric."""
+def verdict(metric: str, settings: Sequence[Setting]) -> str | None:
+    """The sentence on a metric, None where no run has it."""
     ranked = ranking(metric, settings)
     if not ranked:
         return None
     if differ := incomparable(metric, settings):
         return f"`{metric}` cannot be compared: the settings differ in {' and '.join(f'`{key}`' for key in differ)}."
-    means = [mean for setting in ranked if (mean := setting.mean("best", metric))]
-    best, head = means[0], f"`{metric}`: **`{ranked[0].name}`**"
+    best, *means = (mean for setting in ranked if (mean := setting.mean(f"best.{metric}")))
     value = f"{best} over {best.n} seeds" if best.n > 1 else f"{best} (one seed)"
     if len(ranked) == 1:
-        return f"`{metric}`: {value}" + (
-            "." if len(settings) == 1 else f" with `{ranked[0].name}`, which alone has it."
-        )
-    distances = [Distance.between(best, mean) for mean in means[1:]]
+        alone = "" if len(settings) == 1 else f" with `{ranked[0].name}`, which alone has it"
+        return f"`{metric}`: {value}{alone}."
+    distances = [Distance.between(best, mean) for mean in means]
     others = [f"{_below(d)} `{setting.name}`{_judged(d)}" for setting, d in zip(ranked[1:], distances, strict=True)]
-    if len(others) > _NAMED:
-        rest = distances[_NAMED:]
+    if rest := distances[_NAMED:]:
         others[_NAMED:] = [f"clear of {sum(bool(d.clear) for d in rest)} of the {len(rest)} others"]
-    beaten = [distance.clear for distance in distances]
-    end = "" if all(beaten) else " Seeds are missing to judge by." if None in beaten else " There is no clear winner."
-    return f"{head} is {'best' if all(beaten) else 'lowest'}, {value}: {'; '.join(others)}.{end}"
+    clear = [distance.clear for distance in distances]
+    end = "" if all(clear) else " Seeds are missing to judge by." if None in clear else " There is no clear winner."
+    place = "best" if all(clear) else "lowest"
+    return f"`{metric}`: **`{ranked[0].name}`** is {place}, {value}: {'; '.join(others)}.{end}"
 
 
 def _below(distance: Distance) -> str:
