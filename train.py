@@ -3,17 +3,17 @@
 import hydra
 from omegaconf import DictConfig
 
-from ddpm_lightning.cli import entry
+from ddpm_lightning import cli
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     from ddpm_lightning import runs  # torch and lightning are imported only when there is work
 
-    with entry.user_errors():
+    with cli.user_errors():
         return runs.train(config)
     return None
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    cli.run(main)

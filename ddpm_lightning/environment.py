@@ -1,23 +1,117 @@
-"""The environment variables by which this package's processes speak to those that they start."""
+"""The environment variables: what a process tells those that it starts, what torchrun and SLURM say, and what a user sets.
 
+The package's own variables are read here alone.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from ddpm_lightning.errors import UserError
+__all__ = [
+    "Launch",
+    "allows_pipes",
+    "cache_folder",
+    "current",
+    "for_a_job",
+    "is_first",
+    "is_first_on_node",
+    "shows_traceback",
+    "srun_tasks",
+    "started_by_lightning",
+    "started_by_torchrun",
+    "update",
+]
 
-__all__ = ["JOB", "JOBS", "SCRIPT", "TELL", "quoted"]
-
-JOB = "DDPM_JOB"  # which of a sweep's jobs this process is, for people
-JOBS = "DDPM_JOBS"  # how many there are
-SCRIPT = "DDPM_SCRIPT"  # the entry point that the user started
-TELL = "DDPM_TELL_SWEEP"  # the file in which a job with processes of its own leaves its error's sentence
+_LAUNCH = "DDPM_LAUNCH"
+_RANKS = ("LOCAL_RANK", "GLOBAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "PL_")
+_TASKS = ("SLURM_NTASKS", "SLURM_STEP_", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 
 
-def quoted(value: Any) -> str:
-    """A path as Hydra reads it back.
+@dataclass(frozen=True)
+class Launch:
+    """How a process was started; the processes that it starts inherit the record.
 
-    Raises:
-        UserError: for one that Hydra would read as another.
+    Args:
+        script: the entry point that the user started.
+        main_process: the id of the process that Lightning starts the other ranks from; 0 for none.
+        sweep: the folder of the sweep that this process started.
+        num_jobs: the sweep's number of jobs; 0 where it is unknown.
+        swept: the keys in which the jobs differ.
+        job: the sweep's job that runs here, such as "job 2 of 3".
+        error_file: where a sweep's job in a process of its own leaves its error message.
+        sweep_process: the process whose `sweep` it is.
+        job_parent: the process that started the job whose `error_file` it is.
     """
-    if "${" in str(value) or "\\" in str(value):
-        raise UserError(f"{value}: a folder whose name holds ${{ or a backslash cannot be resumed: rename it")
-    return "'" + str(value).replace("'", r"\'") + "'"
+
+    script: str = ""
+    main_process: int = 0
+    sweep: str = ""
+    num_jobs: int = 0
+    swept: list[str] = field(default_factory=list)
+    job: str = ""
+    error_file: str = ""
+    sweep_process: int = 0
+    job_parent: int = 0
+
+
+def current() -> Launch:
+    """This process's record; what is one process's alone, its children do not see."""
+    launch = Launch(**json.loads(os.environ.get(_LAUNCH, "{}")))
+    if launch.sweep_process != os.getpid():
+        launch = replace(launch, sweep="")
+    if launch.job_parent != os.getppid():
+        launch = replace(launch, error_file="")
+    return launch
+
+
+def update(**changes: Any) -> None:
+    """Change fields of this process's record, and so of the processes that it starts from now on."""
+    os.environ[_LAUNCH] = json.dumps(asdict(replace(current(), **changes)))
+
+
+def for_a_job(error_file: Path) -> dict[str, str]:
+    """The variables of a fresh process for this sweep's job: no ranks, nor the one SLURM task of a launcher."""
+    launch = Launch(script=current().script, job=current().job, error_file=str(error_file), job_parent=os.getpid())
+    kept = {key: value for key, value in os.environ.items() if not key.startswith((*_RANKS, *_TASKS))}
+    return {**kept, _LAUNCH: json.dumps(asdict(launch))}
+
+
+def started_by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def started_by_lightning() -> bool:
+    """Whether Lightning started this process, as a further rank of the main process's run."""
+    main = current().main_process
+    return main not in (0, os.getpid()) and not is_first_on_node() and not started_by_torchrun()
+
+
+def srun_tasks() -> int:
+    """The number of processes that srun started with this one; a batch script has SLURM's other variables, but is one process."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+
+
+def is_first_on_node() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def is_first() -> bool:
+    """Whether this is the first process of its run; the others may find what it has written."""
+    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
+
+
+def shows_traceback() -> bool:
+    """Whether errors are shown with their traceback, not as one sentence."""
+    return "DDPM_TRACEBACK" in os.environ
+
+
+def cache_folder() -> Path:
+    """The folder for what is computed once: $DDPM_CACHE, or ~/.cache/ddpm_lightning."""
+    return Path(os.environ.get("DDPM_CACHE") or Path.home() / ".cache" / "ddpm_lightning")
+
+
+def allows_pipes() -> bool:
+    """Whether a checkpoint's config may run the commands (pipe:...) that its data are read with."""
+    return bool(os.environ.get("DDPM_ALLOW_PIPE"))

@@ -5,7 +5,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Diverged", "Stopped", "UserError", "below", "brief"]
+__all__ = ["STOP_SIGNALS", "Diverged", "Stopped", "UserError", "below", "brief", "optional_package"]
+
+
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 class UserError(ValueError):
@@ -30,7 +33,7 @@ class Diverged(UserError):
 
 
 class Stopped(Exception):
-    """A signal asked the run to end, and it has saved what it needs to go on.
+    """One of STOP_SIGNALS asked the run to end, and it has saved what it needs to resume.
 
     Args:
         signum: the signal.
@@ -59,3 +62,21 @@ def below(key: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         names_a_setting = re.match(r"[a-z_][\w.]*(=| must )", text)
         raise UserError(f"{key}{'.' if names_a_setting else ': '}{text}") from error
+
+
+@contextmanager
+def optional_package(name: str, extra: str, *, needed_by: str) -> Iterator[None]:
+    """Import a package that is installed on demand.
+
+    Args:
+        name: the package.
+        extra: the extra of ddpm_lightning that installs it.
+        needed_by: the setting that requires it, such as "data=huggingface".
+
+    Raises:
+        UserError: with the command that installs it, in place of an ImportError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{needed_by} requires the package {name}: pip install 'ddpm_lightning[{extra}]'") from error

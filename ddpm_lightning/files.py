@@ -1,33 +1,35 @@
-"""Files and folders that are written atomically, and zip files that are verified before they are read."""
+"""Files and folders that are written atomically, zip files that are verified before they are read, and file locks."""
 
 import os
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor
+
 from ddpm_lightning.errors import UserError
 
-__all__ = ["atomic_folder", "check_zip", "replace_file"]
+__all__ = ["atomic_folder", "check_zip", "replace_file", "try_lock"]
 
 
 @contextmanager
 def replace_file(path: Path, mode: str = "w", newline: str | None = None) -> Iterator[IO[Any]]:
-    """A file to write to that takes the place of `path` when it is complete and on the disk; on an error nothing is left of it.
+    """A file to write to that replaces `path` when it is complete and on the disk; after an error nothing is left of it.
 
     A link at `path` is replaced, not followed.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
-    new = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)  # no link at this name is followed
     text: dict[str, Any] = (
         {} if "b" in mode else {"newline": newline, "encoding": "utf-8", "errors": "backslashreplace"}
     )
     try:
-        with os.fdopen(new, mode, **text) as file:
+        with beside.open(mode.replace("w", "x"), **text) as file:  # a new file: no link at this name is followed
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -38,16 +40,16 @@ def replace_file(path: Path, mode: str = "w", newline: str | None = None) -> Ite
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the one that is wanted, which takes its place at the end.
+    """A temporary folder beside `folder`, which becomes it at the end; after an error nothing is left of it.
 
     Raises:
-        UserError: where the folder cannot be made.
+        UserError: where it cannot be made.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): give another folder") from error
+        raise UserError(f"{folder} cannot be created ({error.strerror}): give another folder") from error
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -63,19 +65,49 @@ def check_zip(path: Path) -> None:
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: for a file that is no zip file, is damaged, or would unpack to more bytes than it has.
+        ValueError: for a file that is not a zip file, is damaged, or would unpack to more bytes than it has.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if len({member.filename for member in members}) < len(members):
-                raise ValueError("two of its members have one name")
-            packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-            if packed or sum(member.file_size for member in members) > path.stat().st_size:
-                raise ValueError("it unpacks to more bytes than it has")
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
+            damage = _damage(archive, path.stat().st_size)
     except OSError:
         raise
     except Exception as error:  # zipfile raises what it comes upon in damaged bytes
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        damage = " ".join(str(error).split()) or type(error).__name__
+    if damage:
+        raise ValueError(damage)
+
+
+def _damage(archive: zipfile.ZipFile, size: int) -> str:
+    """What is wrong with a zip file of this many bytes; empty for an intact one."""
+    members = archive.infolist()
+    if len({member.filename for member in members}) < len(members):
+        return "two of its members have one name"
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > size:
+        return "it unpacks to more bytes than it has"
+    damaged = archive.testzip()
+    return f"the checksum of {damaged} is wrong" if damaged else ""
+
+
+def try_lock(path: Path, *, create: bool = True) -> int | None:
+    """The descriptor of a file that is locked until it is closed; None where another process has locked it.
+
+    The file is neither emptied nor, where it is a link, followed. A file system without locks counts as locked.
+
+    Raises:
+        OSError: where it cannot be opened.
+    """
+    flags = (os.O_RDWR | os.O_CREAT if create else os.O_RDONLY) | getattr(os, "O_NOFOLLOW", 0)
+    for wait in (0.3, 0):  # another process may just be trying the lock, or removing the file
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            locked = lock_descriptor(descriptor, blocking=False)
+        except OSError:
+            return descriptor
+        with suppress(FileNotFoundError):
+            if locked and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
+        time.sleep(wait)
+    return None

@@ -1,21 +1,19 @@
-"""What a run folder says of its run: whether it has ended, whether it is going on, and what can be read of it."""
+"""The folder of a run or a sweep: what it says, which process holds it, and what may be removed of it."""
 
 import atexit
-import fcntl
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.files import check_zip, replace_file
+from ddpm_lightning.files import check_zip, replace_file, try_lock
 
 __all__ = [
     "FAILED_JOBS",
@@ -32,6 +30,7 @@ __all__ = [
     "refuse_links_out",
     "refuse_pipes",
     "refuse_used",
+    "release",
     "remove_leftovers",
     "remove_unbegun",
     "summary_of",
@@ -53,12 +52,12 @@ _LEFTOVER = re.compile(  # the names that `replace_file` gives to our own files 
 
 @dataclass
 class _Hold:
-    """A folder that this process holds: the lock, the folders that it made for it, what was in it before, and whether a run uses it."""
+    """A folder that this process holds."""
 
-    file: IO[str]
-    made: Sequence[Path]
-    there: Set[str]
-    at_work: bool = False
+    lock: int  # the descriptor of its lock file
+    made: Sequence[Path]  # the folders that this process made for it, the innermost first
+    there: Set[str]  # what was in it before
+    is_used: bool = False  # by a run
 
 
 _held: dict[Path, _Hold] = {}  # this process's, by the folders' real paths
@@ -91,54 +90,52 @@ def newest_intact(saved: Path) -> Path | None:
 
 
 def refuse_links_out(folder: Path) -> None:
-    """Refuse to write into a folder in which a link, at any depth, leads out of it: what is written or deleted there lies elsewhere.
+    """Refuse to write into a folder with a link that leads out of it, at any depth: what is written or deleted there lies elsewhere.
 
     Raises:
         UserError: that names the link, or something that is neither a file nor a folder.
     """
-    inside = folder.resolve()
-    for path in _below(folder):
-        target = Path(os.path.realpath(path))
-        if path.is_symlink() and not target.is_relative_to(inside):
-            raise UserError(f"{path} is a link to {target}, outside of {folder}: put a copy in its place, or remove it")
+    _refuse_odd(folder, links_out=True)
 
 
 def refuse_pipes(folder: Path) -> None:
-    """Refuse to read a folder that holds anything but files, folders and links: reading a pipe would wait for ever.
+    """Refuse to read a folder that holds anything but files, folders and links: reading a pipe would never end.
 
     Raises:
         UserError: that names it.
     """
-    for _ in _below(folder):
-        pass
+    _refuse_odd(folder, links_out=False)
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _refuse_odd(folder: Path, *, links_out: bool) -> None:
+    inside = folder.resolve()
     for at, folders, files in os.walk(folder):
         for path in [Path(at) / name for name in (*folders, *files)]:
-            if path.is_symlink() and not os.path.exists(path) and not os.path.lexists(os.path.realpath(path)):
-                pass  # it leads nowhere yet, and is looked at as a link
-            elif not (path.is_file() or path.is_dir()):
-                raise UserError(f"{path} is neither a file nor a folder: remove it")
-            yield path
+            target, odd = Path(os.path.realpath(path)), ""
+            if os.path.lexists(target) and not (target.is_file() or target.is_dir()):
+                odd = "neither a file nor a folder"
+            elif links_out and path.is_symlink() and not target.is_relative_to(inside):
+                odd = f"a link to {target}, outside of {folder}"
+            if odd:
+                raise UserError(f"{path} is {odd}: remove it, or put a copy in its place")
         # W&B's own parts in a run's folder hold links to its log files; it writes each part of a run to a new folder.
         folders[:] = [name for name in folders if name != "wandb" or "config.yaml" not in files]
 
 
-def refuse_used(folder: Path, sign: str) -> None:
-    """Refuse a folder for a new run in which a file is the sign of an earlier one.
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder for a new run that holds an earlier one.
 
     Raises:
-        UserError: where it is there.
+        UserError: where it holds a config.
     """
-    if (folder / sign).exists():
+    if (folder / "config.yaml").exists():
         raise UserError(
-            f"hydra.run.dir={folder} holds a run already: go on with it by resume={folder}, or choose another folder"
+            f"hydra.run.dir={folder} holds a run already: resume it with resume={folder}, or choose another folder"
         )
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """What the run's summary says, nothing of a run that has none, or one whose checksum is wrong."""
+    """The run's summary; empty for a run that has none, or one whose checksum is wrong."""
     path = folder / "summary.json"
     try:
         if not path.is_file() or path.stat().st_size > _SUMMARY:
@@ -183,7 +180,7 @@ def configs_below(folder: Path) -> list[Path]:
 
 
 def unfinished_runs(*roots: str) -> list[Path]:
-    """The run folders below the roots whose run has begun, and neither finished nor is going on; newest first."""
+    """The folders below the roots whose run started, does not run now and has not finished; newest first."""
     configs = [path for root in roots for path in configs_below(Path(root))]
     configs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return [c.parent for c in configs if not has_finished(c.parent) and not is_going_on(c.parent)]
@@ -191,33 +188,34 @@ def unfinished_runs(*roots: str) -> list[Path]:
 
 def is_going_on(folder: Path) -> bool:
     """Whether a process trains in this folder."""
-    path = folder / _LOCK
     try:
-        if not path.is_file():
+        if not (folder / _LOCK).is_file():
             return False
-        with path.open() as file:
-            return not _try_to_lock(file, path)
+        lock = try_lock(folder / _LOCK, create=False)
     except OSError:
         return False
+    if lock is not None:
+        os.close(lock)
+    return lock is None
 
 
 @contextmanager
 def only_one_run(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it when the process ends, in whatever way.
+    """Hold the folder for one run of this process.
 
     Raises:
-        UserError: where another process holds it.
+        UserError: where another run holds it.
     """
-    new = hold(folder)
+    is_new = hold(folder)
     held = _held[folder.resolve()]
-    if held.at_work:
+    if held.is_used:
         raise _is_held(folder)
-    held.at_work = True
+    held.is_used = True
     try:
         yield
     finally:
-        held.at_work = False
-        if new:
+        held.is_used = False
+        if is_new:
             release(folder)
 
 
@@ -232,25 +230,23 @@ def hold(folder: Path) -> bool:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in folder.iterdir()}
-    # Neither emptied nor, where it is a link, followed.
-    file = os.fdopen(os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
-    if not _try_to_lock(file, folder / _LOCK):
-        file.close()
+    if (lock := try_lock(folder / _LOCK)) is None:
         raise _is_held(folder)
-    _held[key] = _Hold(file, made, there)
+    _held[key] = _Hold(lock, made, there)
     return True
 
 
 def _is_held(folder: Path) -> UserError:
-    return UserError(f"{folder}: another run is going on in this folder; wait for its end, or choose another folder")
+    return UserError(f"{folder}: another run uses this folder: wait for its end, or choose another folder")
 
 
 def release(folder: Path) -> None:
-    """Let go of a folder, if this process holds it; of those that it made to do so, empty ones are removed."""
+    """Let go of a folder, if this process holds it; of those that it made for it, empty ones are removed."""
     if (held := _held.pop(folder.resolve(), None)) is None:
         return
-    (folder / _LOCK).unlink(missing_ok=True)
-    held.file.close()
+    with suppress(PermissionError):  # Windows keeps a file that is open
+        (folder / _LOCK).unlink(missing_ok=True)
+    os.close(held.lock)
     with suppress(OSError):
         for path in held.made:
             path.rmdir()
@@ -285,19 +281,3 @@ def remove_leftovers(folder: Path) -> None:
         for path in below.glob(".*"):
             if _LEFTOVER.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
-
-
-def _try_to_lock(file: IO[str], path: Path) -> bool:
-    for wait in (0.3, 0):  # another process may just be looking whether the run goes on
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(wait)
-        except OSError:
-            return True  # a file system without locks
-        else:
-            # Its last holder may have removed the file since it was opened, and someone else made a new one.
-            with suppress(FileNotFoundError):
-                return os.fstat(file.fileno()).st_ino == path.stat().st_ino
-            return False
-    return False

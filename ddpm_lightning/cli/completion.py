@@ -14,7 +14,7 @@ from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.cli import menu
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["answer_shell", "asks_for_completion", "completions"]
 
@@ -60,15 +60,12 @@ def answer_shell(script: Path, argv: Sequence[str]) -> str:
     """What to print: the lines to evaluate for `install=` and `uninstall=`, one completion a line for `query=`.
 
     Raises:
-        UserError: for another shell or wish.
+        UserError: for another shell or action.
     """
-    wishes = [argument.partition("=") for argument in argv if argument not in _FLAGS]
-    action, _, shell = wishes[0] if wishes else ("", "", "")
-    if action not in ("install", "uninstall", "query") or shell not in _INSTALL:
-        wish = f"{action}={shell}" if action else "it"
-        raise UserError(
-            f"-sc: {wish} will not do: give install= or uninstall= with bash, zsh or fish, as in install=bash"
-        )
+    wish = next((argument for argument in argv if argument not in _FLAGS), "")
+    choices = [f"{action}={shell}" for action in ("install", "uninstall", "query") for shell in _INSTALL]
+    require_one_of("-sc", wish, choices)
+    action, _, shell = wish.partition("=")
     conf = script.parent / "conf"
     if action == "query":
         return "\n".join(_answer(conf, os.environ))
@@ -84,7 +81,7 @@ def answer_shell(script: Path, argv: Sequence[str]) -> str:
 
 
 def _answer(conf: Path, environment: Mapping[str, str]) -> list[str]:
-    """The completions of the line that a shell holds; of each, bash wants what follows the last of its word breaks."""
+    """The completions of the line that a shell holds; of each, bash needs what follows the last of its word breaks."""
     line = environment.get("COMP_LINE", "")
     line = line[: int(environment.get("COMP_POINT") or len(line))]
     match = re.search(rf"(?:^|[\s/])({'|'.join(menu.scripts(conf))})\.py\s+(.*)", line, re.DOTALL)

@@ -1,136 +1,95 @@
-"""What the entry points share: errors as one sentence, folder names, and nothing heavy to import."""
+"""What the entry points share: from the command line to Hydra, and from an error to one sentence; nothing heavy to import."""
 
-import ctypes
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_lightning import environment
 from ddpm_lightning.cli.completion import answer_shell, asks_for_completion
-from ddpm_lightning.cli.help import show_help, wants_help
-from ddpm_lightning.cli.launch import check_preset, name_run, run_name
-from ddpm_lightning.cli.mistakes import check_groups, mistake
+from ddpm_lightning.cli.help import asks_for_help, show_help
+from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, run_name
+from ddpm_lightning.cli.mistakes import check_groups, is_foreseen, sentence
 from ddpm_lightning.cli.resume import complete_arguments
-from ddpm_lightning.cli.sweeps import failed_jobs, job, remove_refused, swept, tell_sweep
-from ddpm_lightning.environment import SCRIPT, TELL
-from ddpm_lightning.errors import UserError, brief
+from ddpm_lightning.cli.sweeps import Sweep, swept
 from ddpm_lightning.run_folder import remove_unbegun
 
-__all__ = ["run", "user_errors"]
-
-
-_failed: list[Exception] = []
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Hold a user's error back until Hydra has ended, which would print its own lines before it.
-
-    In a sweep the job counts as failed, and the other jobs go on.
-    """
-    with job(sentence):
-        try:
-            yield
-        except (UserError, OmegaConfBaseException, OSError) as error:
-            hydra = HydraConfig.get()
-            in_a_sweep = hydra.mode == RunMode.MULTIRUN
-            remove_unbegun(Path(hydra.runtime.output_dir), ".hydra", "train.log", job=in_a_sweep)
-            if in_a_sweep or "DDPM_TRACEBACK" in os.environ:
-                raise
-            _failed.append(error)
+__all__ = ["run", "sentence", "user_errors"]
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a Hydra entry point; what the user can mend is printed as one sentence, and the exit code is 1.
+    """Run a Hydra entry point; a user's error is printed as one sentence, and the exit code is 1.
 
-    With DDPM_TRACEBACK=1 in the environment the whole traceback is shown instead.
+    With DDPM_TRACEBACK=1 in the environment its traceback is shown instead.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
-    os.environ[SCRIPT] = os.path.abspath(sys.argv[0])
-    script = Path(sys.argv[0]).resolve()
-    if wants_help(sys.argv[1:]) and (script.parent / "conf" / f"{script.stem}.yaml").exists():
-        show_help(script, (sys.modules[main.__module__].__doc__ or script.stem).partition(":")[0])
-        return
+    environment.update(script=os.path.abspath(sys.argv[0]))
     try:
-        if asks_for_completion(sys.argv[1:]):
-            print(answer_shell(script, sys.argv[1:]))
+        if _is_answered(sys.argv[1:], main):
             return
-        _end_with_parent()
-        name_run()
-        check_preset(sys.argv)
+        end_with_parent()
+        check_sweep_allowed(sys.argv)
         check_groups(sys.argv[1:])
         sys.argv[1:] = complete_arguments(sys.argv[1:])
         main()
-        if _failed:
-            raise _failed[0]
-        if failed := failed_jobs():
-            sys.exit(f"error: {failed}")
+        if (sweep := Sweep.started()) and (failures := sweep.failures()):
+            sys.exit(f"error: {failures}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if _lacks_memory(error):
-            error = UserError(
-                f"the memory does not suffice ({brief(error)}): give a smaller batch size, or smaller images"
-            )
-        remove_refused()
-        first = os.environ.get("LOCAL_RANK", "0") == "0"
-        if first:
-            tell_sweep(sentence(error))
-        ours = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
-        if not ours and (failed := failed_jobs()):
-            sys.exit(f"error: {failed}")  # it is what a sweeper makes of them
-        if "DDPM_TRACEBACK" in os.environ or not (ours or "Config group override" in str(error)):
+        _end(error)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """End with a user's error before Hydra, which would add lines of its own; in a sweep the job fails, and the others run."""
+    hydra = HydraConfig.get()
+    in_a_sweep = hydra.mode == RunMode.MULTIRUN
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if is_foreseen(error):
+            remove_unbegun(Path(hydra.runtime.output_dir), ".hydra", "train.log", job=in_a_sweep)
+        if in_a_sweep and Sweep(Path(hydra.sweep.dir)).continues_after(error, hydra):
+            return
+        if in_a_sweep or not is_foreseen(error):
             raise
-        sys.stdout.flush()
-        if first:
-            print(f"error: {sentence(error)}", file=sys.stderr)
-        sys.exit(1)
+        _end(error)
 
 
-def _lacks_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+def _is_answered(argv: Sequence[str], main: Callable[[], Any]) -> bool:
+    """Print the help or the shell's completions, if they are asked for."""
+    script = Path(sys.argv[0]).resolve()
+    if asks_for_help(argv) and (script.parent / "conf" / f"{script.stem}.yaml").exists():
+        show_help(script, (sys.modules[main.__module__].__doc__ or script.stem).partition(":")[0])
+        return True
+    if asks_for_completion(argv):
+        print(answer_shell(script, argv))
+        return True
+    return False
 
 
-def _end_with_parent() -> None:
-    """On Linux, a process that Lightning started ends with the one that started it, whatever that one ends of."""
-    started_by_lightning = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
-    if sys.platform == "linux" and TELL in os.environ and not started_by_lightning:  # a sweep's job: it saves, and ends
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if not started_by_lightning:
-        os.environ["DDPM_MAIN_PROCESS"] = str(os.getpid())
-    elif sys.platform == "linux" and "DDPM_MAIN_PROCESS" in os.environ:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != int(os.environ["DDPM_MAIN_PROCESS"]):  # it ended before that
-            sys.exit(1)
-
-
-def sentence(error: BaseException) -> str:
-    """One sentence that names the key, its value and the way out."""
-    if said := mistake(error):
-        return said
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    text = str(error)
-    if isinstance(error, OSError) and error.filename:
-        text = f"{error.filename}: {error.strerror}: give another path, or mend this one"
-    elif cause is not error:
-        text = f"{text.removeprefix('Error merging override ')}: {cause}"
-    elif not isinstance(error, UserError | HydraException | OmegaConfBaseException | ValueError):
-        text = f"{type(error).__name__}: {text}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(
-        line for line in lines if not line.startswith(("full_key:", "object_type=", "To append", "Error merging"))
-    )
+def _end(error: BaseException) -> NoReturn:
+    """Say what is wrong, on the screen or to the sweep that started this process, and exit with 1."""
+    if sweep := Sweep.started():
+        sweep.remove_refused()
+        if not is_foreseen(error) and (failures := sweep.failures()):
+            sys.exit(f"error: {failures}")  # the error is what a sweeper makes of them
+    error_file, is_first = environment.current().error_file, environment.is_first_on_node()
+    if error_file and is_first:
+        Path(error_file).write_text(sentence(error), encoding="utf-8")
+    if not is_foreseen(error) or environment.shows_traceback():
+        raise error
+    sys.stdout.flush()
+    sys.exit(f"error: {sentence(error)}" if is_first and not error_file else 1)
 
 
 def _job_name(overrides: Sequence[str]) -> str:

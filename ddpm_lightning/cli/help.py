@@ -9,15 +9,15 @@ from pathlib import Path
 
 from ddpm_lightning.cli import menu
 
-__all__ = ["help_text", "show_help", "wants_help"]
+__all__ = ["asks_for_help", "help_text", "show_help"]
 
 _EXAMPLES = {
     "train": {
         "python train.py": "digits, in a minute or two on a CPU: no account, no download",
         "python train.py model=unet_small schedule=cosine prediction=v trainer.max_steps=500": "choices and settings",
-        "python train.py experiment=digits_conditional": "a whole experiment by name",
+        "python train.py experiment=digits_conditional": "an experiment by name",
         "python train.py -m schedule=linear,cosine seed=0,1": "a sweep: one job for each combination, and a report",
-        "python train.py resume=auto": "the newest unfinished run goes on",
+        "python train.py resume=auto": "resumes the newest unfinished run",
     },
     "sample": {
         "python sample.py": "64 images from the newest run",
@@ -33,14 +33,14 @@ _EXAMPLES = {
 }
 
 _ENVIRONMENT = {
-    "DDPM_TRACEBACK=1": "shows an error's whole traceback, in place of one sentence",
+    "DDPM_TRACEBACK=1": "shows an error's traceback, not one sentence",
     "DDPM_CACHE=FOLDER": "keeps classifiers, Inception's weights and reference features there, not in ~/.cache/ddpm_lightning",
     "DDPM_ALLOW_PIPE=1": "lets a checkpoint's config run the commands (pipe:...) that its data are read with",
 }
 
 
-def wants_help(argv: Sequence[str]) -> bool:
-    """Whether a command line asks for help, whatever else stands in it."""
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether a command line asks for help, whatever else it says."""
     return bool({"-h", "--help"} & {*argv})
 
 
@@ -56,7 +56,7 @@ def show_help(script: Path, does: str) -> None:
 
 
 def help_text(conf: Path, script: str, *, does: str, width: int) -> str:
-    """The whole help.
+    """A script's help.
 
     Args:
         does: what the script does, in a line.

@@ -1,46 +1,25 @@
-"""How this process was started: by torchrun or SLURM, whose processes find one name for their run, for a sweep, or as one of its jobs."""
+"""How this process was started: alone, by Lightning, by torchrun or SLURM, for a sweep or as one of its jobs."""
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from ddpm_lightning import environment
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import require_one_of
 
-__all__ = [
-    "agreed",
-    "check_preset",
-    "is_first",
-    "is_sweep",
-    "name_run",
-    "run_name",
-    "srun_tasks",
-]
-
-_NAME = "DDPM_RUN_NAME"
+__all__ = ["agreed", "check_sweep_allowed", "end_with_parent", "is_sweep", "run_name"]
 
 
 def run_name() -> str:
-    """The run folder's name below outputs/: the day and the time at which the first of its processes started."""
-    return os.environ.get(_NAME) or _now()
-
-
-def name_run() -> None:
-    """Where another program started several processes, let them have one run's name; Hydra would give each one of its own.
-
-    Raises:
-        UserError: for a sweep, which each of them would start.
-    """
-    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if not by_torchrun and srun_tasks() == 1:
-        return
-    if is_sweep(sys.argv[1:]):
-        raise UserError(
-            "-m: a sweep starts its jobs' processes itself, so start it without torchrun or srun, "
-            "as in `python train.py -m seed=0,1 trainer=ddp trainer.devices=2`"
-        )
-    os.environ[_NAME] = agreed("run_name", _now) if by_torchrun else f"slurm_{os.environ['SLURM_JOB_ID']}"
+    """The run folder's name below outputs/, the same for all processes of a run: a day and a time, or SLURM's job number."""
+    if environment.started_by_torchrun():
+        return agreed("run_name", _now)
+    return _now() if environment.srun_tasks() == 1 else f"slurm_{os.environ['SLURM_JOB_ID']}"
 
 
 def is_sweep(argv: Sequence[str]) -> bool:
@@ -50,27 +29,36 @@ def is_sweep(argv: Sequence[str]) -> bool:
     return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*argv}) or _preset(argv) not in ("null", "")
 
 
-def check_preset(argv: Sequence[str]) -> None:
-    """Refuse the sweep of samplers where a model would be trained for each, and the others where nothing is trained.
+def check_sweep_allowed(argv: Sequence[str]) -> None:
+    """Refuse a sweep that each of several processes would start, and one for another script.
+
+    Args:
+        argv: the command line, the script first.
 
     Raises:
-        UserError: that names the script which it is for.
+        UserError: that says what to type instead.
     """
     preset, script = _preset(argv), Path(argv[0]).stem
-    if preset == "samplers" and script == "train":
-        raise UserError("sweep=samplers trains nothing, and is for evaluate.py: python evaluate.py sweep=samplers")
-    if preset in ("schedules", "predictions", "optuna") and script == "evaluate":
-        raise UserError(f"sweep={preset} trains models, and is for train.py: python train.py sweep={preset}")
+    if is_sweep(argv) and (environment.started_by_torchrun() or environment.srun_tasks() > 1):
+        raise UserError(
+            "-m: a sweep starts its jobs' processes itself, so start it without torchrun or srun, "
+            "as in `python train.py -m seed=0,1 trainer=ddp trainer.devices=2`"
+        )
+    right = {"samplers": "evaluate", "schedules": "train", "predictions": "train", "optuna": "train"}.get(preset)
+    if right and script in ("train", "evaluate"):
+        require_one_of(f"the script for sweep={preset}", script, [right])
 
 
-def is_first() -> bool:
-    """Whether this is the first process of its run; the others may find what the first one has written."""
-    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
-
-
-def srun_tasks() -> int:
-    """How many processes srun started with this one; a batch script bears SLURM's other numbers, but is a process alone."""
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+def end_with_parent() -> None:
+    """On Linux, end with the process that started this one: a rank of Lightning's at once, a sweep's job after it has saved."""
+    launch, is_rank = environment.current(), environment.started_by_lightning()
+    if not is_rank:
+        environment.update(main_process=os.getpid())
+    if sys.platform != "linux" or not (is_rank or launch.error_file):
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL if is_rank else signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if is_rank and os.getppid() != launch.main_process:  # it ended before that
+        sys.exit(1)
 
 
 def agreed(key: str, value: Callable[[], str]) -> str:
@@ -85,7 +73,7 @@ def agreed(key: str, value: Callable[[], str]) -> str:
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     key = f"ddpm_lightning/{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     if os.environ["RANK"] == "0":
-        store.set(key, value())
+        store.compare_set(key, "", value())  # the first value stays, however often it is asked for
     return store.get(key).decode()
 
 

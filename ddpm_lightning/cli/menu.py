@@ -1,11 +1,25 @@
 """What conf/ offers, read from its files without Hydra: groups, their choices, top-level settings, and a line about each."""
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Group", "Setting", "about", "all_groups", "choices", "defaults", "groups", "scripts", "settings"]
+from ddpm_lightning import environment
+
+__all__ = [
+    "Group",
+    "Setting",
+    "about",
+    "all_groups",
+    "choices",
+    "conf_folder",
+    "entry_point",
+    "groups",
+    "scripts",
+    "settings",
+]
 
 _DEFAULT = re.compile(r"  - ([\w/]+): ([\w/]+)(?:\s+# (.*))?")
 _SETTING = re.compile(r"(\w+):\s+(.+?)(?:\s+# (.*))?")
@@ -38,6 +52,17 @@ class Setting:
         return listed[0].split(" | ") if listed else []
 
 
+def entry_point() -> Path:
+    """The entry point that the user started."""
+    return Path(environment.current().script or sys.argv[0]).resolve()
+
+
+def conf_folder() -> Path:
+    """The configs beside the script that the user started, or else our own."""
+    beside = entry_point().parent / "conf"
+    return beside if (beside / "train.yaml").is_file() else Path(__file__).parents[2] / "conf"
+
+
 def scripts(conf: Path) -> list[str]:
     """The names of the entry points that have a config beside the groups: evaluate, sample and train."""
     return sorted(path.stem for path in conf.glob("*.yaml"))
@@ -45,11 +70,11 @@ def scripts(conf: Path) -> list[str]:
 
 def groups(conf: Path, script: str) -> list[Group]:
     """The groups of a script in the order of its defaults list, each with those inside it; new ones that no script lists come last."""
-    listed = defaults(conf / f"{script}.yaml")
+    listed = _defaults(conf / f"{script}.yaml")
     found = []
     for top in listed:
         found += [top, *_inside(conf, top)]
-    known = {group.name for name in scripts(conf) for group in defaults(conf / f"{name}.yaml")}
+    known = {group.name for name in scripts(conf) for group in _defaults(conf / f"{name}.yaml")}
     others = [name for name in all_groups(conf) if "/" not in name and name not in known]
     return found + [Group(name, None, "", listed=False) for name in others]
 
@@ -74,7 +99,7 @@ def about(path: Path) -> str:
     return comment if comment.endswith("..") else comment.removesuffix(".")
 
 
-def defaults(path: Path) -> list[Group]:
+def _defaults(path: Path) -> list[Group]:
     """The groups in a file's defaults list; what overrides others is left out."""
     found = [match for line in _defaults_list(path) if (match := _DEFAULT.fullmatch(line))]
     return [Group(match[1].lstrip("/"), None if match[2] == "null" else match[2], match[3] or "") for match in found]
@@ -87,7 +112,7 @@ def settings(conf: Path, script: str) -> list[Setting]:
 
 
 def _inside(conf: Path, top: Group) -> Iterator[Group]:
-    chosen = {group.name: group for group in defaults(conf / top.name / f"{top.default}.yaml")} if top.default else {}
+    chosen = {group.name: group for group in _defaults(conf / top.name / f"{top.default}.yaml")} if top.default else {}
     for name in all_groups(conf):
         if name.startswith(f"{top.name}/"):
             inner = chosen.get(name.removeprefix(f"{top.name}/"))

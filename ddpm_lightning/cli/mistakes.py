@@ -1,21 +1,19 @@
-"""A wrong name on the command line, in a sentence that names the nearest one that there is."""
+"""An error in one sentence; for a wrong name on the command line, with the nearest right one."""
 
-import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning.cli import menu
-from ddpm_lightning.environment import SCRIPT
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, brief
 
-__all__ = ["check_groups", "mistake"]
+__all__ = ["check_groups", "is_foreseen", "sentence"]
+
+_NO_NULL = "Config group override must be"  # Hydra raises it as a ValueError
 
 _EXTRAS = {  # Hydra's plugins, and what installs them
     "hydra/sweeper/optuna": "optuna",
@@ -34,14 +32,39 @@ def check_groups(argv: Sequence[str]) -> None:
     for argument in argv:
         key, _, value = argument.partition("=")
         group = key.lstrip("+").replace(".", "/")
-        if "." in key and value in menu.choices(_conf(), group):
+        if "." in key and value in menu.choices(menu.conf_folder(), group):
             raise UserError(f"{argument} sets a key, and {group} is a config group: did you mean {group}={value}?")
 
 
-def mistake(error: BaseException) -> str:
-    """What is wrong with an override, and the way out; empty for an error of another kind."""
+def is_foreseen(error: BaseException) -> bool:
+    """Whether a user can fix what is wrong; other errors are shown with their traceback."""
+    kinds = UserError | HydraException | OmegaConfBaseException | OSError
+    return isinstance(error, kinds) or _lacks_memory(error) or _NO_NULL in str(error)
+
+
+def sentence(error: BaseException) -> str:
+    """One sentence that names the key, its value and the fix."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    return _missing_choice(error) or _unknown_key(error, cause) or _unknown_group(str(error)) or _unreadable(error)
+    said = _missing_choice(error) or _unknown_key(error, cause) or _unknown_group(str(error)) or _unreadable(error)
+    if said:
+        return said
+    text = str(error)
+    if _lacks_memory(error):
+        text = f"out of memory ({brief(error)}): use a smaller batch size or smaller images"
+    elif isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {error.strerror}: give another path, or fix this one"
+    elif cause is not error:
+        text = f"{text.removeprefix('Error merging override ')}: {cause}"
+    elif not (is_foreseen(error) or isinstance(error, ValueError)):
+        text = f"{type(error).__name__}: {text}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(
+        line for line in lines if not line.startswith(("full_key:", "object_type=", "To append", "Error merging"))
+    )
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _missing_choice(error: BaseException) -> str:
@@ -60,7 +83,7 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
     if "not in struct" in str(cause):
         if cause.parent_node._get_parent() is None:  # at the top, where groups can be given, too
             if key in (groups := {*_groups()}):
-                files = ", ".join(menu.choices(_conf(), key))
+                files = ", ".join(menu.choices(menu.conf_folder(), key))
                 return f"nothing is chosen for {key}: choose one of its files ({files}), and leave ~{key} away"
             names = (names | groups) - {"hydra"}
             names |= {"hydra/launcher", "hydra/sweeper"} if key.startswith("hydra") else set()
@@ -72,23 +95,22 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
 
 
 def _unknown_group(text: str) -> str:
-    if "Config group override must be" in text:
+    if _NO_NULL in text:
         return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"{_script().name} has no config group {unknown[1]}: {_way_out(unknown[1], _groups())}"
+        return f"{menu.entry_point().name} has no config group {unknown[1]}: {_way_out(unknown[1], _groups())}"
     if unknown := re.match(r"Could not delete '([^'=]+)=([^']*)'\. No match in the defaults list", text):
-        return (
-            f"~{unknown[1]}={unknown[2]} takes nothing away: {_way_out(unknown[2], menu.choices(_conf(), unknown[1]))}"
-        )
+        choices = menu.choices(menu.conf_folder(), unknown[1])
+        return f"~{unknown[1]}={unknown[2]} takes nothing away: {_way_out(unknown[2], choices)}"
     if unknown := re.match(r"Could not delete (?:from config\. )?'([^']+)'\.? (?:does not exist|No match)", text):
-        names = [*_groups(), *(setting.key for setting in menu.settings(_conf(), _script().stem))]
+        names = [*_groups(), *(setting.key for setting in menu.settings(menu.conf_folder(), menu.entry_point().stem))]
         return f"~{unknown[1]} takes nothing away: {_way_out(unknown[1], names)}"
     return ""
 
 
 def _unreadable(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read: close what is open, and quote what holds blanks, as in 'key=\"a b\"'"
+        return f"{error.override} cannot be read: unbalanced bracket, or a value with spaces or = that needs quotes: 'key=\"a b\"'"
     if several := re.match(r"Ambiguous value for argument '([^'=]+)=([^']+)'", str(error)):
         key, values = several[1], several[2]
         return f"{key}={values} holds several values: give -m for a job with each, or {key}=[{values}] for a list"
@@ -112,12 +134,4 @@ def _paths(node: object, above: str = "") -> Iterator[str]:
 
 
 def _groups() -> list[str]:
-    return [group.name for group in menu.groups(_conf(), _script().stem)]
-
-
-def _script() -> Path:
-    return Path(os.environ.get(SCRIPT) or sys.argv[0]).resolve()
-
-
-def _conf() -> Path:
-    return _script().parent / "conf"
+    return [group.name for group in menu.groups(menu.conf_folder(), menu.entry_point().stem)]

@@ -1,16 +1,16 @@
 """`resume=` on the command line, before Hydra reads it."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_lightning import environment
 from ddpm_lightning.cli import menu
-from ddpm_lightning.cli.launch import agreed, is_first, is_sweep, srun_tasks
+from ddpm_lightning.cli.launch import agreed, is_sweep
 from ddpm_lightning.cli.sweeps import planned
-from ddpm_lightning.environment import SCRIPT, quoted
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.records import Vocabulary, recorded_sweep
+from ddpm_lightning.ranges import require_one_of
+from ddpm_lightning.records.yaml import Vocabulary, quoted, recorded_sweep
 from ddpm_lightning.run_folder import (
     SWEEP,
     has_finished,
@@ -22,31 +22,29 @@ from ddpm_lightning.run_folder import (
 
 __all__ = ["complete_arguments"]
 
-_DONE = "DDPM_RESUMED"  # tells the processes that this one starts that their command line is complete
-
 
 def complete_arguments(argv: Sequence[str]) -> list[str]:
-    """The command line with what `resume=` leaves unsaid: the folder, and the overrides that it was started with.
+    """The command line with what `resume=` leaves unsaid: the folder, and the overrides that the run was started with.
 
-    `resume=auto` is the newest unfinished run, or the one that `hydra.run.dir` names; with `-m` it is the newest sweep of
-    which not all jobs have finished. Else it is a run's folder, or a sweep's. Of what a folder records only names of our own and
-    plain values are put on the command line, see `records.Vocabulary`. The folder of a run is held from here on.
+    `resume=auto` is the newest unfinished run, or the one that `hydra.run.dir` names; with `-m` it is the newest sweep with
+    unfinished jobs. Otherwise it names the folder of a run or a sweep. Of what a folder records, only names of our own and
+    plain values are put on the command line, see `records.Vocabulary`. A run's folder is held from here on.
 
     Raises:
-        UserError: where there is no such run or sweep, another process is at work in it, or a sweep's record asks for more.
+        UserError: where there is no such run or sweep, another process uses its folder, or a sweep's record asks for more.
     """
     asked = _value_of("resume", argv)
-    run_dir = _value_of("run_dir", argv) or _value_of("hydra.run.dir", argv)
-    if os.environ.get(_DONE) and os.environ[_DONE] == asked:
-        return list(argv)
-    if asked in (None, "null", ""):
+    if asked in (None, "null", "") or environment.started_by_lightning():  # with a complete command line
         return list(argv)
     if is_sweep(argv) or (Path(asked) / SWEEP).exists():
         return _complete_sweep(asked, argv)
-    folder = Path(agreed("resume", lambda: str(_folder(asked, run_dir))))
-    if is_first():
-        if (folder / "train.log").is_dir():
-            raise UserError(f"{folder / 'train.log'} is a folder, and the run's log file goes there: remove it")
+    return _complete_run(asked, argv)
+
+
+def _complete_run(asked: str, argv: Sequence[str]) -> list[str]:
+    run_dir = _value_of("run_dir", argv) or _value_of("hydra.run.dir", argv)
+    folder = Path(agreed("resume", lambda: str(_run_folder(asked, run_dir))))
+    if environment.is_first():
         refuse_links_out(folder)
         hold(folder)
     from ddpm_lightning.runs.resume_point import newest_point  # torch is imported only when there is work
@@ -54,7 +52,6 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     typed = [argument for argument in argv if not argument.startswith(("resume=", "hydra.run.dir=", "run_dir="))]
     flags = [argument for argument in typed if argument.startswith("-")]
     overrides = [argument for argument in typed if not argument.startswith("-")]
-    os.environ[_DONE] = str(folder)
     before = _vocabulary("train", hydra=False).replayable(newest_point(folder, warn=False).overrides)
     # Hydra's record of the overrides is left as it is: training adds to it when it has found nothing wrong.
     resume = [
@@ -68,11 +65,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
 
 def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
     """A sweep once more in its folder: its jobs see for themselves how far they came."""
-    folder = Path(asked) if asked != "auto" else _newest_sweep()
-    if not (folder / SWEEP).exists():
-        raise UserError(
-            f"resume={asked} holds no {SWEEP}, and is no sweep's folder: give multirun/<day>/<time>, or leave -m away"
-        )
+    folder = _found("sweep", asked, SWEEP, _unfinished_sweeps)
     refuse_links_out(folder)
     sweep = recorded_sweep(folder)
     typed = [
@@ -91,56 +84,42 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
     return ["-m", *before, *more, f"hydra.sweep.dir={quoted(folder)}"]
 
 
-def _newest_sweep() -> Path:
-    """Of the sweeps of train.py in multirun/, the last one that was begun and has not finished all its jobs."""
+def _run_folder(asked: str, run_dir: str | None) -> Path:
+    if asked == "auto" and run_dir is None and environment.srun_tasks() != 1:
+        raise UserError("resume=auto requires hydra.run.dir=... under srun, where each task would search by itself")
+    asked = run_dir if asked == "auto" and run_dir is not None else asked
+    return _found("run", asked, "config.yaml", lambda: unfinished_runs("outputs", "multirun"))
+
+
+def _found(kind: str, asked: str, record: str, unfinished: Callable[[], Iterable[Path]]) -> Path:
+    """The folder that `resume=` names, or for auto the first unfinished one."""
+    folder = next(iter(unfinished()), None) if asked == "auto" else Path(asked)
+    if folder is None:
+        raise UserError(
+            f"resume=auto found no unfinished {kind}: start one without resume=auto, or name its folder with resume=..."
+        )
+    wrong = "" if (folder / record).exists() else f"has no {record}"
+    if wrong := wrong or "has a folder in place of train.log" * (folder / "train.log").is_dir():
+        raise UserError(f"resume={asked} must be the folder of a {kind}, but it {wrong}")
+    return folder
+
+
+def _unfinished_sweeps() -> Iterator[Path]:
+    """The sweeps of train.py in multirun/ that do not run now and have not finished all their jobs; newest first."""
     for record in sorted(Path("multirun").glob(f"**/{SWEEP}"), key=lambda path: path.stat().st_mtime, reverse=True):
         sweep = recorded_sweep(record.parent)
         runs = [config.parent for config in record.parent.glob("*/config.yaml")]
         if any(map(is_going_on, [record.parent, *runs])) or sweep["job"].get("config_name") != "train":
             continue
         if sum(has_finished(run) for run in runs) < planned(sweep)[1]:
-            return record.parent
-    raise UserError(
-        "resume=auto finds no unfinished sweep in multirun/: leave it away to start one, or name it, as in resume=multirun/<day>/<time>"
-    )
+            yield record.parent
 
 
 def _vocabulary(script: Any, *, hydra: bool) -> Vocabulary:
-    conf = _conf()
-    if script not in menu.scripts(conf):
-        raise UserError(f"the folder's record is of {script!r:.50}, which is no script of ours: choose another folder")
+    conf = menu.conf_folder()
+    require_one_of("the script in the folder's record", str(script)[:50], menu.scripts(conf))
     groups = {group.name for group in menu.groups(conf, script)}
     return Vocabulary(groups, {setting.key for setting in menu.settings(conf, script)}, hydra=hydra)
-
-
-def _conf() -> Path:
-    """The configs beside the script that was started, or else ours."""
-    beside = Path(os.environ.get(SCRIPT, "")).resolve().parent / "conf"
-    return beside if (beside / "train.yaml").is_file() else Path(__file__).parents[2] / "conf"
-
-
-def _folder(asked: str, run_dir: str | None) -> Path:
-    if asked != "auto":
-        folder = Path(asked)
-    elif run_dir is not None:
-        folder = Path(run_dir)
-    elif srun_tasks() != 1:
-        raise UserError(
-            "resume=auto under srun needs hydra.run.dir=..., since each task would look for a run by itself"
-        )
-    else:
-        found = unfinished_runs("outputs", "multirun")
-        if not found:
-            raise UserError(
-                "resume=auto finds no unfinished run in outputs/ or multirun/: leave it away to start a run, or name one, "
-                "as in resume=outputs/<day>/<time>"
-            )
-        folder = found[0]
-    if not (folder / "config.yaml").exists():
-        raise UserError(
-            f"resume={asked}: {folder} is no run folder: it holds no config.yaml; give one that train.py made"
-        )
-    return folder
 
 
 def _value_of(key: str, argv: Sequence[str]) -> str | None:

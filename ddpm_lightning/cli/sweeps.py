@@ -8,26 +8,25 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import RangeSweep
+from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_lightning.cli.launch import is_first
-from ddpm_lightning.environment import JOB, JOBS, TELL
+from ddpm_lightning import environment
+from ddpm_lightning.cli.mistakes import is_foreseen, sentence
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.records import length, recorded_sweep
+from ddpm_lightning.ranges import require, require_one_of
+from ddpm_lightning.records.yaml import length, recorded_sweep
 from ddpm_lightning.run_folder import (
     FAILED_JOBS,
     SWEEP,
@@ -39,237 +38,217 @@ from ddpm_lightning.run_folder import (
     remove_unbegun,
 )
 
-__all__ = ["Jobs", "Report", "failed_jobs", "job", "planned", "remove_refused", "swept", "tell_sweep"]
+__all__ = ["Jobs", "Report", "Sweep", "planned", "swept"]
 
-_JOBS = 100_000  # of a range
-_SWEPT = "DDPM_SWEPT"  # the keys in which the jobs differ
-
-_sweep: list[Path] = []  # this process's sweep, if it started one
-_seconds: list[float] = []  # that this process's jobs took, one after the other
+_JOBS = 100_000  # of a sweep at most
 
 
 class Jobs(Callback):
-    """Holds the folder of a run or a sweep before Hydra writes to it, and prepares a sweep.
+    """Holds the folder of a run or a sweep before Hydra writes to it, and announces a sweep's jobs.
 
-    A sweep's jobs learn how many they are, and what an earlier start noted of them is forgotten. Hydra's own sweeper
-    records the sweep in its folder, others do not.
+    Hydra's own sweeper records the sweep in its folder; others do not, so it is done here.
     """
 
+    def __init__(self) -> None:
+        self._seconds: list[float] = []  # of each job that this process ran
+        self._begun: float | None = None  # when the job began; None for one that had finished before
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if "resume" not in config or config.resume is not None or not is_first():
+        if "resume" not in config or config.resume is not None or not environment.is_first():
             return  # nothing is trained, or the folder is held already, or by another process of this run
         with _refused():
             folder = Path(config.hydra.run.dir)
-            refuse_used(folder, "config.yaml")
+            refuse_used(folder)
             hold(folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _refused():
-            self._prepare(config)
+            Sweep(Path(config.hydra.sweep.dir)).begin(config)
 
-    @staticmethod
-    def _prepare(config: DictConfig) -> None:
-        check_sweep(config.hydra)
-        announce_jobs(config)
-        folder = Path(config.hydra.sweep.dir)
-        _refuse_another(config, folder)
-        hold(folder)
-        refuse_links_out(folder)
-        _sweep[:] = [folder]
-        shutil.rmtree(folder / FAILED_JOBS, ignore_errors=True)
-        with replace_file(folder / SWEEP) as file:
-            OmegaConf.save(config, file)
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        hydra = config.hydra
+        if hydra.mode != RunMode.MULTIRUN:
+            return
+        Sweep(Path(hydra.sweep.dir)).forget(hydra.job.num)
+        of = environment.current().num_jobs
+        job = f"job {hydra.job.num + 1}" + (f" of {of}" if of else "")
+        environment.update(job=job)
+        finished, end = has_finished(Path(hydra.runtime.output_dir)), ""
+        if finished:
+            end = ", which has finished before"
+        elif of and self._seconds:
+            seconds = sum(self._seconds) / len(self._seconds) * (of - hydra.job.num)
+            left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+            end = f", about {left} to the sweep's end"
+        print(f"\n{job.capitalize()}: {' '.join(swept(hydra.overrides.task))}{end}", flush=True)
+        self._begun = None if finished else time.monotonic()
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        hydra = config.hydra
+        if self._begun is not None and hydra.job.num not in failed_jobs_in(Path(hydra.sweep.dir)):
+            self._seconds.append(time.monotonic() - self._begun)
 
 
 class Report(Callback):
-    """Ends a sweep of `train.py` in a page that compares its runs, and leaves its outcome alone where that cannot be written."""
+    """Ends a sweep of `train.py` with a page that compares its runs; the sweep succeeds without the page, too."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             from ddpm_lightning.report import report_sweep  # torch and matplotlib are imported only when there is work
 
             print("", *report_sweep(Path(config.hydra.sweep.dir)), sep="\n", flush=True)
-        except Exception as error:  # whatever it is, the runs are whole
+        except Exception as error:
             print(f"no report: {error}", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def job(sentence: Callable[[BaseException], str]) -> Iterator[None]:
-    """Note in the sweep's folder what ends a job before its time, and go on; a signal or Ctrl-C ends the sweep, too.
-
-    Outside a sweep errors pass through.
+class Sweep:
+    """A sweep in its folder, which keeps its config and a note of each failed job.
 
     Args:
-        sentence: an error in one sentence.
+        folder: multirun/<day>/<time>, or what hydra.sweep.dir says.
     """
-    hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN:
-        yield
-        return
-    (Path(hydra.sweep.dir) / FAILED_JOBS / f"{hydra.job.num}.json").unlink(missing_ok=True)  # of an earlier try
-    begun, ended_before = time.monotonic(), has_finished(Path(hydra.runtime.output_dir))
-    _announce(hydra, ended_before)
-    with NamedTemporaryFile("r") as told:
-        os.environ[TELL] = told.name
-        try:
-            yield
-            if not ended_before:
-                _seconds.append(time.monotonic() - begun)
-        except (Exception, SystemExit) as error:
-            if isinstance(error.__cause__, Stopped):
-                again = shlex.quote(f"resume={os.path.relpath(hydra.sweep.dir)}")
-                print(f"Go on with: python train.py -m {again}", flush=True)
-                raise
-            if isinstance(error, SystemExit) and "submitit" in hydra.launcher._target_:
-                raise  # the job's time is over, and it has been submitted once more
-            if isinstance(error, SystemExit) and not error.code:
-                return
-            if not isinstance(error, UserError | OmegaConfBaseException) or "DDPM_TRACEBACK" in os.environ:
-                traceback.print_exc()
-            why = told.read()
-            if not why:  # else the job's own process has printed it
-                why = f"exit code {error.code}" if isinstance(error, SystemExit) else sentence(error)
-                print(f"error: {why}", file=sys.stderr, flush=True)
-            _note(hydra, why)
-        finally:
-            del os.environ[TELL], os.environ[JOB]
 
+    def __init__(self, folder: Path):
+        self._folder, self._notes = folder, folder / FAILED_JOBS
 
-def failed_jobs() -> str | None:
-    """How many jobs of this process's sweep failed and, a line for each, their number, overrides and error; None for none."""
-    failed = {number: job for folder in _sweep for number, job in failed_jobs_in(folder).items()}
-    if not failed:
-        return None
-    named = [f"job {number} ({job['overrides']}): {job['why']}" for number, job in failed.items()]
-    some = f"{len(failed)} of the sweep's jobs failed, the others have ended well:"
-    head = "all of the sweep's jobs failed:" if str(len(failed)) == os.environ.get(JOBS) else some
-    return "\n  ".join([head, *named])
+    @classmethod
+    def started(cls) -> "Sweep | None":
+        """The sweep that this process started, if it did."""
+        folder = environment.current().sweep
+        return cls(Path(folder)) if folder else None
 
+    def begin(self, config: DictConfig) -> None:
+        """Hold the folder, record the sweep in it, and let the jobs know how many they are, wherever a launcher runs them.
 
-def remove_refused() -> None:
-    """Of a sweep that was refused before its first job, nothing is left."""
-    for folder in _sweep:
-        remove_unbegun(folder, SWEEP)
+        Raises:
+            HydraException, UserError: for a sweep that cannot run, or is another than the one in the folder.
+        """
+        _check_numbers(config.hydra)
+        keys, jobs = planned(config.hydra)
+        if (self._folder / SWEEP).exists() and any(self._folder.glob("*/config.yaml")):
+            self._refuse_another(config)
+        hold(self._folder)
+        refuse_links_out(self._folder)
+        environment.update(sweep=str(self._folder), sweep_process=os.getpid(), swept=keys, num_jobs=jobs)
+        shutil.rmtree(self._notes, ignore_errors=True)
+        with replace_file(self._folder / SWEEP) as file:
+            OmegaConf.save(config, file)
 
+    def _refuse_another(self, config: DictConfig) -> None:
+        """The jobs of another sweep would have other numbers, and so other folders."""
+        before = recorded_sweep(self._folder)
+        now: Any = OmegaConf.to_container(config.hydra)
+        if any(
+            now[part].get(key) != before[part].get(key) for part, key in (("overrides", "task"), ("sweeper", "params"))
+        ):
+            raise UserError(
+                f"hydra.sweep.dir={self._folder} holds another sweep, started with {' '.join(before['overrides']['task'])}: "
+                f"resume that one with -m resume={self._folder} and nothing else, or choose another folder"
+            )
 
-def tell_sweep(sentence: str) -> None:
-    """Hand this process's error to the sweep that started it, if one did."""
-    if path := os.environ.get(TELL):
-        Path(path).write_text(sentence)
+    def remove_refused(self) -> None:
+        """Leave nothing of a sweep that was refused before its first job."""
+        remove_unbegun(self._folder, SWEEP)
+
+    def forget(self, job: int) -> None:
+        """Remove the note of a job that failed in an earlier start."""
+        (self._notes / f"{job}.json").unlink(missing_ok=True)
+
+    def continues_after(self, error: BaseException, hydra: Any) -> bool:
+        """Note and print what ended a job early; False for a signal or Ctrl-C, which end the sweep, too.
+
+        A note is a file, since a launcher may run the jobs in other processes or on other machines.
+        """
+        if isinstance(error.__cause__, Stopped):
+            again = shlex.quote(f"resume={os.path.relpath(self._folder)}")
+            print(f"Resume with: python train.py -m {again}", flush=True)
+            return False
+        if isinstance(error, SystemExit) and "submitit" in hydra.launcher._target_:
+            return False  # the job's time is over, and it has been submitted once more
+        if isinstance(error, SystemExit) and not error.code:
+            return True
+        if not is_foreseen(error) or environment.shows_traceback():
+            traceback.print_exception(error)
+        why = f"exit code {error.code}" if isinstance(error, SystemExit) else sentence(error)
+        print(f"error: {why}", file=sys.stderr, flush=True)
+        self._notes.mkdir(parents=True, exist_ok=True)
+        with replace_file(self._notes / f"{hydra.job.num}.json") as file:
+            file.write(json.dumps({"overrides": " ".join(swept(hydra.overrides.task)), "why": why}, indent=2) + "\n")
+        return True
+
+    def failures(self) -> str:
+        """The number of failed jobs and, on a line each, their numbers, overrides and errors; empty where none failed."""
+        failed = failed_jobs_in(self._folder)
+        if not failed:
+            return ""
+        all_failed = len(failed) == environment.current().num_jobs
+        some = f"{len(failed)} of the sweep's jobs failed, the others finished:"
+        named = [f"job {number} ({job['overrides']}): {job['why']}" for number, job in failed.items()]
+        return "\n  ".join(["all of the sweep's jobs failed:" if all_failed else some, *named])
 
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    """Hydra makes a warning of all errors but an exit, and goes on."""
+    """Exit with a sentence: of all other errors in a callback Hydra makes a warning, and continues."""
     try:
         yield
-    except (UserError, HydraException) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}: give another path, or mend this one")
-
-
-def _refuse_another(config: DictConfig, folder: Path) -> None:
-    """A folder that holds runs goes on with the sweep that began them, whose jobs would have other numbers in another."""
-    if not (folder / SWEEP).exists() or not any(folder.glob("*/config.yaml")):
-        return
-    before = recorded_sweep(folder)
-    now: Any = OmegaConf.to_container(config.hydra)
-    if any(now[part].get(key) != before[part].get(key) for part, key in (("overrides", "task"), ("sweeper", "params"))):
-        raise UserError(
-            f"hydra.sweep.dir={folder} holds another sweep, begun by {' '.join(before['overrides']['task'])}: go on with it by "
-            f"-m resume={folder} and nothing else, or choose another folder"
-        )
-
-
-def _note(hydra: Any, why: str) -> None:
-    """A file for each failed job, since a launcher may run them in processes of their own, or on other machines."""
-    notes = Path(hydra.sweep.dir) / FAILED_JOBS
-    notes.mkdir(parents=True, exist_ok=True)
-    with replace_file(notes / f"{hydra.job.num}.json") as file:
-        file.write(json.dumps({"overrides": " ".join(swept(hydra.overrides.task)), "why": why}, indent=2) + "\n")
-
-
-def _announce(hydra: Any, ended_before: bool) -> None:
-    number, of = hydra.job.num, os.environ.get(JOBS)
-    os.environ[JOB] = which = f"job {number + 1} of {of}" if of else f"job {number + 1}"
-    end = ""
-    if ended_before:
-        end = ", which has ended before"
-    elif of and _seconds and hydra.launcher._target_.endswith(".BasicLauncher"):
-        seconds = sum(_seconds) / len(_seconds) * (int(of) - number)
-        left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-        end = f", about {left} to the sweep's end"
-    print(f"\n{which.capitalize()}: {' '.join(swept(hydra.overrides.task))}{end}", flush=True)
+    except (UserError, HydraException, OSError) as error:
+        sys.exit(f"error: {sentence(error)}")
 
 
 def planned(hydra: Any) -> tuple[list[str], int]:
-    """The keys in which a sweep's jobs differ, and how many jobs there are, as its `hydra` node says.
+    """The keys in which a sweep's jobs differ, and the number of jobs, as its `hydra` node says.
 
     Raises:
         HydraException: for overrides that cannot be read.
-        UserError: for a range that has no values, or has all in between where a list is wanted, and for too many jobs.
+        UserError: for an interval that cannot be searched, and for too many jobs.
     """
     chosen = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
     parsed = OverridesParser.create().parse_overrides([*chosen, *hydra["overrides"]["task"]])
     last = {override.get_key_element(): override for override in parsed}
     sweeps = {key.lstrip("+~"): override for key, override in last.items() if override.is_sweep_override()}
     searched = "n_trials" in hydra["sweeper"]
+    counts = []
     for override in sweeps.values():
-        _check_range(override, searched)
-    if searched:
-        return [*sweeps], hydra["sweeper"]["n_trials"]
-    jobs = math.prod(len([*override.sweep_string_iterator()]) for override in sweeps.values())
-    if jobs > _JOBS:
-        raise UserError(f"the sweep has {jobs:,} jobs, more than {_JOBS:,}: give fewer values")
-    return [*sweeps], jobs
-
-
-def check_sweep(hydra: Any) -> None:
-    """Refuse numbers that a sweep's launcher and sweeper, as its `hydra` node names them, would come to grief over.
-
-    Raises:
-        UserError: that names the key, its value and the way out.
-    """
-    for part, key in (("sweeper", "n_trials"), ("sweeper", "n_jobs"), ("launcher", "n_jobs")):
-        value, endless = hydra[part].get(key, 1), part == "launcher"
-        if value < 1 and not (endless and value == -1):
-            more = ", or -1 for as many as there are cores" * endless
-            raise UserError(f"hydra.{part}.{key}={value} will not do: give a whole number, 1 or more{more}")
-        if key == "n_jobs" and value > max(64, 4 * (os.cpu_count() or 1)):
-            raise UserError(f"hydra.{part}.{key}={value} is more than this machine can run at once: give fewer")
-    direction = hydra.sweeper.get("direction", "minimize")
-    if getattr(direction, "name", direction) not in ("minimize", "maximize"):
-        raise UserError(
-            f"hydra.sweeper.direction={direction} will not do: choose minimize, since all metrics are less where better"
-        )
-
-
-def announce_jobs(config: Any) -> None:
-    """Let a sweep's jobs know in what they differ and how many they are, wherever its launcher runs them.
-
-    Raises:
-        HydraException, UserError: see `planned`.
-    """
-    keys, jobs = planned(config.hydra)
-    os.environ[_SWEPT], os.environ[JOBS] = ",".join(keys), str(jobs)
+        if override.is_interval_sweep():
+            _check_interval(override, searched)
+        else:
+            counts.append(_count(override))
+    jobs = max(counts, default=1) if searched else math.prod(counts)
+    require("the sweep's number of jobs", jobs, f"1..{_JOBS}", hint="give fewer values")
+    return [*sweeps], hydra["sweeper"]["n_trials"] if searched else jobs
 
 
 def swept(overrides: Sequence[str]) -> list[str]:
     """A job's overrides that the other jobs of its sweep do not share; all of them where none is known to differ."""
-    keys = os.environ.get(_SWEPT, "").split(",")
+    keys = environment.current().swept
     return [text for text in overrides if text.lstrip("+~").partition("=")[0] in keys] or [*overrides]
 
 
-def _check_range(override: Any, searched: bool) -> None:
-    if isinstance(values := override.value(), RangeSweep) and length(values) > _JOBS:
-        raise UserError(f"{override.input_line} gives more than {_JOBS:,} jobs: give a larger step, or an earlier end")
-    if not override.is_interval_sweep():
-        return
-    interval, text = override.value(), override.input_line
-    if not searched:
-        raise UserError(f"{text} is a search, and wants sweep=optuna; or give a list of values, as in 1,2,3")
-    if not interval.start < interval.end or ("log" in interval.tags and interval.start <= 0):
+def _count(override: Override) -> int:
+    """The number of values; about that of a range that is too long for a sweep, without listing them."""
+    values = override.value()
+    if isinstance(values, RangeSweep) and length(values) > _JOBS:
+        return int(min(length(values), 10**18))
+    return len([*override.sweep_string_iterator()])
+
+
+def _check_interval(override: Override, searched: bool) -> None:
+    interval: Any = override.value()
+    low, ordered = 0 if "log" in interval.tags else -math.inf, interval.start < interval.end
+    if not (searched and ordered and interval.start > low):
         raise UserError(
-            f"{text} will not do: give two numbers, the lower one first, and above 0 where it is tagged log"
+            f"{override.input_line}: an interval requires sweep=optuna, its lower end first, above 0 where it is tagged log; "
+            "or give a list of values, as in 1,2,3"
         )
+
+
+def _check_numbers(hydra: Any) -> None:
+    """Refuse numbers that a sweep's launcher or sweeper would fail on."""
+    at_once = max(64, 4 * (os.cpu_count() or 1))
+    require("hydra.sweeper.n_trials", hydra.sweeper.get("n_trials", 1), "1..")
+    require("hydra.sweeper.n_jobs", hydra.sweeper.get("n_jobs", 1), f"1..{at_once}")
+    if (jobs := hydra.launcher.get("n_jobs", 1)) != -1:
+        require("hydra.launcher.n_jobs", jobs, f"1..{at_once}", hint="or -1 for one on each core")
+    direction = hydra.sweeper.get("direction", "minimize")
+    require_one_of("hydra.sweeper.direction", getattr(direction, "name", direction), ("minimize", "maximize"))
