@@ -3,16 +3,16 @@
 import hydra
 from omegaconf import DictConfig
 
-from ddpm_lightning.cli import entry
+from ddpm_lightning import cli
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     from ddpm_lightning.evaluation.pipeline import evaluate  # torch is imported only when there is work
 
-    with entry.user_errors():
+    with cli.user_errors():
         evaluate(config)
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    cli.run(main)

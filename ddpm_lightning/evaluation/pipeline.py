@@ -1,12 +1,12 @@
-"""What `evaluate.py` does."""
+"""What `evaluate.py` does: a checkpoint's samples are compared with its data, and held-out images get their likelihood."""
 
-import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,18 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.fingerprint import fingerprint
-from ddpm_lightning.data.loaders import ImageSet
-from ddpm_lightning.errors import UserError
-from ddpm_lightning.evaluation.bits import BITS_CHUNK, bits_folder, bits_in_chunks, held_out_of
-from ddpm_lightning.evaluation.chunks import compute_chunks, missing_chunks, read_chunks
-from ddpm_lightning.evaluation.reference import check_sets, data_of, reference_of
+from ddpm_lightning.evaluation.bits import Likelihood
+from ddpm_lightning.evaluation.chunks import Chunks, digest
+from ddpm_lightning.evaluation.features import Extractor, load_extractor
+from ddpm_lightning.evaluation.real_images import RealImages, load_real_images
 from ddpm_lightning.evaluation.table import (
     FEWEST,
     Compared,
     bits_rows,
-    memorisation_rows,
+    memorization_rows,
     model_name,
     print_table,
     save_nearest,
@@ -36,14 +33,13 @@ from ddpm_lightning.evaluation.table import (
 )
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import grid, rows_by_label, save_png
-from ddpm_lightning.metrics.features import cache_folder, extract
-from ddpm_lightning.ranges import is_integer
+from ddpm_lightning.likelihood import BitsPerDim
+from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.run_folder import only_one_run, remove_leftovers
-from ddpm_lightning.runs.drawing import Drawing, make_out_dir, prepare
-from ddpm_lightning.runs.instantiate import build, check_positive
 from ddpm_lightning.runs.loading import run_dir_of
-from ddpm_lightning.runs.process_group import Ranks, ranks
+from ddpm_lightning.runs.process_group import ProcessGroup, join_process_group
 from ddpm_lightning.runs.processes import take_gpu
+from ddpm_lightning.runs.sampling_setup import SamplingSetup, make_out_dir, prepare_sampling
 
 __all__ = ["evaluate"]
 
@@ -51,233 +47,217 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(config: DictConfig) -> Path:
-    """Compare a checkpoint's samples with its data set, and return the folder that holds `evaluation.json` and the pictures.
+    """Compare a checkpoint's samples with its dataset, and return the folder of `evaluation.json` and the figures.
 
-    Samples, features and likelihoods are computed in shards that stay on the disk, on all the processes that torchrun or
-    SLURM started; an evaluation that was interrupted goes on where it stopped, and ends with the same numbers.
+    Samples, features and likelihoods are computed in chunks that stay on disk, on all processes that torchrun or SLURM
+    started; an interrupted evaluation resumes, and gives the same numbers.
 
     Raises:
-        UserError: where the checkpoint, the data or a setting will not do.
+        UserError: for a checkpoint, a dataset or a setting that cannot be used.
     """
-    for key in ("num_samples", "repeats", "batch_size", "shard_size"):
-        check_positive(key, config[key])
-    for key in ("reference_images", "bits_images", "nearest"):
-        if config[key] is not None and not is_integer(config[key], "[0, 1e8]"):
-            raise UserError(f"{key}={config[key]} will not do: give a whole number, 0 or more")
-    if config.num_samples < FEWEST:
-        raise UserError(f"num_samples={config.num_samples} are too few to compare anything by: give {FEWEST} or more")
-    if config.reference not in ("train", "validation", "all"):
-        raise UserError(f"reference={config.reference} is unknown: choose train, validation or all")
+    _check(config)
     take_gpu()
-    with ranks() as mine:
-        return _evaluate(config, mine)
+    with join_process_group() as group:
+        setup = prepare_sampling(config, group)
+        real = load_real_images(config, setup)
+        extractor = load_extractor(config, real.data, setup.device, group)
+        evaluation = Evaluation(config, group, setup, real, extractor)
+        evaluation.make_folders()
+        with only_one_run(evaluation.out) if group.rank == 0 else nullcontext():
+            if group.rank == 0:
+                evaluation.clean_up()
+                evaluation.print_cost()
+            evaluation.sample()
+            found = evaluation.measure()
+            if group.rank == 0:
+                evaluation.write(found)
+    return evaluation.out
 
 
-def _evaluate(config: DictConfig, mine: Ranks) -> Path:
-    drawing = prepare(config, mine)
-    if drawing.points:
-        raise UserError(
-            f"ckpt_path={drawing.path} draws points, and these metrics are of images: look at sample.py's scatter.png"
-        )
-    data = data_of(config, drawing)
-    train, held_out = data.split("train"), held_out_of(data)
-    reference = reference_of(
-        train if config.reference == "train" else data.split(config.reference), config.reference_images
-    )
-    check_sets(config, drawing, reference, held_out)
-    cache = cache_folder(config.cache_dir)
-    if mine.rank:
-        mine.wait()  # what rank zero downloads or trains is there for the others
-    model = _features_of(config, data, cache, drawing.device)
-    if mine.rank == 0:
-        mine.wait()
-    images_key = {
-        "weights": fingerprint(*drawing.denoiser.state_dict().values()),
-        "schedule": fingerprint(drawing.denoiser.schedule.alpha_bar),  # no part of the weights
-        "prediction": drawing.denoiser.prediction,
-        "learned_variance": drawing.denoiser.learned_variance,
-        "shape": drawing.shape,
-        "sampler": OmegaConf.to_container(config.sampler, resolve=True),
-        "labels": drawing.labels,
-        "guidance_scale": config.guidance_scale,
-    }
-    digest = _digest(images_key)
-    beside = run_dir_of(drawing.path) / "evaluations"
-    name = f"{type(drawing.sampler).__name__.lower()}_{drawing.steps}_{digest}"
-    out = beside / name if config.out_dir is None else Path(str(config.out_dir))
-    if config.out_dir is None:
-        make_out_dir(beside, run_dir=run_dir_of(drawing.path))
-    make_out_dir(out, run_dir=run_dir_of(drawing.path) if config.out_dir is None else None)
-    seeds = range(config.seed, config.seed + config.repeats)
-    # By what they depend on, since a folder of the user's may hold those of another model.
-    samples = {seed: out / f"samples_{digest}_seed{seed}" for seed in seeds}
-    bits_in = bits_folder(beside if config.out_dir is None else out, drawing.denoiser, held_out)
-    bits_set = ImageSet(held_out.images[: config.bits_images], held_out.labels[: config.bits_images])
-    with only_one_run(out) if mine.rank == 0 else nullcontext():
-        if mine.rank == 0:
-            for folder in (out, *samples.values(), bits_in):
-                remove_leftovers(folder)
-            _say_cost(config, drawing, samples, (bits_in, len(bits_set.images)), mine)
-        for seed, folder in samples.items():
-            _draw(config, drawing, seed, folder, mine)
-        bits = bits_in_chunks(drawing.denoiser, bits_set, bits_in, mine=mine) if len(bits_set.images) else None
+def _check(config: DictConfig) -> None:
+    require("num_samples", config.num_samples, f"{FEWEST}..1e8")
+    for key in ("repeats", "batch_size", "shard_size"):
+        require(key, config[key], "1..1e8")
+    for key in ("reference_images", "bits_images", "nearest"):
+        require(key, config[key], "0..1e8", optional=True)
+    require_one_of("reference", config.reference, ("train", "validation", "all"))
 
-        net = f"{model_name(model)} {fingerprint(*model.state_dict().values())}"
-        features = partial(_with_features, model, net=net, config=config, mine=mine)
-        sets = {
-            key: features(part.images, cache / "features") for key, part in (("train", train), ("held_out", held_out))
+
+@dataclass(frozen=True)
+class Measured:
+    """What the metrics are computed from; only rank zero has features."""
+
+    sets: Mapping[str, Compared]  # the real images: "train", "held_out" and "reference"
+    samples: Sequence[Compared]  # of each seed
+    bits: BitsPerDim | None
+    seconds: float  # of sampling, added up over the processes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The parts of one evaluation, the folders of its chunks and its results, and its steps."""
+
+    config: DictConfig
+    group: ProcessGroup
+    setup: SamplingSetup
+    real: RealImages
+    extractor: Extractor
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """All that the samples depend on, but for the seed."""
+        denoiser = self.setup.denoiser
+        return {
+            "weights": fingerprint(*denoiser.state_dict().values()),
+            "schedule": fingerprint(denoiser.schedule.alpha_bar),  # no part of the weights
+            "prediction": denoiser.prediction,
+            "learned_variance": denoiser.learned_variance,
+            "shape": self.setup.shape,
+            "sampler": OmegaConf.to_container(self.config.sampler, resolve=True),
+            "labels": self.setup.labels,
+            "guidance_scale": self.config.guidance_scale,
         }
-        sets["reference"] = sets["train"] if reference is train else features(reference.images, cache / "features")
-        drawn, seconds = [], 0.0
-        for folder in samples.values():
-            shards = read_chunks(folder, config.num_samples, config.shard_size)
-            drawn.append(features(shards["images"], out / "features"))
-            seconds += float(shards["seconds"].sum())
-        if mine.rank == 0:
-            key = {"weights_fingerprint": images_key["weights"], "data_seed": data.seed}
-            _report(config, drawing, model, sets, drawn, bits, key=key, seconds=seconds, out=out, mine=mine)
-    return out
 
+    @property
+    def root(self) -> Path:
+        """Where chunks are that evaluations share: `evaluations/` in the run folder, or the folder that the user named."""
+        if self.config.out_dir is not None:
+            return Path(str(self.config.out_dir))
+        return run_dir_of(self.setup.path) / "evaluations"
 
-def _report(
-    config: DictConfig,
-    drawing: Drawing,
-    model: nn.Module,
-    sets: Mapping[str, Compared],
-    drawn: list[Compared],
-    bits: Any,
-    *,
-    key: Mapping[str, Any],
-    seconds: float,
-    out: Path,
-    mine: Ranks,
-) -> None:
-    real, n = sets["reference"], config.num_samples
-    if n <= real.features.shape[1]:
-        log.warning(
-            "num_samples=%d are no more than the %d features: the covariance of FID is singular, and its value says little",
-            n,
-            real.features.shape[1],
+    @property
+    def out(self) -> Path:
+        """The folder of the results."""
+        if self.config.out_dir is not None:
+            return self.root
+        return self.root / f"{type(self.setup.sampler).__name__.lower()}_{self.setup.steps}_{digest(self.key)}"
+
+    @property
+    def samples(self) -> dict[int, Chunks]:
+        """The samples of each seed; a folder that the user named may hold those of other models, too."""
+        first, names = self.config.seed, f"samples_{digest(self.key)}_seed"
+        return {
+            seed: Chunks(self.out / f"{names}{seed}", self.config.num_samples, self.config.shard_size)
+            for seed in range(first, first + self.config.repeats)
+        }
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """Of the first held-out images."""
+        return Likelihood(self.root, self.setup.denoiser, self.real.held_out, count=self.config.bits_images)
+
+    def make_folders(self) -> None:
+        """Make the folders of the results; no link may lead out of a run folder."""
+        make_out_dir(self.root, run_dir=run_dir_of(self.setup.path) if self.config.out_dir is None else None)
+        make_out_dir(self.out)
+
+    def clean_up(self) -> None:
+        """Remove the half-written files of a killed process."""
+        for folder in (self.out, *(chunks.folder for chunks in self.samples.values()), self.likelihood.chunks.folder):
+            remove_leftovers(folder)
+
+    def print_cost(self) -> None:
+        """Print what is left to compute, and about how long that takes on this device."""
+        images = sum(len(items) for chunks in self.samples.values() for items in chunks.missing())
+        bits = sum(map(len, self.likelihood.chunks.missing()))
+        if not images + bits:
+            print("All samples are there: only the metrics are left", flush=True)
+            return
+        T, world_size = self.setup.denoiser.schedule.num_steps, self.group.world_size
+        each = self.setup.seconds_per_evaluation(min(self.config.batch_size, 32))
+        total = images * self.setup.evaluations + bits * T
+        at_once = min(world_size, -(-images // self.config.shard_size) or world_size)
+        where = f"{self.setup.device}" + f" x {world_size}" * (world_size > 1)
+        print(
+            f"To do: {images:,} samples of {self.setup.evaluations} network evaluations, and the likelihood of {bits:,} images "
+            f"with {T}: {total:,} in all, about {total * each / at_once / 60:.0f} min on {where}",
+            flush=True,
         )
-    rows = score_rows(model, sets, drawn, seed=config.seed, reference=config.reference)
-    rows |= memorisation_rows(sets, drawn[0])
-    if bits is not None:
-        rows |= bits_rows(bits, variance="learned" if drawing.denoiser.learned_variance else "small")
-    summary = {
-        "metrics": rows,
-        "protocol": {
-            "checkpoint": str(drawing.path),
-            "weights": config.weights,
-            **key,
-            "sampler": OmegaConf.to_container(config.sampler, resolve=True),
-            "steps": drawing.steps,
-            "network_evaluations_per_image": drawing.evaluations,
-            "labels": drawing.labels,
-            "guidance_scale": config.guidance_scale,
-            "num_samples": n,
-            "seeds": list(range(config.seed, config.seed + config.repeats)),
-            "reference": config.reference,
-            "reference_images": len(real.features),
-            "reference_fingerprint": fingerprint(real.images),
-            "features": model_name(model),
-            "features_fingerprint": fingerprint(*model.state_dict().values()),
-            "preprocessing": "samples clipped to [-1, 1] and rounded to uint8; reference as the data module gives it, without flips",
-        },
-        "timing": {
-            "images_per_second_of_one_process": n * len(drawn) / max(seconds, 1e-9),
-            "device": str(drawing.device),
-            "processes": mine.world_size,
-        },
-    }
-    first, labels = drawn[0].images[:64], drawing.labels
-    save_png(
-        grid(first) if labels is None else rows_by_label(drawn[0].images[: 8 * len(labels)], len(labels)),
-        out / "grid.png",
-    )
-    if config.nearest:
-        save_nearest(sets["train"], drawn[0], config.nearest, out / "nearest.png")
-    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    kept = f"evaluation_{_digest(summary['protocol'])}.json"  # the newest, and one for each protocol
-    for path in (out / "evaluation.json", out / kept, *(folder / "evaluation.json" for folder in _job_folder())):
-        with replace_file(path) as file:
-            file.write(text)
-    print_table(summary, out)
 
+    def sample(self) -> None:
+        """Sample the images that the folders lack."""
+        for seed, chunks in self.samples.items():
+            batches = sum(-(-len(items) // self.config.batch_size) for items in chunks.missing(self.group))
+            with self.group.progress(f"sampling, seed {seed}", batches * self.setup.steps, "step") as progress:
+                chunks.compute(partial(self._sample_chunk, seed, progress.update), self.group)
 
-def _draw(config: DictConfig, drawing: Drawing, seed: int, folder: Path, mine: Ranks) -> None:
-    left = missing_chunks(folder, config.num_samples, config.shard_size, mine)
-    batches = sum(-(-len(items) // config.batch_size) for items in left)
-    silent = None if mine.rank == 0 else True
-    with tqdm(
-        total=batches * drawing.steps, unit="step", desc=f"sampling, seed {seed}", disable=silent, dynamic_ncols=True
-    ) as progress:
+    def _sample_chunk(self, seed: int, advance: Callable[[], Any], items: range) -> dict[str, Tensor]:
+        started, size = time.perf_counter(), self.config.batch_size
+        batches = [items[first : first + size] for first in range(0, len(items), size)]
+        images = torch.cat([self.setup.samples(seed, batch, advance) for batch in batches])
+        seconds = torch.full((len(items),), (time.perf_counter() - started) / len(items), dtype=torch.float64)
+        return {"images": images, "seconds": seconds}
 
-        def compute(items: range) -> dict[str, Tensor]:
-            started = time.perf_counter()
-            images = torch.cat(
-                [
-                    drawing.samples(seed, items[first : first + config.batch_size], progress.update)
-                    for first in range(0, len(items), config.batch_size)
-                ]
+    def measure(self) -> Measured:
+        """Compute the likelihoods and features that the folders lack, and read all."""
+        bits = self.likelihood.compute(self.group) if self.likelihood.chunks.count else None
+        real, extractor = self.real, self.extractor
+        sets = {key: extractor(part.images) for key, part in (("train", real.train), ("held_out", real.held_out))}
+        sets["reference"] = sets["train"] if real.reference is real.train else extractor(real.reference.images)
+        read = [chunks.read() for chunks in self.samples.values()]
+        samples = [extractor(arrays["images"], self.out / "features") for arrays in read]
+        return Measured(sets, samples, bits, sum(float(arrays["seconds"].sum()) for arrays in read))
+
+    def metrics(self, found: Measured) -> dict[str, Any]:
+        """A row for each metric."""
+        count, features = self.config.num_samples, found.sets["reference"].features.shape[1]
+        if count <= features:
+            log.warning(
+                "num_samples=%d is not more than the %d features: the covariance of FID is singular, and its value says little",
+                count,
+                features,
             )
-            seconds = torch.full((len(items),), (time.perf_counter() - started) / len(items), dtype=torch.float64)
-            return {"images": images, "seconds": seconds}
+        model, seed = self.extractor.model, self.config.seed
+        rows = score_rows(model, found.sets, found.samples, seed=seed, reference=self.config.reference)
+        rows |= memorization_rows(found.sets, found.samples[0])
+        return rows if found.bits is None else rows | bits_rows(found.bits, variance=self.likelihood.variance_used)
 
-        compute_chunks(folder, config.num_samples, config.shard_size, compute, mine)
+    def protocol(self) -> dict[str, Any]:
+        """All that the metrics depend on."""
+        return {
+            "checkpoint": str(self.setup.path),
+            "weights": self.config.weights,
+            "weights_fingerprint": self.key["weights"],
+            "data_seed": self.real.data.seed,
+            "sampler": self.key["sampler"],
+            "steps": self.setup.steps,
+            "network_evaluations_per_image": self.setup.evaluations,
+            "labels": self.setup.labels,
+            "guidance_scale": self.config.guidance_scale,
+            "num_samples": self.config.num_samples,
+            "seeds": list(self.samples),
+            "reference": self.config.reference,
+            "reference_images": len(self.real.reference.images),
+            "reference_fingerprint": fingerprint(self.real.reference.images),
+            "features": model_name(self.extractor.model),
+            "features_fingerprint": self.extractor.weights_fingerprint,
+            "preprocessing": "samples clipped to [-1, 1] and rounded to uint8; reference as the data module gives it, without flips",
+        }
 
-
-def _with_features(
-    model: nn.Module, images: Tensor, folder: Path, *, net: str, config: DictConfig, mine: Ranks
-) -> Compared:
-    """The images' features, computed where the folder lacks them, by images and network."""
-    if not len(images):
-        return Compared(images, torch.empty(0, 1))
-    folder = folder / f"{fingerprint(images)}_{_digest(net)}"
-    size = 5_000
-
-    def compute(items: range) -> dict[str, Tensor]:
-        part = images[items.start : items.stop]
-        return {"features": extract(model, part, batch_size=config.batch_size, progress=mine.rank == 0)}
-
-    compute_chunks(folder, len(images), size, compute, mine)
-    return Compared(images, read_chunks(folder, len(images), size)["features"] if mine.rank == 0 else torch.empty(0, 1))
-
-
-def _features_of(config: DictConfig, data: ImageDataModule, cache: Path, device: torch.device) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a network without weights is the same on all ranks
-        model: nn.Module = build("features", config.features)(partial(data.split, "all"), cache, device=device)
-    return model.to(device).eval()
-
-
-def _say_cost(
-    config: DictConfig, drawing: Drawing, samples: Mapping[int, Path], likelihoods: tuple[Path, int], mine: Ranks
-) -> None:
-    """What is left to compute, and about how long that takes on this device."""
-    left = [missing_chunks(folder, config.num_samples, config.shard_size) for folder in samples.values()]
-    images = sum(len(items) for shards in left for items in shards)
-    bits = sum(map(len, missing_chunks(*likelihoods, BITS_CHUNK)))
-    if not images + bits:
-        print("All samples are there: only the metrics are left", flush=True)
-        return
-    T, each = drawing.denoiser.schedule.num_steps, drawing.seconds_per_evaluation(min(config.batch_size, 32))
-    total = images * drawing.evaluations + bits * T
-    at_once = min(mine.world_size, -(-images // config.shard_size) or mine.world_size)
-    minutes = total * each / at_once / 60
-    where = f"{drawing.device}" + f" x {mine.world_size}" * (mine.world_size > 1)
-    print(
-        f"To do: {images:,} samples of {drawing.evaluations} network evaluations, and the likelihood of {bits:,} images with {T}: "
-        f"{total:,} in all, about {minutes:.0f} min on {where}",
-        flush=True,
-    )
+    def write(self, found: Measured) -> None:
+        """Write the figures and the results, and print the results as a table."""
+        protocol = self.protocol()
+        timing = {
+            "images_per_second_of_one_process": self.config.num_samples * len(found.samples) / max(found.seconds, 1e-9),
+            "device": str(self.setup.device),
+            "processes": self.group.world_size,
+        }
+        summary = {"metrics": self.metrics(found), "protocol": protocol, "timing": timing}
+        images, labels = found.samples[0].images, self.setup.labels
+        sheet = grid(images[:64]) if labels is None else rows_by_label(images[: 8 * len(labels)], len(labels))
+        save_png(sheet, self.out / "grid.png")
+        if self.config.nearest:
+            save_nearest(found.sets["train"], found.samples[0], self.config.nearest, self.out / "nearest.png")
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        kept = f"evaluation_{digest(protocol)}.json"  # one for each protocol beside the newest
+        for path in (self.out / "evaluation.json", self.out / kept, *_in_job_folder("evaluation.json")):
+            with replace_file(path) as file:
+                file.write(text)
+        print_table(summary, self.out)
 
 
-def _job_folder() -> list[Path]:
-    """The folder of this job of a sweep, which the study at its end is made of."""
+def _in_job_folder(name: str) -> list[Path]:
+    """The file in the folder of a sweep's job, which the sweep's summary is made from."""
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return [Path(HydraConfig.get().runtime.output_dir)]
+        return [Path(HydraConfig.get().runtime.output_dir) / name]
     return []
-
-
-def _digest(key: Any) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
-"""What an evaluation says: metrics with their protocol, a table, and samples beside their nearest training images."""
+"""Metrics with what they were computed from, their table, and samples beside their nearest training images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,18 +18,17 @@ from ddpm_lightning.metrics.features import logits_of
 __all__ = [
     "Compared",
     "bits_rows",
-    "memorisation_rows",
+    "memorization_rows",
     "model_name",
     "print_table",
     "save_nearest",
     "score_rows",
-    "scores",
 ]
 
 PRECISION_IMAGES = 10_000  # of each set, as in the paper
-MEMORISATION_IMAGES = 2_000  # samples, and held-out images
+MEMORIZATION_IMAGES = 2_000  # samples, and held-out images
 NEIGHBOURS_SHOWN = 5
-FEWEST = 10  # images that anything can be compared by
+FEWEST = 10  # images that can be compared
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ _NOTES = {
 }
 
 
-def scores(model: nn.Module, real: Compared, fake: Compared, *, seed: int) -> dict[str, Score]:
+def _scores(model: nn.Module, real: Compared, fake: Compared, *, seed: int) -> dict[str, Score]:
     """FID, KID, precision and recall, and the Inception Score of a model that classifies."""
     found = {
         "fid": distances.frechet_distance(real.features, fake.features),
@@ -71,27 +70,25 @@ def scores(model: nn.Module, real: Compared, fake: Compared, *, seed: int) -> di
 
 
 def score_rows(
-    model: nn.Module, sets: Mapping[str, Compared], drawn: list[Compared], *, seed: int, reference: str
+    model: nn.Module, sets: Mapping[str, Compared], samples: Sequence[Compared], *, seed: int, reference: str
 ) -> dict[str, Any]:
     """The metrics of the samples, and FID and KID of the held-out images in their place: what a perfect model would reach.
 
     Args:
         model: gave the features.
         sets: "reference", "train" and "held_out".
-        drawn: the samples of each seed.
+        samples: those of each seed.
         seed: of the subsets.
         reference: what the reference is.
     """
     real = sets["reference"]
-    what = (
-        f"{len(drawn[0].features):,} samples, {len(real.features):,} {reference} images, features: {model_name(model)}"
-    )
-    per_seed = [scores(model, real, fake, seed=seed) for fake in drawn]
+    what = f"{len(samples[0].features):,} samples, {len(real.features):,} {reference} images, features: {model_name(model)}"
+    per_seed = [_scores(model, real, fake, seed=seed) for fake in samples]
     rows = {key: _row([each[key] for each in per_seed], what, note=_NOTES[key]) for key in per_seed[0]}
     unseen = sets["held_out"]
     if reference == "train" and len(unseen.features) >= FEWEST:
         floor = f"{len(unseen.features):,} held-out images in the samples' place"
-        held = scores(model, real, unseen, seed=seed)
+        held = _scores(model, real, unseen, seed=seed)
         rows |= {f"{key}_of_held_out": _row([held[key]], floor, note=floor) for key in ("fid", "kid")}
     return rows
 
@@ -107,30 +104,30 @@ def _row(measured: list[Score], of: str, *, note: str = "") -> dict[str, Any]:
     return {**row, "of": of, "note": note}
 
 
-def memorisation_rows(sets: Mapping[str, Compared], drawn: Compared) -> dict[str, Any]:
+def memorization_rows(sets: Mapping[str, Compared], samples: Compared) -> dict[str, Any]:
     """How often a sample lies closer to the training set than a held-out image does, by pixels and by features."""
     train, held_out = sets["train"], sets["held_out"]
     if not len(held_out.images):
         return {}
     rows = {}
     for space in ("images", "features"):
-        samples, unseen = (getattr(s, space)[:MEMORISATION_IMAGES] for s in (drawn, held_out))
-        nearest = [distances.nearest(x, getattr(train, space))[0][:, 0] for x in (samples, unseen)]
+        new, unseen = (getattr(s, space)[:MEMORIZATION_IMAGES] for s in (samples, held_out))
+        nearest = [distances.nearest(x, getattr(train, space))[0][:, 0] for x in (new, unseen)]
         of = (
             f"how often a sample is closer to the {len(train.images):,} training images than a held-out image is: "
-            f"0.5 for new images, 1 for copies ({len(samples):,} samples, {len(unseen):,} held out)"
+            f"0.5 for new images, 1 for copies ({len(new):,} samples, {len(unseen):,} held out)"
         )
         rows[f"closer_to_train_by_{space}"] = {"value": distances.closer_share(*nearest), "of": of}
     return rows
 
 
-def save_nearest(train: Compared, drawn: Compared, count: int, path: Path) -> None:
+def save_nearest(train: Compared, samples: Compared, count: int, path: Path) -> None:
     """The samples that lie closest to the training set, by pixels, each with the training images nearest to it."""
-    samples = drawn.images[:MEMORISATION_IMAGES]
+    images = samples.images[:MEMORIZATION_IMAGES]
     shown = min(NEIGHBOURS_SHOWN, len(train.images))
-    found, numbers = distances.nearest(samples, train.images, count=shown)
+    found, numbers = distances.nearest(images, train.images, count=shown)
     closest = found[:, 0].argsort()[:count]
-    rows = [torch.cat([samples[i][None], train.images[numbers[i]]]) for i in closest.tolist()]
+    rows = [torch.cat([images[i][None], train.images[numbers[i]]]) for i in closest.tolist()]
     save_png(grid(torch.cat(rows), columns=1 + shown), path)
 
 

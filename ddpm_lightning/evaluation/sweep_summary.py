@@ -1,4 +1,4 @@
-"""What a sweep of `evaluate.py` ends in: one table and one plot."""
+"""One table and one plot for a sweep of `evaluate.py`."""
 
 import json
 import logging
@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.plots import draw_study
 
-__all__ = ["Study"]
+__all__ = ["SweepSummary"]
 
 log = logging.getLogger(__name__)
 
-# Of the protocol, what tells evaluations apart besides the sampler.
+# The parts of the protocol that evaluations may differ in, besides the sampler.
 NAMED = (
     "checkpoint",
     "weights",
@@ -33,39 +33,37 @@ NAMED = (
 COLUMNS = ("fid", "kid", "inception_score", "precision", "recall")
 
 
-class Study(Callback):
-    """Gathers the evaluations of a sweep's jobs into `study.md` and `study.png` in the sweep's folder."""
+class SweepSummary(Callback):
+    """Collects the evaluations of a sweep's jobs in `study.md` and `study.png` in the sweep's folder."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            self._write(Path(config.hydra.sweep.dir))
-        except Exception as error:  # whatever it is, the evaluations are whole
-            print(f"no study: {error}", file=sys.stderr, flush=True)
+            _write(Path(config.hydra.sweep.dir))
+        except Exception as error:  # whatever it is, the evaluations are complete
+            print(f"the evaluations could not be compared: {error}", file=sys.stderr, flush=True)
 
-    @staticmethod
-    def _write(folder: Path) -> None:
-        found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/evaluation.json"))]
-        if not found:
-            log.warning("%s holds no evaluation: there is nothing to compare", folder)
-            return
-        named = zip(names_of(found), found, strict=True)
-        found = [
-            summary
-            for _, summary in sorted(named, key=lambda n: (n[0], n[1]["protocol"]["network_evaluations_per_image"]))
-        ]
-        table = table_of(found)
-        with replace_file(folder / "study.md") as file:
-            file.write(table + "\n")
-        curves: dict[str, list[tuple[int, float, float]]] = {}
-        for name, summary in zip(names_of(found), found, strict=True):
-            row = summary["metrics"]["fid"]
-            evaluations = summary["protocol"]["network_evaluations_per_image"]
-            curves.setdefault(name, []).append((evaluations, row["value"], row.get("spread", 0.0)))
-        features = found[0]["protocol"]["features"].split(" (")[0]
-        draw_study(
-            folder / "study.png", curves, metric=f"FID ({features}, {found[0]['protocol']['num_samples']:,} samples)"
-        )
-        print(f"\n{table}\n{folder / 'study.md'}\n{folder / 'study.png'}", flush=True)
+
+def _write(folder: Path) -> None:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/evaluation.json"))]
+    if not found:
+        log.warning("%s has no evaluations to compare", folder)
+        return
+    named = sorted(zip(names_of(found), found, strict=True), key=lambda pair: (pair[0], _evaluations(pair[1])))
+    curves: dict[str, list[tuple[int, float, float]]] = {}
+    for name, summary in named:
+        fid = summary["metrics"]["fid"]
+        curves.setdefault(name, []).append((_evaluations(summary), fid["value"], fid.get("spread", 0.0)))
+    table = table_of([summary for _, summary in named])
+    with replace_file(folder / "study.md") as file:
+        file.write(table + "\n")
+    protocol = named[0][1]["protocol"]
+    metric = f"FID ({protocol['features'].split(' (')[0]}, {protocol['num_samples']:,} samples)"
+    draw_study(folder / "study.png", curves, metric=metric)
+    print(f"\n{table}\n{folder / 'study.md'}\n{folder / 'study.png'}", flush=True)
+
+
+def _evaluations(summary: Mapping[str, Any]) -> int:
+    return summary["protocol"]["network_evaluations_per_image"]
 
 
 def table_of(summaries: list[dict[str, Any]]) -> str:
@@ -79,7 +77,7 @@ def table_of(summaries: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
     for name, summary in zip(names_of(summaries), summaries, strict=True):
         protocol = summary["protocol"]
-        cells = [name, protocol["steps"], protocol["network_evaluations_per_image"]]
+        cells = [name, protocol["steps"], _evaluations(summary)]
         for column in columns:
             row = summary["metrics"][column]
             text = f"{row['value']:.4g}" + (f" ± {row['spread']:.2g}" if "spread" in row else "")
@@ -92,7 +90,7 @@ def table_of(summaries: list[dict[str, Any]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text in a table of Markdown, where a name of a stranger's is no more than that."""
+    """Text for a Markdown table, in which a stranger's name is nothing but text."""
     plain = re.sub(r"[\\`\[\]|]", r"\\\g<0>", " ".join(text.split()))
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -102,16 +100,16 @@ def _differing(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each one's sampler, and what it differs in from the others, but for the number of steps."""
+    """The sampler of each evaluation, with the settings in which it differs from the others, but for the number of steps."""
     nodes = [dict(summary["protocol"]["sampler"]) for summary in summaries]
     names = [str(node.pop("_target_")).rpartition(".")[2] for node in nodes]
     values: dict[tuple[str, str], set[str]] = {}
     for name, node in zip(names, nodes, strict=True):
         for key, value in node.items():
             values.setdefault((name, key), set()).add(str(value))
-    told = []
+    names_with_settings = []
     for name, node, summary in zip(names, nodes, summaries, strict=True):
         settings = [f"{k}={v}" for k, v in node.items() if k != "num_steps" and len(values[name, k]) > 1]
         rest = [f"{key}={summary['protocol'].get(key)}" for key in _differing(summaries)]
-        told.append(" ".join([name, *settings, *rest]))
-    return told
+        names_with_settings.append(" ".join([name, *settings, *rest]))
+    return names_with_settings

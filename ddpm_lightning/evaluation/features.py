@@ -1,0 +1,89 @@
+"""The features that images are compared by, kept on disk, and `python -m ddpm_lightning features`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from ddpm_lightning.data.datamodule import ImageDataModule
+from ddpm_lightning.data.fingerprint import fingerprint
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.evaluation.chunks import Chunks, digest
+from ddpm_lightning.evaluation.real_images import load_data
+from ddpm_lightning.evaluation.table import Compared, model_name
+from ddpm_lightning.metrics.features import cache_folder, extract
+from ddpm_lightning.runs.instantiate import build
+from ddpm_lightning.runs.process_group import ALONE, ProcessGroup
+
+__all__ = ["Extractor", "load_extractor", "train_classifier"]
+
+CONF = Path(__file__).parents[2] / "conf"
+FEATURES_CHUNK = 5_000
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network from uint8 images (N, C, H, W) to features (N, D), on its device."""
+
+    model: nn.Module
+    cache: Path  # the folder of features that evaluations share
+    batch_size: int
+    group: ProcessGroup
+
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        """Of the weights."""
+        return fingerprint(*self.model.state_dict().values())
+
+    def __call__(self, images: Tensor, folder: Path | None = None) -> Compared:
+        """Images with their features, which are computed where the folder, by default the cache, lacks them; only rank zero has any."""
+        nothing = Compared(images, torch.empty(0, 1))
+        if not len(images):
+            return nothing
+        name = f"{fingerprint(images)}_{digest(f'{model_name(self.model)} {self.weights_fingerprint}')}"
+        chunks = Chunks((folder or self.cache) / name, len(images), FEATURES_CHUNK)
+
+        def compute(items: range) -> dict[str, Tensor]:
+            part = images[items.start : items.stop]
+            progress = self.group.rank == 0
+            return {"features": extract(self.model, part, batch_size=self.batch_size, progress=progress)}
+
+        chunks.compute(compute, self.group)
+        return Compared(images, chunks.read()["features"]) if self.group.rank == 0 else nothing
+
+
+def load_extractor(config: DictConfig, data: ImageDataModule, device: torch.device, group: ProcessGroup) -> Extractor:
+    """Build the network that `features` names."""
+    cache = cache_folder(config.cache_dir)
+    if group.rank > 0:
+        group.wait()  # for what rank zero downloads or trains
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a network without weights is the same on all ranks
+        model: nn.Module = build("features", config.features)(partial(data.split, "all"), cache, device=device)
+    if group.rank == 0:
+        group.wait()
+    return Extractor(model.to(device).eval(), cache / "features", config.batch_size, group)
+
+
+def train_classifier(overrides: Sequence[str]) -> str:
+    """Train the classifier of a dataset, or find it in the cache, and return its name, which tells its accuracy.
+
+    Args:
+        overrides: of `evaluate.py`'s config, as `data=fashion_mnist`.
+
+    Raises:
+        UserError: without a dataset, or for one without labels.
+    """
+    if not CONF.is_dir():
+        raise UserError(f"{CONF} does not exist: install with `pip install -e .` from the project's folder")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("evaluate", list(overrides))
+    if config.get("data") is None:
+        raise UserError("data= is not given: choose a dataset with labels, as in data=fashion_mnist")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model_name(load_extractor(config, load_data(config.data), device, ALONE).model)

@@ -1,0 +1,97 @@
+"""The images of a dataset that an evaluation compares samples with, and measures likelihoods of."""
+
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lightning.data.datamodule import ImageDataModule
+from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.evaluation.table import FEWEST
+from ddpm_lightning.ranges import require, require_one_of
+from ddpm_lightning.runs.instantiate import build, of_points
+from ddpm_lightning.runs.sampling_setup import SamplingSetup
+from ddpm_lightning.runs.trust import check_targets, without_download
+
+__all__ = ["RealImages", "held_out_of", "load_data", "load_real_images"]
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """A dataset and the parts of it that an evaluation uses, as bytes."""
+
+    data: ImageDataModule
+    train: ImageSet
+    held_out: ImageSet  # see `held_out_of`
+    reference: ImageSet  # what samples are compared with; `train` itself where these are all training images
+
+
+def load_real_images(config: DictConfig, setup: SamplingSetup) -> RealImages:
+    """Load the dataset that the config names, or else the run's own.
+
+    Raises:
+        UserError: for images that the model's samples cannot be compared with: of another size, too few, or with other labels.
+    """
+    data = load_data(_data_config(config, setup))
+    train, held_out = data.split("train"), held_out_of(data)
+    reference = _some(train if config.reference == "train" else data.split(config.reference), config.reference_images)
+    require("the number of reference images", len(reference.images), f"{FEWEST}..", hint="take reference=train")
+    classes = setup.denoiser.num_classes
+    if classes is not None and len(held_out.labels):
+        largest = int(held_out.labels.max())
+        require("the data's largest label", largest, f"0..{classes - 1}", hint="choose the data=... of the training")
+    return RealImages(data, train, held_out, reference)
+
+
+def _data_config(config: DictConfig, setup: SamplingSetup) -> DictConfig:
+    if config.get("data") is not None:
+        node = config.data
+    elif "_target_" in setup.data:
+        check_targets(setup.data, "data")
+        held = dict(setup.data) if config.data_root is not None else without_download(setup.data)
+        node = OmegaConf.create(held)
+    else:
+        raise UserError(
+            f"ckpt_path={setup.path} does not say what it was trained on: choose data=..., as in data=cifar10"
+        )
+    if "root" not in node:
+        require_one_of("data_root", config.data_root, [None], hint="this dataset has no folder")
+    elif config.data_root is not None:
+        node.root = str(config.data_root)
+    # Not the samples' seed, which a typed data=... would take: the split is that of the training.
+    node.seed = setup.data.get("seed", 0) if config.data_seed is None else config.data_seed
+    channels, *size = setup.shape
+    require_one_of("data.channels", node.channels, [channels], hint="the model's images have as many")
+    require_one_of("data.image_size", list(node.image_size), [size], hint="the model's images have this size")
+    return node
+
+
+def load_data(node: DictConfig) -> ImageDataModule:
+    """Build a dataset and read it.
+
+    Raises:
+        UserError: for points in the plane.
+    """
+    if of_points(node):
+        raise UserError(
+            "the model was trained on points, and only images can be evaluated: see sample.py's scatter.png"
+        )
+    data: ImageDataModule = build("data", node)
+    data.setup()
+    return data
+
+
+def held_out_of(data: ImageDataModule) -> ImageSet:
+    """The validation images in a random order that is always the same, so that the first few are of all classes; many datasets are sorted."""
+    images, labels = data.split("validation")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return ImageSet(images[order], labels[order])
+
+
+def _some(images: ImageSet, count: int | None) -> ImageSet:
+    """These images, or a random subset of them that is always the same."""
+    if not count or count >= len(images.images):
+        return images
+    chosen = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return ImageSet(images.images[chosen], images.labels[chosen])
