@@ -20,8 +20,8 @@ from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.ranges import require, require_one_of
+from ddpm_lightning.records.torch import load_plain
 from ddpm_lightning.run_folder import by_step, checkpoints_in, newest_intact
-from ddpm_lightning.torch_files import load_plain
 
 __all__ = ["AtomicCheckpointIO", "BestCheckpoint", "NewestCheckpoint"]
 
@@ -88,9 +88,7 @@ class BestCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        if self._monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics))
-            raise UserError(f"callbacks.best_checkpoint.monitor={self._monitor} is no metric: choose one of {known}")
+        require_one_of("callbacks.best_checkpoint.monitor", self._monitor, sorted(trainer.callback_metrics))
         value = self._sign * float(trainer.callback_metrics[self._monitor])
         if value < self._best:
             refuse_broken(trainer, pl_module, self._ema)
@@ -118,7 +116,7 @@ class NewestCheckpoint(Checkpoint):
     """Saves `step_<step>.ckpt` every so many steps or minutes, when a signal asks the run to stop, and at the end.
 
     `last.ckpt` is the newest by another name. Where a validation follows the step, it is waited for, so that a run
-    that goes on from the file has it behind it. A run whose loss is no number any more is never saved.
+    that goes on from the file has it behind it. A run whose loss is NaN is never saved.
 
     Args:
         dirpath: the folder.

@@ -1,12 +1,11 @@
 """One bar for the whole of training."""
 
-import os
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from ddpm_lightning.environment import JOB
+from ddpm_lightning import environment
 
 __all__ = ["Progress"]
 
@@ -25,7 +24,7 @@ class Progress(Callback):
             self._bar = tqdm(
                 total=int(trainer.estimated_stepping_batches),
                 initial=trainer.global_step,
-                desc=f"{os.environ[JOB]}, training" if JOB in os.environ else "training",
+                desc=f"{job}, training" if (job := environment.current().job) else "training",
                 unit="step",
                 disable=None,
                 dynamic_ncols=True,

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from ddpm_lightning.callbacks.steps import has_stepped
+from ddpm_lightning.errors import STOP_SIGNALS
 
 __all__ = ["StopSignals"]
 
@@ -22,8 +23,6 @@ class StopSignals(Callback):
     next that is logged on GPUs. So all read it in time, and no step pays for the agreement. A second Ctrl-C stops at once.
     """
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
     def __init__(self) -> None:
         self.agreed: signal.Signals | None = None
         self._received: signal.Signals | None = None
@@ -31,7 +30,7 @@ class StopSignals(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Behind Lightning's own handler of SIGTERM, which calls a collective from within.
         if threading.current_thread() is threading.main_thread():
-            for number in self._SIGNALS:  # Lightning puts the handlers back that were there before its own
+            for number in STOP_SIGNALS:  # Lightning puts the handlers back that were there before its own
                 signal.signal(number, self._receive)
 
     def on_train_batch_end(

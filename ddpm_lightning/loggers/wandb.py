@@ -188,7 +188,7 @@ class WandbLogger(LightningWandbLogger):
         elif errors:
             log.warning(
                 "W&B is used offline (%s): the run goes on, and is kept in %s; upload it later by the command that the "
-                "closing words give, and look at WANDB_API_KEY and the network, or choose logger=none",
+                "final message gives, and look at WANDB_API_KEY and the network, or choose logger=none",
                 "; ".join(errors),
                 self._save_dir,
             )
@@ -239,7 +239,7 @@ class WandbLogger(LightningWandbLogger):
     def _check_room(self) -> None:
         """W&B writes in a process of its own, and says nothing where it cannot."""
         folder = Path(self._save_dir) / "wandb"
-        if folder.is_dir() and (disk := os.statvfs(folder)).f_blocks and not disk.f_bavail:
+        if hasattr(os, "statvfs") and folder.is_dir() and (disk := os.statvfs(folder)).f_blocks and not disk.f_bavail:
             raise OSError(f"{folder}: no space left on the device")
 
     def _give_up(self, error: BaseException) -> None:

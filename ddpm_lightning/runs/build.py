@@ -24,7 +24,7 @@ from ddpm_lightning.runs.build_callbacks import Callbacks, build_callbacks
 from ddpm_lightning.runs.build_loggers import build_loggers
 from ddpm_lightning.runs.changes import plain, typed_behind
 from ddpm_lightning.runs.instantiate import build, of_points, one_line
-from ddpm_lightning.runs.loading import differing, load_denoiser
+from ddpm_lightning.runs.loading import differing, load_model
 from ddpm_lightning.runs.processes import keep_freed_memory
 from ddpm_lightning.runs.resume_point import ResumePoint
 from ddpm_lightning.runs.store_run import StoreRun
@@ -169,7 +169,7 @@ def _data_config(config: DictConfig, point: ResumePoint | None) -> DictConfig:
 
 def _begin_with(module: DDPM, path: Path) -> None:
     """Fine-tuning: another model's averaged weights in place of the initial ones."""
-    model, theirs = module.denoiser.model, load_denoiser(path).model.state_dict()
+    model, theirs = module.denoiser.model, load_model(path, key="init_from")[0].model.state_dict()
     if wrong := differing(model.state_dict(), theirs):
         raise UserError(
             f"init_from={path} is another network: {len(wrong)} of its weights differ in name or shape, among them "

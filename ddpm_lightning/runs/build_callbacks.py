@@ -23,6 +23,9 @@ from ddpm_lightning.samplers import Sampler
 __all__ = ["Callbacks", "build_callbacks"]
 
 
+_PARTS = ("ema", "loss_guard", "stop_signals")  # which nobody else has a default for
+
+
 class Callbacks(NamedTuple):
     """A run's callbacks in order, and those that the run itself speaks to."""
 
@@ -37,8 +40,8 @@ class Callbacks(NamedTuple):
 def build_callbacks(config: DictConfig, sampler: Sampler) -> Callbacks:
     """The callbacks in the order that they need: the average first, the checkpoint that a run resumes from last.
 
-    A callback is handed each of `sampler`, `shape`, `num_classes`, `seed`, `ema`, `loss_guard` and `stop_signals` that its constructor has
-    a parameter for, where the config does not say otherwise.
+    A callback is handed each of `sampler`, `shape`, `num_classes`, `ema`, `loss_guard` and `stop_signals` that its constructor has a
+    parameter for, where the config does not say otherwise. A class that is not ours keeps its own defaults of the first three.
     """
     stop_signals = StopSignals()
     handed: dict[str, Any] = {
@@ -82,8 +85,9 @@ def _asked_for(node: DictConfig, handed: Mapping[str, Any]) -> dict[str, Any]:
     for cls in found.__mro__ if isinstance(found, type) else ():
         if "__init__" in vars(cls):
             parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
-            names |= {parameter.name for parameter in parameters}
-            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            ours = cls.__module__.startswith("ddpm_lightning.")
+            names |= {p.name for p in parameters if ours or p.default is p.empty or p.name in _PARTS}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
     return {name: value for name, value in handed.items() if name in names and name not in node}
 

@@ -65,7 +65,7 @@ def _wandb_id(run_dir: Path) -> str | None:
 def keep_wandb_id(run_dir: Path, loggers: Sequence[Logger]) -> None:
     """Keep the W&B run's id in the run's folder, so that a resumed run is the same one; where it cannot be written, it is not kept."""
     file = run_dir / WANDB_ID
-    for id in [logger.version for logger in loggers if isinstance(logger, WandbLogger)]:
+    for id in [logger.version for logger in loggers if isinstance(logger, WandbLogger) and logger.version]:
         with suppress(OSError):
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.errors import UserError
 
-__all__ = ["as_replayed", "change", "differing_values", "moved", "plain", "refuse_changes", "typed_behind"]
+__all__ = [
+    "as_replayed",
+    "change",
+    "differing_values",
+    "moved",
+    "plain",
+    "refuse_changes",
+    "typed_behind",
+    "without_handed",
+]
 
 # What the weights, the optimizer's state and the held-out images stand or fall with.
 _FIXED = {
@@ -43,6 +52,22 @@ def moved(node: Any, old: str, new: str) -> Any:
         return [moved(child, old, new) for child in node]
     inside = isinstance(node, str) and (node == old or node.startswith(f"{old}/"))
     return new + node.removeprefix(old) if inside else node
+
+
+def without_handed(config: dict[str, Any]) -> dict[str, Any]:
+    """The config whose callbacks are handed the run's own sampler, shape and classes, where earlier versions wrote them to each."""
+    data = config.get("data")
+    own = {"sampler": config.get("sampler")}
+    if isinstance(data, dict) and isinstance(data.get("image_size"), list):
+        own |= {"shape": [data.get("channels"), *data["image_size"]], "num_classes": data.get("num_classes")}
+    callbacks = config.get("callbacks")
+    if not isinstance(callbacks, dict):
+        return config
+    kept = {
+        name: {k: v for k, v in node.items() if k not in own or v != own[k]} if isinstance(node, dict) else node
+        for name, node in callbacks.items()
+    }
+    return {**config, "callbacks": kept}
 
 
 def typed_behind(record: Sequence[str]) -> list[str]:

@@ -37,9 +37,6 @@ def check_config(config: DictConfig) -> None:
     Raises:
         UserError: that names the key, its value and the fix.
     """
-    if missing := OmegaConf.missing_keys(config):
-        key = min(missing, key=len)
-        raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
     _check_finite(config)
     require("seed", config.seed, f"0..{2**32 - 1}")
     require("data.channels", config.data.channels, "1..4096")
@@ -65,6 +62,9 @@ def check_config(config: DictConfig) -> None:
     _check_metric(config)
     _check_kinds(config)
     _check_trainer(config.trainer)
+    if missing := OmegaConf.missing_keys(config):
+        key = min(missing, key=len)
+        raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
 
 
 def _check_strangers(config: DictConfig) -> None:

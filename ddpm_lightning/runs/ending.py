@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lightning.data.datamodule import ImageDataModule
+from ddpm_lightning.loggers import WandbLogger
 from ddpm_lightning.run_folder import by_step, write_summary
 from ddpm_lightning.runs.build import Run
 from ddpm_lightning.runs.processes import end_children, requeue
@@ -24,7 +25,7 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
     """Say how a run ended in summary.json, to SLURM, to W&B and on the screen, and return the summary.
 
     Args:
-        run: the run.
+        run: the run, whose W&B logger is ended.
         status: "finished", "interrupted" or "failed".
         signum: the signal that stopped it.
     """
@@ -35,10 +36,10 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
     if first:
         with suppress(OSError):  # the disk may be what failed
             write_summary(run.folder, summary)
-    if first and signum == signal.SIGUSR1:
+    if first and signum == getattr(signal, "SIGUSR1", 0):
         requeue()  # before W&B, which may take the time that SLURM leaves
     exit_code = 0 if status == "finished" else 1
-    uploads = [finish(exit_code) for logger in run.loggers if (finish := getattr(logger, "finish", None)) is not None]
+    uploads = [logger.finish(exit_code) for logger in run.loggers if isinstance(logger, WandbLogger)]
     if status != "failed":
         say(_final_message(run, summary, uploads))
     return summary

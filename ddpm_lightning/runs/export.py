@@ -1,9 +1,9 @@
-"""What `python -m ddpm_lightning export` does: a checkpoint's model in the formats of others."""
+"""What `python -m ddpm_lightning export` does: a checkpoint's model in the formats of other libraries."""
 
 from pathlib import Path
 
-from ddpm_lightning.errors import UserError
 from ddpm_lightning.interop import save_safetensors, to_diffusers
+from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.runs.loading import data_config_of, denoiser_of, load_checkpoint
 
 __all__ = ["FORMATS", "export"]
@@ -12,7 +12,7 @@ FORMATS = ("diffusers", "safetensors")
 
 
 def export(checkpoint: Path, folder: Path, *, weights: str = "ema", form: str = "diffusers") -> None:
-    """Write a checkpoint's model to a new folder, all of it or nothing.
+    """Write a checkpoint's model to a new folder, atomically.
 
     Args:
         checkpoint: the file, or a run folder.
@@ -21,13 +21,12 @@ def export(checkpoint: Path, folder: Path, *, weights: str = "ema", form: str = 
         form: "diffusers", a DDPMPipeline, or "safetensors", the weights under our names beside the resolved config.
 
     Raises:
-        UserError: where the checkpoint or a setting will not do.
+        UserError: for a checkpoint, a folder or a setting that cannot be used.
     """
-    if form not in FORMATS:
-        raise UserError(f"format={form} is unknown: choose one of {', '.join(FORMATS)}")
-    held = load_checkpoint(checkpoint)
-    denoiser = denoiser_of(held, weights=weights)
+    require_one_of("format", form, FORMATS)
+    content = load_checkpoint(checkpoint)
+    denoiser = denoiser_of(content, weights=weights)
     if form == "safetensors":
-        save_safetensors(denoiser, held["config"], folder)
+        save_safetensors(denoiser, content["config"], folder)
     else:
-        to_diffusers(denoiser, folder, image_size=data_config_of(held)["image_size"])
+        to_diffusers(denoiser, folder, image_size=data_config_of(content)["image_size"])

@@ -30,7 +30,7 @@ def held(run: Run) -> Iterator[None]:
         yield
         return
     if run.point is None:
-        refuse_used(run.folder, "config.yaml")
+        refuse_used(run.folder)
     with only_one_run(run.folder):
         yield
 

@@ -10,9 +10,8 @@ from omegaconf import DictConfig
 
 from ddpm_lightning.data.points import SHAPE
 from ddpm_lightning.errors import UserError, below
-from ddpm_lightning.ranges import is_integer
 
-__all__ = ["build", "check_positive", "of_points", "one_line", "with_settings"]
+__all__ = ["build", "of_points", "one_line", "with_settings"]
 
 
 def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
@@ -28,14 +27,6 @@ def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
                 raise cause from error
         known = isinstance(cause, MisconfigurationException)
         raise UserError(f"{key}: {one_line(cause)}" if known else with_settings(key, cause, node)) from error
-
-
-def check_positive(key: str, value: Any) -> None:
-    """Refuse what is no whole number from 1 on, or a larger one than anything could last for."""
-    if not is_integer(value, "[1, 1e8]"):
-        raise UserError(
-            f"{key}={value} will not do: give a whole number, 1 or more" + (", and 1e8 at most" * is_integer(value))
-        )
 
 
 def of_points(data: Mapping[str, Any] | DictConfig) -> bool:

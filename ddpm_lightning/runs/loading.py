@@ -11,12 +11,12 @@ from torch import Tensor
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.interop import from_diffusers, images_of, is_diffusers_folder
-from ddpm_lightning.moved import rename_targets
-from ddpm_lightning.ranges import is_integer
+from ddpm_lightning.ranges import is_integer, require_one_of
+from ddpm_lightning.records.moved import rename_targets
+from ddpm_lightning.records.torch import load_plain
 from ddpm_lightning.run_folder import checkpoints_in
 from ddpm_lightning.runs.instantiate import build, one_line
 from ddpm_lightning.runs.trust import check_targets
-from ddpm_lightning.torch_files import load_plain
 
 __all__ = [
     "data_config_of",
@@ -34,44 +34,53 @@ _NEEDED = ("config", "state_dict")
 def load_denoiser(checkpoint: str | Path, *, weights: str = "ema") -> Denoiser:
     """The denoiser of a checkpoint file, in evaluation mode on the CPU, with its "ema" or its "raw" weights.
 
-    A run folder stands for its newest checkpoint, and a folder of diffusers for the one model that it holds.
+    A run folder stands for its newest checkpoint, and a diffusers folder for its one model.
 
     Raises:
-        UserError: where the file is no checkpoint, its config names anything but this package's parts, or it holds no
-            averaged weights.
+        UserError: for a file that is not a checkpoint, a config that names anything but this package's parts, or "ema"
+            weights of a checkpoint without them.
     """
-    return load_model(Path(checkpoint), weights=weights)[0]
+    checkpoint = Path(checkpoint)
+    if is_diffusers_folder(checkpoint):
+        return from_diffusers(checkpoint)
+    return denoiser_of(load_checkpoint(checkpoint), weights=weights)
 
 
-def load_model(path: Path, *, weights: str = "ema") -> tuple[Denoiser, dict[str, Any]]:
-    """As `load_denoiser`, with the config of the model's data; a folder of diffusers gives "channels" and "image_size" alone."""
+def load_model(path: Path, *, weights: str = "ema", key: str = "ckpt_path") -> tuple[Denoiser, dict[str, Any]]:
+    """As `load_denoiser`, with the config of the model's data; a diffusers folder gives "channels" and "image_size" alone.
+
+    Args:
+        path: of the checkpoint.
+        weights: "ema" or "raw".
+        key: the setting that names the path, for errors.
+    """
     if is_diffusers_folder(path):
         return from_diffusers(path), images_of(path)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, key=key)
     return denoiser_of(checkpoint, weights=weights), data_config_of(checkpoint)
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, *, key: str = "ckpt_path") -> dict[str, Any]:
     """The contents of a checkpoint file, or of a run folder's newest, read as plain data: no code in it is run.
 
     Raises:
-        UserError: where the file is missing, or no checkpoint of this package.
+        UserError: for a file that is missing, or not a checkpoint of this package.
     """
     path = Path(path)
     if path.is_dir():
         last = path / "checkpoints" / "last.ckpt"
         path = next((found for found in (last, *checkpoints_in(last.parent)) if found.is_file()), last)
-    if not path.is_file():
-        way_out = "give a file such as outputs/<day>/<time>/checkpoints/last.ckpt"
-        raise UserError(f"ckpt_path={path} does not exist: {way_out}")
     try:
+        if not path.is_file():  # reading a pipe would wait forever
+            raise FileNotFoundError("there is no such file")
         checkpoint = load_plain(path)
+        if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in _NEEDED):
+            raise ValueError("it is not a checkpoint of ddpm_lightning: it lacks config or weights")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"ckpt_path={path} is no checkpoint, or a damaged one ({' '.join(str(error).split())}): give another file"
+            f"{key}={path} cannot be loaded ({' '.join(str(error).split())}): "
+            "give a checkpoint such as outputs/<day>/<time>/checkpoints/last.ckpt"
         ) from error
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in _NEEDED):
-        raise UserError(f"ckpt_path={path} is no checkpoint of ddpm_lightning: it lacks config or weights")
     rename_targets([checkpoint["config"], checkpoint.get("overrides")])
     return checkpoint
 
@@ -80,22 +89,22 @@ def data_config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the data that a checkpoint's model was trained on.
 
     Raises:
-        UserError: where it does not say of what size they are.
+        UserError: for a config without their size.
     """
     data = checkpoint["config"].get("data")
     size = data.get("image_size") if isinstance(data, dict) else None
-    sides = isinstance(size, list) and len(size) == 2 and all(is_integer(side, "[1, 8192]") for side in size)
-    if not isinstance(data, dict) or not sides or not is_integer(data.get("channels"), "[1, 4096]"):
+    sides = isinstance(size, list) and len(size) == 2 and all(is_integer(side, "1..8192") for side in size)
+    if not isinstance(data, dict) or not sides or not is_integer(data.get("channels"), "1..4096"):
         raise UserError("the checkpoint's config does not say what images it was trained on: give another checkpoint")
     return data
 
 
 def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema") -> Denoiser:
     """As `load_denoiser`, for a checkpoint that is loaded already."""
-    if weights not in ("ema", "raw"):
-        raise UserError(f"weights={weights} is unknown: choose ema or raw")
-    if weights == "ema" and "ema_state_dict" not in checkpoint:
-        raise UserError("weights=ema: the checkpoint holds no averaged weights; take weights=raw")
+    if "ema_state_dict" in checkpoint:
+        require_one_of("weights", weights, ("ema", "raw"))
+    else:
+        require_one_of("weights", weights, ["raw"], hint="the checkpoint has no EMA weights")
     config = checkpoint["config"].get("denoiser")
     check_targets(config, "denoiser")
     try:
@@ -103,28 +112,24 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema") -> Denoi
         prefix = "denoiser."
         theirs = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         with torch.device("meta"):  # first without memory: the config may ask for more than there is
-            _fit(build("model", OmegaConf.create(config["model"])).state_dict(prefix="model."), theirs)
+            ours = build("model", OmegaConf.create(config["model"])).state_dict(prefix="model.")
+        if wrong := differing(ours, theirs):
+            raise ValueError(f"{len(wrong)} weights differ in name or shape, among them {', '.join(wrong[:3])}")
         denoiser: Denoiser = build("denoiser", OmegaConf.create(config))
-        _fit(denoiser.state_dict(), theirs)
         denoiser.load_state_dict(theirs)
     except UserError:
         raise
     except Exception as error:  # a strange config has any of them
-        raise UserError(f"the checkpoint's config and weights do not fit together: {one_line(error)}") from error
+        raise UserError(
+            f"the checkpoint's config and weights do not fit together, or are of another version ({one_line(error)}): "
+            "give another checkpoint"
+        ) from error
     if broken := [name for name, value in theirs.items() if not value.isfinite().all()]:
         raise UserError(
             f"weights={weights}: {len(broken)} of the checkpoint's weights are NaN or infinite, among them {broken[0]}: "
             "give an earlier checkpoint"
         )
     return denoiser.eval()
-
-
-def _fit(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    if wrong := differing(ours, theirs):
-        raise UserError(
-            f"the checkpoint's config and weights do not fit together, or it is of another version: {len(wrong)} "
-            f"weights differ in name or shape, among them {', '.join(wrong[:3])}; give another checkpoint"
-        )
 
 
 def differing(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:

@@ -1,21 +1,24 @@
-"""Sampling by the processes that torchrun or SLURM started."""
+"""The processes that torchrun or SLURM started to share one sampling or one evaluation."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
+from tqdm import tqdm
 
-__all__ = ["Ranks", "ranks"]
+__all__ = ["ALONE", "ProcessGroup", "join_process_group"]
 
 
-class Ranks(NamedTuple):
-    """This process among those that share the work."""
+@dataclass(frozen=True)
+class ProcessGroup:
+    """The processes that share the work, as one of them sees it: its rank, their number, and its rank on its own node."""
 
     rank: int = 0
     world_size: int = 1
@@ -24,7 +27,7 @@ class Ranks(NamedTuple):
     def to_zero(
         self, images: Tensor | None, owner: int, *, shape: tuple[int, ...], dtype: torch.dtype
     ) -> Tensor | None:
-        """Hand images of this shape and type from their owner to rank zero, where they are returned."""
+        """Send images of this shape and type from their owner to rank zero, where they are returned."""
         if owner == 0 or self.rank not in (0, owner):
             return images
         if self.rank == owner:
@@ -35,32 +38,40 @@ class Ranks(NamedTuple):
         dist.recv(images, owner)
         return images
 
+    def progress(self, what: str, total: int, unit: str) -> "tqdm[NoReturn]":
+        """A progress bar, which only rank zero shows, and only in a terminal."""
+        silent = None if self.rank == 0 else True
+        return tqdm(desc=what, total=total, unit=unit, disable=silent, dynamic_ncols=True)
+
     def wait(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()
 
 
+ALONE = ProcessGroup()
+
+
 @contextmanager
-def ranks() -> Iterator[Ranks]:
-    """Join the group of the processes that share the work; alone, there is none."""
-    # A batch script that calls python without srun bears SLURM_NTASKS too, and would wait for tasks that never come.
+def join_process_group() -> Iterator[ProcessGroup]:
+    """Join the group of the processes that share the work, or be alone."""
+    # A batch script that calls python without srun has SLURM_NTASKS set, too, and would wait for tasks that never come.
     kinds = (TorchElasticEnvironment, *([SLURMEnvironment] if "SLURM_STEP_NUM_TASKS" in os.environ else []))
     environment = next((kind() for kind in kinds if kind.detect()), None)
     if environment is None or environment.world_size() == 1:
-        yield Ranks()
+        yield ALONE
         return
-    mine = Ranks(environment.global_rank(), environment.world_size(), environment.local_rank())
+    group = ProcessGroup(environment.global_rank(), environment.world_size(), environment.local_rank())
     slurm = f"tcp://{environment.main_address}:{environment.main_port}"
     address = "env://" if TorchElasticEnvironment.detect() else slurm
     dist.init_process_group(
         "gloo",
         init_method=address,
-        rank=mine.rank,
-        world_size=mine.world_size,
+        rank=group.rank,
+        world_size=group.world_size,
         timeout=timedelta(days=1),  # ranks wait for the one with the most work
     )
     try:
-        yield mine
+        yield group
     finally:
         dist.destroy_process_group()

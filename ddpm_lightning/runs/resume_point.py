@@ -14,9 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.errors import Stopped, UserError, brief
 from ddpm_lightning.module import DDPM
-from ddpm_lightning.records import Vocabulary, read_record
+from ddpm_lightning.records.yaml import Vocabulary, read_record
 from ddpm_lightning.run_folder import checkpoints_in, refuse_links_out
-from ddpm_lightning.runs.changes import as_replayed, change, differing_values, moved, plain, refuse_changes
+from ddpm_lightning.runs.changes import (
+    as_replayed,
+    change,
+    differing_values,
+    moved,
+    plain,
+    refuse_changes,
+    without_handed,
+)
 from ddpm_lightning.runs.loading import differing, load_checkpoint
 from ddpm_lightning.runs.soundness import is_state_of, lacking
 from ddpm_lightning.runs.trust import check_paths, check_targets
@@ -101,7 +109,7 @@ def resume(config: DictConfig, folder: Path | None) -> tuple[DictConfig, ResumeP
         replayed = vocabulary.replayable(point.overrides)
         before, now = as_replayed(plain(compose("train", replayed)), held, replayed), plain(config)
         refuse_changes(before, now, folder)
-        held = {**{key: value for key, value in now.items() if key not in held}, **held}
+        held = without_handed({**{key: value for key, value in now.items() if key not in held}, **held})
         typed = {*change(held, before, now)}
     check_targets(held, "run", typed=typed)
     check_paths(held, folder, typed=typed)

@@ -61,7 +61,10 @@ def _is_sound(key: str, value: Any) -> bool:
 
 
 def is_state_of(module: DDPM, states: list[Any]) -> bool:
-    """Whether each tensor is a parameter's in shape and type, or one number: fused kernels go by the parameter's size."""
+    """Whether a fused kernel's tensors are the parameters' in shape and type, or one number, and others no larger than all parameters.
+
+    Fused kernels go by the parameter's size; other optimizers, such as Adafactor, keep tensors of their own shapes.
+    """
     optimizer = module.configure_optimizers()["optimizer"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if len(states) != 1 or not isinstance(states[0], dict) or not isinstance(states[0].get("state"), dict):
@@ -69,6 +72,7 @@ def is_state_of(module: DDPM, states: list[Any]) -> bool:
     groups = states[0].get("param_groups")
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         return False
+    total = sum(parameter.numel() for parameter in parameters)
     fused = any(group.get("fused") for group in [*groups, *optimizer.param_groups])
     for number, state in states[0]["state"].items():
         if not isinstance(number, int) or not 0 <= number < len(parameters) or not isinstance(state, dict):
@@ -77,6 +81,6 @@ def is_state_of(module: DDPM, states: list[Any]) -> bool:
         for name, value in state.items():
             if not isinstance(value, Tensor) or (value.shape, value.dtype) == (like.shape, like.dtype):
                 continue
-            if value.numel() != 1 or (fused and name != "step"):
+            if (fused and (name != "step" or value.numel() != 1)) or value.numel() > total:
                 return False
     return True

@@ -53,7 +53,7 @@ def _train_job(config: DictConfig) -> float | None:
         if config.trainer.devices == 1 and config.trainer.num_nodes == 1:
             take_gpu()
             return _train(config, run_dir if begun else None)
-        in_processes_of_its_own(run_dir, goes_on=begun)
+        in_processes_of_its_own(run_dir, resumes=begun)
     return _best(config.optimized_metric, summary_of(run_dir))
 
 

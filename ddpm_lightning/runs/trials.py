@@ -1,7 +1,6 @@
 """What is tried before anything is trained: the schedule's end, the network's size and shapes, the first steps' rates."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.losses import Objective
 from ddpm_lightning.runs.instantiate import build, one_line, with_settings
+from ddpm_lightning.runs.processes import total_memory
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
@@ -68,7 +68,7 @@ def _try_rates(
     try:
         scheduler = lr_scheduler(tried)
         for _ in range(2):
-            tried.step()
+            tried.step(lambda: 0.0)  # some optimizers evaluate the loss themselves
             scheduler.step()
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(with_settings("lr_scheduler", error, config.lr_scheduler)) from error
@@ -79,7 +79,7 @@ def check_memory(node: DictConfig) -> None:
     with torch.device("meta"):
         model: torch.nn.Module = build("model", node)
     parameters = sum(p.numel() for p in model.parameters())
-    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    held = total_memory()
     copies = 1 if torch.cuda.is_available() else 5  # weights; gradients, Adam's two moments and the average beside them
     if 4 * parameters * copies > held:
         gib = 2**30

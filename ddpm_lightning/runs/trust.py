@@ -1,13 +1,15 @@
 """What a checkpoint's config may ask for: plain data about our own parts, each in its role, and paths inside its run."""
 
+import inspect
 import os
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ddpm_lightning import environment
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.records import NAMES, WRITTEN_TO
+from ddpm_lightning.records.yaml import NAMES, WRITTEN_TO
 
 __all__ = ["WANDB", "check_paths", "check_targets", "without_download"]
 
@@ -40,12 +42,14 @@ class Role(NamedTuple):
         package: a module, or a package with all its modules, whose public names are `_target_`s, too.
         kind: of the package's names those that are subclasses of this class, or functions that return one, "module.Class"; None for all.
         parts: by key, the roles of what may stand inside; "*" for any key.
+        forward: of the package's modules those whose `forward` has these parameters; None for all.
     """
 
     names: Collection[str] = ()
     package: str = ""
     kind: str | None = None
     parts: Mapping[str, str] = {}
+    forward: tuple[str, ...] | None = None
 
     def has(self, target: Any) -> bool:
         """Whether a `_target_` is one of these."""
@@ -56,12 +60,14 @@ class Role(NamedTuple):
         module, _, name = target.rpartition(".")
         try:
             found = getattr(import_module(module), name) if name in import_module(module).__all__ else None
-        except (ImportError, AttributeError, ValueError):
+        except (ImportError, AttributeError, ValueError, RecursionError):
             return False
         if self.kind is None or found is None:
             return found is not None
         made = found if isinstance(found, type) else getattr(found, "__annotations__", {}).get("return")
-        return isinstance(made, type) and issubclass(made, _class(self.kind))
+        if not isinstance(made, type) or not issubclass(made, _class(self.kind)):
+            return False
+        return self.forward is None or tuple(inspect.signature(made.forward).parameters)[1:] == self.forward  # type: ignore[attr-defined]
 
 
 _TORCHVISION = ("CIFAR10", "CIFAR100", "CelebA", "FashionMNIST", "MNIST", "SVHN")
@@ -71,7 +77,7 @@ _PARTS = ("model", "schedule", "sampler", "features", "loss", "data", "optimizer
 _ROLES = {
     "run": Role(parts={**{k: k for k in (*_PARTS, "denoiser")}, "callbacks": "callbacks", "logger": "loggers"}),
     "denoiser": Role(["ddpm_lightning.denoiser.Denoiser"], parts={"model": "model", "schedule": "schedule"}),
-    "model": Role(package="ddpm_lightning.models", kind="torch.nn.Module"),
+    "model": Role(package="ddpm_lightning.models", kind="torch.nn.Module", forward=("x", "t", "y")),
     "schedule": Role(
         package="ddpm_lightning.schedules",
         kind="ddpm_lightning.schedules.NoiseSchedule",
@@ -100,7 +106,7 @@ _ROLES = {
         parts={"sampler": "sampler", "features": "features"},
     ),
     "loggers": Role(parts={"*": "logger"}),
-    "logger": Role([WANDB[1]], package="ddpm_lightning.loggers", kind="lightning.pytorch.loggers.Logger"),
+    "logger": Role([*WANDB, *(f"ddpm_lightning.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger"))]),
     "trainer": Role(["lightning.pytorch.Trainer"], parts={"strategy": "strategy", "plugins": "plugin"}),
     "strategy": Role(["ddpm_lightning.sharding.FSDP2"]),
     "plugin": Role(["lightning.pytorch.plugins.environments.SLURMEnvironment"]),
@@ -207,7 +213,7 @@ def _check_node(node: Mapping[str, Any], role: Role) -> None:
 def _check_value(node: Any) -> None:
     if not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
         raise UserError(f"the checkpoint's config holds {node!r:.200}, which is no plain value: refused")
-    if isinstance(node, str) and node.strip().startswith("pipe:") and not os.environ.get("DDPM_ALLOW_PIPE"):
+    if isinstance(node, str) and node.strip().startswith("pipe:") and not environment.allows_pipes():
         raise UserError(f"the checkpoint's config runs a command ({node}): if you trust it, set DDPM_ALLOW_PIPE=1")
 
 

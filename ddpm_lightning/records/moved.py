@@ -9,14 +9,19 @@ _MOVED = {
     "ddpm_lightning.callbacks.CSVLogger": "ddpm_lightning.loggers.CSVLogger",
     "ddpm_lightning.callbacks.TensorBoardLogger": "ddpm_lightning.loggers.TensorBoardLogger",
     "ddpm_lightning.callbacks.WandbLogger": "ddpm_lightning.loggers.WandbLogger",
+    "ddpm_lightning.evaluation.study.Study": "ddpm_lightning.evaluation.sweep_summary.SweepSummary",
     "ddpm_lightning.features.classifier": "ddpm_lightning.metrics.features.classifier",
     "ddpm_lightning.features.custom": "ddpm_lightning.metrics.features.custom",
     "ddpm_lightning.features.inception": "ddpm_lightning.metrics.features.inception",
-    "ddpm_lightning.runs.study.Study": "ddpm_lightning.evaluation.study.Study",
+    "ddpm_lightning.runs.study.Study": "ddpm_lightning.evaluation.sweep_summary.SweepSummary",
     "ddpm_lightning.sweeps.Jobs": "ddpm_lightning.cli.sweeps.Jobs",
     "ddpm_lightning.sweeps.Report": "ddpm_lightning.cli.sweeps.Report",
 }
 _OLD = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, _MOVED))})(?![\w.])")
+
+
+# Keys that callbacks had in conf/, and are handed now: an override of one adds it.
+_HANDED = re.compile(r"^(?=callbacks\.\w+\.(sampler|shape|num_classes)=)")
 
 
 def rename_targets(node: Any) -> None:
@@ -29,6 +34,6 @@ def rename_targets(node: Any) -> None:
         seen.add(id(node))
         for key, child in [*(node.items() if isinstance(node, dict) else enumerate(node))]:
             if isinstance(child, str):
-                node[key] = _OLD.sub(lambda old: _MOVED[old[0]], child)
+                node[key] = _HANDED.sub("++", _OLD.sub(lambda old: _MOVED[old[0]], child))
             else:
                 left.append(child)

@@ -1,7 +1,6 @@
-"""A checkpoint's model made ready to draw, which `sample.py` and `evaluate.py` share."""
+"""A checkpoint's model with sampler, guidance, labels and device: what `sample.py` and `evaluate.py` share."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,38 +12,37 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser, Guided
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
-from ddpm_lightning.ranges import is_integer, within
+from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.run_folder import refuse_links_out
 from ddpm_lightning.runs.build import compile_model
 from ddpm_lightning.runs.instantiate import build, of_points
 from ddpm_lightning.runs.loading import load_model, newest_checkpoint
-from ddpm_lightning.runs.process_group import Ranks
+from ddpm_lightning.runs.process_group import ProcessGroup
+from ddpm_lightning.runs.processes import total_memory
 from ddpm_lightning.runs.trials import times_of
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["Drawing", "count_evaluations", "make_out_dir", "prepare"]
+__all__ = ["SamplingSetup", "count_evaluations", "make_out_dir", "prepare_sampling"]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingSetup:
     """All that an image's pixels depend on, but for the seed and the image's number.
 
     Args:
         path: the checkpoint.
-        denoiser: its model, on the device.
-        guided: the same with guidance.
+        guided: its model with guidance, on the device.
         sampler: noise to image.
-        labels: drawn in turn; None for a model without.
+        labels: used in turn; None for a model without.
         data: the config of the data that the model was trained on, see `load_model`.
-        device: where it is drawn.
+        device: where images are sampled.
         steps: sampler steps per image.
     """
 
     path: Path
-    denoiser: Denoiser
     guided: Guided
     sampler: Sampler
     labels: list[int] | None
@@ -53,9 +51,19 @@ class Drawing:
     steps: int
 
     @property
+    def denoiser(self) -> Denoiser:
+        """The model without guidance."""
+        return self.guided.denoiser
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of an image."""
         return (self.data["channels"], *self.data["image_size"])
+
+    @property
+    def points(self) -> bool:
+        """Whether the model samples points in the plane rather than images."""
+        return of_points(self.data)
 
     @property
     def evaluations(self) -> int:
@@ -64,7 +72,7 @@ class Drawing:
         return count_evaluations(self.sampler, self.denoiser.schedule, scale, device=self.device)
 
     def seconds_per_evaluation(self, batch_size: int) -> float:
-        """What one network evaluation of one image of such a batch takes, measured."""
+        """Measured seconds of one network evaluation of one image in a batch of this size."""
         T = self.denoiser.schedule.num_steps
         x, t = torch.zeros(batch_size, *self.shape, device=self.device), torch.tensor(T, device=self.device)
         y = None if self.labels is None else torch.zeros(batch_size, dtype=torch.long, device=self.device)
@@ -74,13 +82,8 @@ class Drawing:
                 float(self.denoiser(x, t, y).sum())
         return (time.perf_counter() - started) / batch_size
 
-    @property
-    def points(self) -> bool:
-        """Whether the model draws points in the plane, and not images."""
-        return of_points(self.data)
-
     def samples(self, seed: int, indices: Sequence[int], advance: Callable[[], Any]) -> Tensor:
-        """Those with these numbers, on the CPU: uint8 images (B, C, H, W), or float32 points; `advance` is called after each step."""
+        """Samples with these numbers, on the CPU: uint8 images (B, C, H, W), or float32 points; `advance` is called after each step."""
         noise = SeededNoise(seed, indices)
         x, y = noise.draw(self.shape).to(self.device), labels_in_turn(indices, self.labels)
         y = None if y is None else y.to(self.device)
@@ -90,41 +93,38 @@ class Drawing:
         return (x if self.points else to_uint8(x)).cpu()
 
 
-def prepare(config: DictConfig, mine: Ranks) -> Drawing:
-    """Checkpoint, sampler, guidance, labels and device, as the config says.
+def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
+    """Load a checkpoint's model and set up sampler, guidance, labels and device, as the config says.
 
     Raises:
-        UserError: where the checkpoint or a setting will not do.
+        UserError: for a checkpoint or a setting that cannot be used.
     """
-    if not is_integer(config.seed, "[0, inf)"):
-        raise UserError(f"seed={config.seed} is no seed: give a whole number, 0 or more")
+    require("seed", config.seed, "0..")
     path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
     denoiser, data = load_model(path, weights=config.weights)
     _check_memory(config, (data["channels"], *data["image_size"]))
-    device = _device(config.device, mine.local_rank)
-    torch.set_float32_matmul_precision("high")  # as in training, so that its pictures are drawn again to the bit
+    device = _device(config.device, group.local_rank)
+    torch.set_float32_matmul_precision("high")  # as in training, so that its images are sampled again bit by bit
     denoiser = denoiser.to(device)
     if config.compile:
         compile_model(denoiser, device)
-    labels, guided = _labels(config, denoiser), _guided(config, denoiser)
+    labels, guided = _labels(config, denoiser), Guided(denoiser, config.guidance_scale)
     sampler: Sampler = build("sampler", config.sampler)
-    try:
+    with below("sampler"):
         sampler.check(learned_variance=denoiser.learned_variance)
-    except ValueError as error:
-        raise UserError(f"sampler: {error}") from error
     steps = len(times_of(sampler, denoiser.schedule)) - 1
-    return Drawing(path, denoiser, guided, sampler, labels, data, device, steps)
+    return SamplingSetup(path, guided, sampler, labels, data, device, steps)
 
 
 def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:
-    """Make the folder that the results go to, before the work and not after it.
+    """Make the folder for the results, before the work rather than after it.
 
     Args:
         out: the folder.
-        run_dir: the run's, where it was not the user who named the folder: no link may lead out of it.
+        run_dir: the run's folder, for an `out` that the user has not named: no link may lead out of it.
 
     Raises:
-        UserError: where it cannot be made.
+        UserError: for a folder that cannot be made.
     """
     if run_dir is not None:
         if not out.resolve().is_relative_to(run_dir.resolve()):
@@ -141,7 +141,7 @@ def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:
 def count_evaluations(
     sampler: Sampler, schedule: NoiseSchedule, scale: float | None = None, *, device: torch.device | None = None
 ) -> int:
-    """Network evaluations per image, see `Drawing.evaluations`.
+    """Network evaluations per image, see `SamplingSetup.evaluations`.
 
     Args:
         sampler: noise to image.
@@ -168,8 +168,8 @@ class _Nothing:
 
 
 def _check_memory(config: DictConfig, shape: tuple[int, ...]) -> None:
-    """Refuse a batch of which the images alone, without what the network computes of them, take a quarter of the memory."""
-    count, held = min(config.batch_size, config.num_samples), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Refuse a batch whose images alone, without the network's activations, take a quarter of the memory."""
+    count, held = min(config.batch_size, config.num_samples), total_memory()
     if (size := 4 * count * math.prod(shape)) > held / 4:
         raise UserError(
             f"batch_size={config.batch_size}: {count} images of {list(shape)} take {size / 2**30:,.0f} GiB, and this machine has "
@@ -178,26 +178,18 @@ def _check_memory(config: DictConfig, shape: tuple[int, ...]) -> None:
 
 
 def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:
-    """The labels to draw in turn: those asked for, or all that the model knows."""
-    classes, asked = denoiser.num_classes, config.labels
-    if asked is None:
-        return None if classes is None else list(range(classes))
+    """The labels to use in turn: those of the config, or all that the model knows."""
+    classes = denoiser.num_classes
     if classes is None:
-        raise UserError(f"labels={asked}: the model was trained without labels; leave labels at null")
-    wanted = list(asked) if isinstance(asked, ListConfig) else [asked]
-    if not wanted or any(not is_integer(n, "[0, inf)") or n >= classes for n in wanted):
-        raise UserError(f"labels={asked} will not do: give a list of the model's labels, from 0 to {classes - 1}")
-    return wanted
-
-
-def _guided(config: DictConfig, denoiser: Denoiser) -> Guided:
-    scale = config.guidance_scale
-    if not within(scale, "[0, inf)"):
-        raise UserError(f"guidance_scale={scale} will not do: give a number, 0 or more")
-    try:
-        return Guided(denoiser, scale)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        require_one_of("labels", config.labels, [None], hint="the model was trained without labels")
+        return None
+    if config.labels is None:
+        return list(range(classes))
+    labels = list(config.labels) if isinstance(config.labels, ListConfig) else [config.labels]
+    require("the number of labels", len(labels), "1..")
+    for label in labels:
+        require("labels", label, f"0..{classes - 1}")
+    return labels
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -1,4 +1,4 @@
-"""What a record in a folder, which may be a stranger's, can put on a command line: names and plain values, nothing that acts."""
+"""What a record in a folder, which may be a stranger's, can put on a command line: names and plain values, nothing that runs."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -13,11 +13,11 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.moved import rename_targets
 from ddpm_lightning.ranges import is_integer
+from ddpm_lightning.records.moved import rename_targets
 from ddpm_lightning.run_folder import SWEEP
 
-__all__ = ["NAMES", "WRITTEN_TO", "Vocabulary", "length", "read_record", "recorded_sweep"]
+__all__ = ["NAMES", "WRITTEN_TO", "Vocabulary", "length", "quoted", "read_record", "recorded_sweep"]
 
 WRITTEN_TO = (  # keys of paths
     "cache_dir",
@@ -49,12 +49,26 @@ _PARAMS = "hydra.sweeper.params."
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, a few of which can stand for more than a memory holds."""
+    """YAML of plain data with texts as keys, without aliases, a few of which can stand for more than a memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("it holds an alias")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if not all(isinstance(key, str) for key in mapping):
+            raise yaml.YAMLError("it holds a key that is not a text")
+        return mapping
+
+
+_PLAIN = ("map", "seq", "str", "int", "float", "bool", "null")
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _PLAIN
+}
 
 
 # As OmegaConf reads YAML: days are texts, 1e-4 is a number, and 1:1 is none.
@@ -73,30 +87,15 @@ def read_record(path: Path) -> Any:
     Raises:
         UserError: where it cannot be read as that.
     """
+    why = f"it must be a file of at most {_BYTES:,} bytes"
     try:
-        if not path.is_file() or path.stat().st_size > _BYTES:
-            raise ValueError(f"it is no file of at most {_BYTES:,} bytes")
-        record = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        _check_types(record)
-        rename_targets(record)
-        return record
+        if path.is_file() and path.stat().st_size <= _BYTES:
+            record = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+            rename_targets(record)
+            return record
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         why = " ".join(str(error).split())[:160]
-        raise UserError(f"{path} cannot be read as a record of ours ({why}): choose another folder") from error
-
-
-def _check_types(record: Any) -> None:
-    left = [record]
-    while left:
-        node = left.pop()
-        if isinstance(node, dict):
-            left += [*node, *node.values()]
-            if not all(isinstance(key, str) for key in node):
-                raise ValueError("it has a key that is no text")
-        elif isinstance(node, list):
-            left += node
-        elif not isinstance(node, str | int | float | None):
-            raise ValueError(f"it holds a {type(node).__name__}")
+    raise UserError(f"{path} cannot be read as a record of a run ({why}): choose another folder")
 
 
 def recorded_sweep(folder: Path) -> dict[str, Any]:
@@ -120,8 +119,22 @@ def recorded_sweep(folder: Path) -> dict[str, Any]:
         and is_integer(sweeper.get("n_trials", 1))
         and isinstance(job, dict)
     ):
-        raise UserError(f"{folder / SWEEP} is no record of a sweep, or a damaged one: choose another folder")
+        raise UserError(
+            f"{folder / SWEEP} must be the record of a sweep, and is damaged or another file: choose another folder"
+        )
     return hydra
+
+
+def quoted(path: Path) -> str:
+    """A path on the command line, as Hydra reads it back.
+
+    Raises:
+        UserError: for one that Hydra would read as another.
+    """
+    text = path.as_posix()
+    if "${" in text or "\\" in text:
+        raise UserError(f"{text}: a folder whose name holds ${{ or a backslash cannot be resumed: rename it")
+    return "'" + text.replace("'", r"\'") + "'"
 
 
 class Vocabulary:
@@ -146,7 +159,7 @@ class Vocabulary:
     def objection(self, text: Any) -> str | None:
         """Why an override of a record is not replayed; None where it is."""
         if not isinstance(text, str) or text.startswith("-"):
-            return "it is a flag, and no key with a value"
+            return "it is a flag, not a key with a value"
         if len(text) > _LINE:
             return f"it has more than {_LINE:,} characters"
         try:
@@ -162,7 +175,7 @@ class Vocabulary:
     def _own(self, key: str, value: Any) -> str | None:
         first, *others = re.split(r"[./]", key)
         if first not in self._keys:
-            return f"{first} is no key of this program's config"
+            return f"{first} is not a key of this program's config"
         if any(part.startswith("_") for part in others):
             return "it chooses code to run"
         if others and (others[-1] in WRITTEN_TO or (others[-1] in NAMES and not _all(value, _is_name))):

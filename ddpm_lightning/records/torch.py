@@ -14,7 +14,7 @@ from ddpm_lightning.files import check_zip
 __all__ = ["load_plain"]
 
 _DEPTH, _VALUES = 64, 5_000_000
-_VALUE_TYPES = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
+_PLAIN = (Tensor, str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
 
 def load_plain(path: Path, *, checked: bool = True) -> Any:
@@ -22,7 +22,7 @@ def load_plain(path: Path, *, checked: bool = True) -> Any:
 
     Args:
         path: the file.
-        checked: whether only the format with checksums will do, which `torch.save` has had since PyTorch 1.6.
+        checked: whether the file must have checksums, as those that PyTorch has saved since version 1.6.
 
     Raises:
         OSError: where the file cannot be read.
@@ -54,18 +54,16 @@ def _check_plain(content: Any) -> None:
             left += [(child, depth + 1) for pair in node.items() for child in pair]
         elif isinstance(node, list | tuple | set | frozenset):
             left += [(child, depth + 1) for child in node]
-        elif isinstance(node, Tensor):
-            _check_tensor(node)
-        elif not isinstance(node, _VALUE_TYPES):
+        elif isinstance(node, Tensor) and not _is_plain(node):
+            raise ValueError("it holds a tensor that is not dense or has fewer values than it declares")
+        elif not isinstance(node, _PLAIN):
             raise ValueError(f"it holds a {type(node).__name__}")
 
 
-def _check_tensor(tensor: Tensor) -> None:
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is a dense one on the CPU that has all its values."""
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
-        raise ValueError("it holds a tensor of another kind than dense ones")
-    if tensor.device.type != "cpu":
-        raise ValueError("it holds a tensor without values")
+        return False
     # A view of stride 0 has as many elements as it says, and a copy of it, which is made next, takes their memory.
     last = tensor.storage_offset() + tensor.numel()
-    if last * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"it declares a tensor of {list(tensor.shape)}, and holds fewer values")
+    return tensor.device.type == "cpu" and bool(last * tensor.element_size() <= tensor.untyped_storage().nbytes())
