@@ -1,0 +1,84 @@
+"""Streams in processes of their own, and what is left of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+
+import pytest
+import torch
+
+from tests.helpers.configs import ROOT, TINY
+from tests.helpers.scripts import script
+from tests.helpers.shards import SHORT, endless, loader
+
+
+@pytest.mark.parametrize("change", [{"world_size": 2}, {"workers": 2}, {"batch_size": 4}])
+def test_with_other_readers_it_resumes_with_the_next_pass(shards, caplog, change):
+    """No image comes twice in a pass, and the next one is whole, in the order that it has from its beginning."""
+    first = loader(shards, batch_size=5)
+    for _ in islice(endless(first), 5):  # 25 of 40 images
+        pass
+    others = {"batch_size": 5, **change}
+    ranks = [loader(shards, rank=r, **others) for r in range(others.get("world_size", 1))]
+    for one in ranks:
+        one.load_state_dict(first.state_dict())
+    assert caplog.text.count("the stream resumes with its next pass, number 2") == 1
+    turns = [endless(one) for one in ranks]
+    batches = 40 // (others["batch_size"] * len(ranks))
+    seen = [i for _ in range(batches) for turn in turns for i in next(turn).ids.tolist()]
+    assert sorted(seen) == list(range(40))
+    assert ranks[0].state_dict()["images"] == 25 + 40
+    again = loader(shards, rank=0, **others)
+    again.load_state_dict(ranks[0].state_dict())  # of the same readers: nothing is left out
+    assert torch.equal(next(iter(again)).ids, next(turns[0]).ids)
+    assert caplog.text.count("the stream resumes") == 1
+
+
+def test_two_processes_train_on_a_stream(shards, tmp_path):
+    run = ["hydra.run.dir=run", "trainer=ddp_cpu", "trainer.devices=2", "logger=none", f"data.root={shards}"]
+    result = script("train.py", *TINY, *SHORT, *run, "trainer.max_steps=10", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_run_and_not_before_it(shards, tmp_path, number):
+    run = ["hydra.run.dir=run", "logger=none", f"data.root={shards}", "trainer.max_steps=100000"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *TINY,
+        *SHORT,
+        *run,
+        "callbacks.checkpoint.every_n_train_steps=50",
+    ]
+    command += [f"callbacks.{name}.every_n_steps=1000" for name in ("sample_grid", "trajectory")]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "HYDRA"))}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=clean, start_new_session=True, stderr=subprocess.DEVNULL
+    ) as process:
+        metrics = tmp_path / "run" / "metrics.csv"
+        waited(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2)
+        # as SLURM does, to all at once; the run's last step wants a batch of its workers
+        os.killpg(process.pid, number) if number == signal.SIGTERM else process.kill()
+        assert process.wait(60) == (128 + number if number == signal.SIGTERM else -number)
+        waited(lambda: not others(process.pid))
+    if number == signal.SIGTERM:
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+
+
+def others(group):
+    """The processes of a group that are alive."""
+    listed = subprocess.run(["ps", "-eo", "pgid,stat"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in listed if line.split()[0] == str(group) and "Z" not in line.split()[1]]
+
+
+def waited(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)

@@ -1,0 +1,104 @@
+"""evaluate.py in processes of its own: killed, shared out, and swept."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.helpers.configs import ROOT
+from tests.helpers.evaluating import SMALL, copy_of, read, size_of
+from tests.helpers.scripts import script
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    return copy_of(tiny_run, tmp_path / "run")
+
+
+def test_killed_half_way_it_ends_with_the_same_numbers(run, tmp_path):
+    given = [*SMALL, "sampler.num_steps=200", "num_samples=200", f"ckpt_path={run}", f"cache_dir={tmp_path / 'cache'}"]
+    whole = script("evaluate.py", *given, f"out_dir={tmp_path / 'whole'}", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "evaluate.py"), *given, f"out_dir={out}"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while len(list(out.glob("samples_*_seed0/*.npz"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "evaluation.json").exists()
+    again = script("evaluate.py", *given, f"out_dir={out}", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert read(out) == read(tmp_path / "whole")
+
+
+def test_two_processes_give_the_numbers_of_one(run, tmp_path):
+    given = [*SMALL, f"ckpt_path={run}", f"cache_dir={tmp_path / 'cache'}"]
+    one = script("evaluate.py", *given, f"out_dir={tmp_path / 'one'}", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    shutil.rmtree(tmp_path / "cache" / "features")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    two = subprocess.run(
+        [*torchrun, str(ROOT / "evaluate.py"), *given, f"out_dir={tmp_path / 'two'}"],
+        cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    a, b = read(tmp_path / "one")["metrics"], read(tmp_path / "two")["metrics"]
+    assert a.keys() == b.keys()
+    for name in a:
+        assert b[name]["value"] == pytest.approx(a[name]["value"], abs=1e-3), name
+
+
+def test_a_study_ends_in_one_table_and_one_plot(run, tmp_path):
+    given = [o for o in SMALL if not o.startswith("sampler")]
+    done = script(
+        "evaluate.py", "-m", *given, f"ckpt_path={run}", f"cache_dir={tmp_path / 'cache'}", "bits_images=0",
+        "sampler=ddim,heun", "sampler.num_steps=2,4", "hydra.sweep.dir=study", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "study" / "study.md").read_text()
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    assert [row[:3] for row in rows[2:]] == [
+        ["DDIM", "2", "2"],
+        ["DDIM", "4", "4"],
+        ["Heun", "2", "3"],
+        ["Heun", "4", "7"],
+    ]
+    assert table in done.stdout
+    assert size_of(tmp_path / "study" / "study.png") == (960, 600)
+    jobs = sorted((tmp_path / "study").glob("*/evaluation.json"))
+    assert len(jobs) == 4
+    fids = [json.loads(path.read_text())["metrics"]["fid"]["value"] for path in jobs]
+    best = min(fids)
+    assert f"**{best:.4g}**" in table
+
+
+def test_the_classifier_is_trained_from_the_command_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ddpm_lightning", "features", "data=digits", "features.num_steps=5", f"cache_dir={tmp_path}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "own classifier (5 steps on this data set, test accuracy" in done.stdout
+    assert len(list((tmp_path / "classifiers").glob("*.pt"))) == 1
+    for words, said in ((["cache_dir=x"], "data= is not given"), (["data=digit"], "did you mean digits")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ddpm_lightning", "features", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,91 @@
+"""What the pictures and curves of a run show: compared with closed forms, and with what is computed from its checkpoints."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from PIL import Image, ImageSequence
+
+from ddpm_lightning import runs
+from ddpm_lightning.images import cells
+from ddpm_lightning.metrics.distances import nearest
+from tests.helpers.configs import config_of, train_config
+from tests.helpers.log_snr import errors_of_the_last, logged
+from tests.helpers.resuming import interrupted
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number of training batches")
+
+
+def test_the_curve_is_the_averaged_weights(tiny_run):
+    step, found = logged(tiny_run)
+    assert step == "4"
+    assert {"mse_at_log_snr/-10", "mse_at_log_snr/+00", "mse_at_log_snr/+05"} <= found.keys()
+    assert found == pytest.approx(errors_of_the_last(tiny_run, 4), rel=1e-5)
+    with Image.open(tiny_run / "samples" / "log_snr_0000004.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_a_run_that_goes_on_draws_what_is_missing_and_the_schedule_not_again(tiny_run, tmp_path):
+    cut = interrupted(tiny_run, tmp_path / "cut", 2)
+    for path in (cut / "samples").iterdir():
+        path.unlink()
+    runs.train(config_of(f"resume={cut}"))
+    assert logged(cut) == logged(tiny_run)
+    names = {path.name for path in (cut / "samples").iterdir()}
+    assert names == {path.name for path in (tiny_run / "samples").glob("*_0000004.*")}
+    assert (tiny_run / "samples" / "schedule.png").exists()
+    for name in names - {"log_snr_0000004.png"}:
+        assert (cut / "samples" / name).read_bytes() == (tiny_run / "samples" / name).read_bytes(), name
+
+
+def test_the_grid_of_the_raw_weights_is_what_sample_draws_with_them(tiny_run, tmp_path):
+    grid = tiny_run / "samples" / "raw_grid_0000004.png"
+    options = [f"ckpt_path={tiny_run}", "sampler=ddim", "sampler.num_steps=4", "num_samples=4", f"out_dir={tmp_path}"]
+    runs.sample(config_of(*options, "weights=raw", name="sample"))
+    with Image.open(grid) as ours, Image.open(tmp_path / "grid.png") as theirs:
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+    assert grid.read_bytes() != (tiny_run / "samples" / "grid_0000004.png").read_bytes()
+
+
+def test_the_animation_ends_as_the_strip_does_and_holds(tiny_run):
+    with Image.open(tiny_run / "samples" / "trajectory_0000004.gif") as movie:
+        frames = [(np.asarray(f.convert("L")), f.info["duration"]) for f in ImageSequence.Iterator(movie)]
+    assert [duration for _, duration in frames] == [100] * 4 + [2000]  # the noise and four steps
+    with Image.open(tiny_run / "samples" / "trajectory_0000004.png") as picture:
+        strip = cells(torch.from_numpy(np.asarray(picture.convert("L")).copy())[None], (8, 8))[:, 0, ::4, ::4]
+    strip = strip.reshape(2, 2, 3, 8, 8)  # sample, x_t or x̂_0, column
+    for frame, column in ((0, 0), (-1, 2)):
+        shown = cells(torch.from_numpy(frames[frame][0].copy())[None], (8, 8), cell=64)[:, 0, ::8, ::8]
+        assert torch.equal(shown.reshape(2, 2, 8, 8), strip[:, :, column])
+
+
+def test_tensorboard_has_the_same_scalars_pictures_and_the_animation(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    runs.train(train_config(tmp_path, "logger=tensorboard"))
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for key in rows[0].keys() - {"step"}:
+        ours = [(int(row["step"]), float(row[key])) for row in rows if row[key]]
+        assert [(e.step, e.value) for e in events.Scalars(key)] == [(s, pytest.approx(v, rel=1e-6)) for s, v in ours]
+    kinds = ("grid", "raw_grid", "trajectory", "trajectory_animation", "neighbours", "log_snr", "schedule")
+    assert {f"samples/{kind}" for kind in kinds} <= set(tags["images"])
+    animations = events.Images("samples/trajectory_animation")
+    assert [event.step for event in animations] == [2, 4]
+    assert animations[1].encoded_image_string == (tmp_path / "samples" / "trajectory_0000004.gif").read_bytes()
+
+
+def test_a_sample_that_copies_a_training_image_stands_beside_it(tiny_run):
+    data = instantiate(runs.load_checkpoint(tiny_run)["config"]["data"])
+    data.setup()
+    images = data.split("train").images
+    with Image.open(tiny_run / "samples" / "neighbours_0000004.png") as picture:
+        shown = cells(torch.from_numpy(np.asarray(picture).copy())[None, ..., 0] if picture.mode == "RGB" else
+                      torch.from_numpy(np.asarray(picture).copy())[None], (8, 8))[:, :, ::4, ::4]  # fmt: skip
+    for row in shown.reshape(2, 3, 1, 8, 8):
+        assert torch.equal(row[1:], images[nearest(row[:1], images, count=2, mirrored=True)[1][0]])

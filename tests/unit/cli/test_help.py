@@ -1,0 +1,80 @@
+"""What `--help` shows."""
+
+import re
+import shutil
+
+import pytest
+import yaml
+
+from ddpm_lightning.cli import menu
+from ddpm_lightning.cli.completion import completions
+from ddpm_lightning.cli.help import help_text
+from tests.helpers.command_line import CONF, SCRIPTS, files
+from tests.helpers.configs import ROOT
+
+
+def section(text, group):
+    """The lines below a group's own."""
+    return re.search(rf"^  \+?{group}=.*?(?=\n\n|\Z)", text, re.MULTILINE | re.DOTALL)[0]
+
+
+def defaults_of(name):
+    entries = yaml.safe_load((CONF / f"{name}.yaml").read_text())["defaults"]
+    pairs = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
+    return {group: choice for group, choice in pairs if not group.startswith("override")}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_choice_of_every_group_is_shown_with_what_it_is(name):
+    text = help_text(CONF, name, does="", width=100)
+    starts = [text.index(f"\n  {group}=") for group in defaults_of(name)]
+    assert starts == sorted(starts)  # in the defaults list's order
+    for group, default in defaults_of(name).items():
+        shown = re.findall(r"^    [* ] (\w+)(.*)", section(text, group), re.MULTILINE)
+        assert [choice for choice, _ in shown] == files(group)
+        assert re.findall(r"^    \* (\w+)", section(text, group), re.MULTILINE) == [default] * (default is not None)
+    plain = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    for key, value in plain.items():
+        if not isinstance(value, dict | list):
+            assert re.search(rf"^  {key}=\S", text, re.MULTILINE), key
+
+
+def test_no_group_is_left_out_and_every_file_has_a_line_about_it():
+    text = help_text(CONF, "train", does="", width=100)
+    for path in CONF.rglob("*.yaml"):
+        group = path.parent.relative_to(CONF).as_posix()
+        if group == "." or group.startswith("hydra"):
+            continue
+        assert re.search(rf"^    [* ] {path.stem}\b", section(text, group), re.MULTILINE), path
+        assert menu.about(path), f"{path} says nothing of itself: write what it is in its first line, as a comment"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_lines_are_as_wide_as_the_terminal(width):
+    text = help_text(CONF, "train", does="Train", width=width)
+    long = [line for line in text.splitlines() if len(line) > width]
+    assert all(line.startswith("  python ") or len(line.split()) == 1 for line in long)  # commands are left whole
+    assert max(map(len, text.splitlines())) > width - 10
+
+
+def test_a_new_file_and_a_new_group_show_by_themselves(tmp_path):
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    (conf / "schedule" / "mine.yaml").write_text("# one of my own.\nbeta: 1\n")
+    (conf / "extra").mkdir()
+    (conf / "extra" / "thing.yaml").write_text("@package _global_\n")
+    text = help_text(conf, "train", does="", width=100)
+    assert re.search(r"^      mine +one of my own$", section(text, "schedule"), re.MULTILINE)
+    assert "\n  +extra=\n      thing\n" in text
+    assert completions(conf, "train", [], "schedule=m") == ["schedule=mine"]
+
+
+def test_where_there_is_no_conf_nothing_is_offered(tmp_path):
+    assert menu.groups(tmp_path / "conf", "train") == menu.settings(tmp_path / "conf", "train") == []
+
+
+def test_environment_variables_are_those_that_the_code_reads():
+    told = set(re.findall(r"^  (DDPM_\w+)=", help_text(CONF, "train", does="", width=100), re.MULTILINE))
+    code = "".join(path.read_text() for path in (ROOT / "ddpm_lightning").rglob("*.py") if path.name != "help.py")
+    named = set(re.findall(r'"(DDPM_\w+)"', code))  # where it is read, or as a constant
+    assert told == {"DDPM_TRACEBACK", "DDPM_CACHE", "DDPM_ALLOW_PIPE"}
+    assert named == told | {"DDPM_LAUNCH"}

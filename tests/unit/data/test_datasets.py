@@ -1,0 +1,226 @@
+"""Sets on the disk in their own formats, written here: every pixel is known."""
+
+import pickle
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from ddpm_lightning.data.datasets import from_torchvision, huggingface, image_folder
+from ddpm_lightning.data.image_files import read_image, read_images
+from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.errors import UserError
+from tests.helpers.datasets import quadrants, write_fashion_mnist
+
+random = np.random.default_rng(0)
+
+
+def test_grey_sets_of_torchvision(fashion_mnist):
+    root, images, labels = fashion_mnist
+    found = from_torchvision(
+        partial(torchvision.datasets.FashionMNIST, train=True), root=root, channels=1, image_size=(28, 28)
+    )
+    assert found.images.dtype == torch.uint8
+    assert np.array_equal(found.images[:, 0].numpy(), images)
+    assert found.labels.tolist() == labels.tolist()
+
+
+def test_colour_sets_of_torchvision(cifar10):
+    root, images, labels = cifar10
+    found = from_torchvision(
+        partial(torchvision.datasets.CIFAR10, train=True), root=root, channels=3, image_size=(32, 32)
+    )
+    assert np.array_equal(found.images.numpy(), images)
+    assert found.labels.tolist() == labels
+
+
+def test_a_set_that_cannot_be_had(tmp_path, monkeypatch):
+    def offline(self):
+        Path(self.raw_folder).mkdir(parents=True)
+        (Path(self.raw_folder) / "train-images-idx3-ubyte.gz").write_bytes(b"half")
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", offline)
+    with pytest.raises(
+        UserError, match="does not hold FashionMNIST, and it cannot be downloaded there .*no network.*: give its folder"
+    ):
+        from_torchvision(torchvision.datasets.FashionMNIST, root=tmp_path / "none", channels=1, image_size=(28, 28))
+    assert list(tmp_path.iterdir()) == []
+    there = [tmp_path / name for name in (".git/refs/heads", "empty", "FashionMNIST")]
+    for folder in there:
+        folder.mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        from_torchvision(torchvision.datasets.FashionMNIST, root=tmp_path, channels=1, image_size=(28, 28))
+    assert sorted(tmp_path.rglob("*")) == sorted([*there, tmp_path / ".git", tmp_path / ".git" / "refs"])
+
+
+def test_a_download_is_moved_to_its_place_when_it_is_whole(tmp_path, monkeypatch):
+    images, labels = random.integers(0, 256, (6, 28, 28)), np.arange(6)
+
+    def download(self):
+        assert Path(self.root).parent == tmp_path
+        write_fashion_mnist(Path(self.root), images, labels)
+
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", download)
+    (tmp_path / ".ddpm_lightning_download_of_a_killed_process" / "raw").mkdir(parents=True)
+    (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "FashionMNIST" / "notes.txt").write_text("mine")
+    found = from_torchvision(torchvision.datasets.FashionMNIST, root=tmp_path, channels=1, image_size=(28, 28))
+    assert torch.equal(found.images[:, 0], torch.from_numpy(images).byte())
+    assert [path.name for path in tmp_path.iterdir()] == ["FashionMNIST"]
+    assert sorted(path.name for path in (tmp_path / "FashionMNIST").iterdir()) == ["notes.txt", "raw"]
+
+
+def test_processes_that_start_together_download_once(tmp_path, monkeypatch):
+    downloads = []
+
+    def download(self):
+        downloads.append(self.root)
+        time.sleep(0.2)
+        write_fashion_mnist(Path(self.root), np.zeros((6, 28, 28), int), np.arange(6))
+
+    def load(_):
+        return from_torchvision(torchvision.datasets.FashionMNIST, root=tmp_path, channels=1, image_size=(28, 28))
+
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", download)
+    with ThreadPoolExecutor(4) as pool:  # a lock of files keeps threads apart as it does processes
+        assert [len(found.images) for found in pool.map(load, range(4))] == [6] * 4
+    assert len(downloads) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["FashionMNIST"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_of_any_pictures(pictures, caplog, channels):
+    found = image_folder(pictures, channels=channels, image_size=(8, 8), max_damaged=0.2)
+    assert found.images.shape == (5, channels, 8, 8)
+    assert found.labels.tolist() == [0, 0, 1, 1, 1]
+    assert "truncated.png is damaged and left out" in caplog.text
+    names = ["grey", "rgb", "palette", "rgba", "sixteen"]
+    for name, image in zip(names, found.images, strict=True):
+        corners = [int(image[0, y, x]) for y, x in ((0, 0), (0, 7), (7, 0), (7, 7))]
+        expected = [255 if name == "rgba" else 40, 90, 160, 250]
+        assert np.abs(np.subtract(corners, expected)).max() <= 4, (name, corners)
+
+
+def test_what_does_not_fit_is_cropped_at_the_centre(tmp_path):
+    array = np.zeros((10, 30, 3), np.uint8)
+    array[:, 10:20] = 200
+    Image.fromarray(array).save(tmp_path / "wide.png")
+    images, kept = read_images([tmp_path / "wide.png"], channels=3, image_size=(10, 10))
+    assert (images == 200).all()
+    assert kept.tolist() == [0]
+    images, _ = read_images([tmp_path / "wide.png"], channels=3, image_size=(5, 15))
+    assert images.shape == (1, 3, 5, 15)
+    assert images[0, 0, 2, 7] == 200
+    assert images[0, 0, 2, 0] == 0
+
+
+def test_folders_that_will_not_do(pictures, tmp_path):
+    with pytest.raises(
+        UserError, match=r"1 of 6 images are damaged, among them .*truncated.png: fix .*max_damaged=0.01 allows 0"
+    ):
+        image_folder(pictures, channels=3, image_size=(8, 8))
+    with pytest.raises(UserError, match=r"1 of 1 images are damaged, .*max_damaged=1 allows 0"):
+        read_images([pictures / "b" / "truncated.png"], channels=3, image_size=(8, 8), max_damaged=1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="data.root must be a folder with images, .*got .*empty"):
+        image_folder(tmp_path / "empty", channels=3, image_size=(8, 8))
+    with pytest.raises(
+        UserError, match=r"data.image_size must be smaller, got \[100000, 100000\]: the 1 images of .* are 28 GiB"
+    ):
+        read_images([pictures / "a"], channels=3, image_size=(100_000, 100_000))
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A set as the hub keeps it: images as PNG within a table."""
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageColumn
+
+    pictures = [Image.fromarray(quadrants(20 + i, 24)) for i in range(12)]
+    columns = Features({"picture": ImageColumn(), "digit": ClassLabel(names=["even", "odd"])})
+    held = Dataset.from_dict({"picture": pictures, "digit": [i % 2 for i in range(12)]}, features=columns)
+    (tmp_path / "set").mkdir()
+    held.to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+    return tmp_path / "set"
+
+
+def test_a_set_of_hugging_face_on_the_disk(parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    sizes = {"channels": 1, "image_size": (6, 8)}
+    found = huggingface(str(parquet), **sizes, image_column="picture", label_column="digit")
+    assert found.images.shape == (12, 1, 6, 8)
+    assert found.labels.tolist() == [0, 1] * 6
+    assert abs(int(found.images[0, 0, 0, 0]) - 40) <= 4
+    assert abs(int(found.images[0, 0, -1, -1]) - 250) <= 5
+    with pytest.raises(UserError, match="data.dataset.image_column must be picture or digit, got 'image'"):
+        huggingface(str(parquet), **sizes)
+    with pytest.raises(UserError, match="label_column must be picture, digit or null, got 'kind'"):
+        huggingface(str(parquet), **sizes, image_column="picture", label_column="kind")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match="data.root=nobody/nothing, split=train cannot be loaded .*: give the name of a dataset"
+    ):
+        huggingface("nobody/nothing", **sizes)
+
+
+def test_a_picture_is_opened_as_what_it_is_and_not_as_what_it_is_called(pictures, tmp_path, monkeypatch):
+    """Pillow would hand PostScript to Ghostscript, whatever the file's ending."""
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: started.append(args))
+    code = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "x.png").write_bytes(code)
+    for size in ((8, 8), (4, 4)):
+        with pytest.raises(ValueError, match="cannot identify image file"):
+            read_image(tmp_path / "x.png", 3, size)
+        with pytest.raises(ValueError, match="cannot identify image file"):
+            read_image(BytesIO(code), 3, size)
+    assert started == []
+
+
+def test_a_picture_is_refused_by_its_size_before_it_is_decoded(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((100, 100), np.uint8)).save(tmp_path / "x.png")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 9_999)
+    warnings.simplefilter("ignore")  # which is all that Pillow does, up to twice as many
+    with pytest.raises(ValueError, match="100 x 100 pixels are more than 9,999"):
+        read_image(tmp_path / "x.png", 1, (8, 8))
+
+
+def test_a_set_that_does_not_fit_in_memory_is_refused_before_it_is_made():
+    images = ImageSet(torch.zeros(1797, 1, 8, 8, dtype=torch.uint8), torch.zeros(1797).long())
+    with pytest.raises(
+        UserError, match=r"data.image_size must be smaller, got \[8192, 8192\]: the 1,797 .* are 112 GiB as bytes"
+    ):
+        images.prepared(1, [8192, 8192], num_classes=None, val_fraction=0.1, seed=0)
+
+
+@pytest.mark.parametrize("name", ["pandas", "csv", "text", "webdataset", "imagefolder"])
+def test_a_reader_of_hugging_faces_library_is_no_set(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"data.root={name}, .* that is one of the library's file readers"):
+        huggingface(name, channels=1, image_size=(8, 8))
+
+
+def test_a_folder_with_the_name_of_a_reader_is_a_folder(parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    parquet.rename(tmp_path / "text")
+    monkeypatch.chdir(tmp_path)
+    assert len(huggingface("text", channels=1, image_size=(6, 8), image_column="picture").images) == 12
+
+
+def test_pickles_in_a_folder_of_hugging_face_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.pkl").write_bytes(pickle.dumps({"image": [1]}))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        huggingface(str(tmp_path / "set"), channels=1, image_size=(8, 8))

@@ -1,0 +1,34 @@
+"""The record by which processes speak: what is one process's alone is not its children's."""
+
+import os
+from pathlib import Path
+
+from ddpm_lightning import environment
+
+
+def test_a_sweep_is_its_own_process_alone(monkeypatch):
+    monkeypatch.delenv("DDPM_LAUNCH", raising=False)
+    environment.update(sweep="folder", sweep_process=os.getpid(), num_jobs=3)
+    assert environment.current().sweep == "folder"
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert environment.current().sweep == ""
+    assert environment.current().num_jobs == 3
+
+
+def test_an_error_file_is_the_jobs_alone(monkeypatch):
+    job = environment.for_a_job(Path("error"))
+    monkeypatch.setenv("DDPM_LAUNCH", job["DDPM_LAUNCH"])
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    assert environment.current().error_file == "error"
+    monkeypatch.setattr(os, "getppid", lambda: parent + 1)  # a process that the job starts
+    assert environment.current().error_file == ""
+
+
+def test_a_rank_of_another_launcher_is_none_of_lightnings(monkeypatch):
+    monkeypatch.delenv("DDPM_LAUNCH", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    environment.update(main_process=os.getpid())
+    assert not environment.started_by_lightning()
+    environment.update(main_process=os.getpid() + 1)
+    assert environment.started_by_lightning()

@@ -1,0 +1,137 @@
+"""Labels: dropped in training, and followed more or less."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ddpm_lightning import schedules
+from ddpm_lightning.data.source import Batch
+from ddpm_lightning.denoiser import PREDICTIONS, Denoiser, Guided
+from ddpm_lightning.images import rows_by_label
+from ddpm_lightning.losses import Loss
+from ddpm_lightning.models import UNet
+from ddpm_lightning.module import DDPM
+from ddpm_lightning.samplers import DDIM, Ancestral, DPMSolver2M, Heun, UniPC
+
+
+class ByLabel(nn.Module):
+    """Output x/2 plus a number for each label; keeps what it was asked."""
+
+    num_classes = 2
+
+    def __init__(self, learned=False):
+        super().__init__()
+        self.asked, self.learned = [], learned
+
+    def forward(self, x, t, y=None):
+        y = torch.full_like(t, 2) if y is None else y
+        self.asked.append((len(x), t.tolist(), y.tolist()))
+        out = x / 2 + torch.tensor([0.1, -0.3, 0.7], dtype=x.dtype)[y][:, None, None, None]
+        return torch.cat([out, out.sign() / 3], dim=1) if self.learned else out
+
+
+def of(prediction="epsilon", learned=False, **options):
+    schedule = schedules.from_betas(np.linspace(1e-3, 0.3, 20).tolist()).double()
+    return Denoiser(ByLabel(learned), schedule, prediction=prediction, learned_variance=learned, **options)
+
+
+X, Y = torch.randn(4, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+
+T4 = torch.tensor([1, 7, 12, 20])[:, None, None, None]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("t", [torch.tensor(9), T4])
+def test_guidance_is_the_papers_formula(prediction, t):
+    denoiser = of(prediction)
+    for scale in (0.5, 2.0, 7.5):
+        with_label, without = denoiser.predict(X, t, Y), denoiser.predict(X, t)
+        w = scale - 1  # Ho & Salimans 2022, Eq. 6
+        out = (1 + w) * with_label - w * without
+        torch.testing.assert_close(Guided(denoiser, scale)(X, t, Y), denoiser.x0_from(out, X, t))
+
+
+def test_scale_1_is_the_conditional_model_and_0_the_unconditional_one():
+    denoiser = of("v")
+    torch.testing.assert_close(Guided(denoiser, 1)(X, T4, Y), denoiser(X, T4, Y), rtol=0, atol=1e-6)
+    torch.testing.assert_close(Guided(denoiser, 0)(X, T4, Y), denoiser(X, T4), rtol=0, atol=1e-6)
+    assert not torch.allclose(denoiser(X, T4), denoiser(X, T4, Y))
+
+
+def test_one_batch_and_no_more_than_it_takes():
+    denoiser = of()
+    for scale, sizes in ((0.0, [4]), (1.0, [4]), (3.0, [8])):
+        denoiser.model.asked.clear()
+        Guided(denoiser, scale)(X, T4, Y)
+        assert [n for n, *_ in denoiser.model.asked] == sizes
+    ((_, times, labels),) = denoiser.model.asked
+    assert times == [0, 6, 11, 19] * 2
+    assert labels == [0, 1, 1, 0, 2, 2, 2, 2]
+
+
+def test_a_learned_variance_is_that_of_the_model_with_labels():
+    denoiser, u = of("v", learned=True), T4 - 1
+    _, expected = denoiser.estimate(X, T4, Y, u=u)
+    _, got = Guided(denoiser, 4.0).estimate(X, T4, Y, u=u)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(5), DDIM(5), DPMSolver2M(5), Heun(5), UniPC(5)])
+def test_every_sampler_takes_labels_and_guidance(sampler):
+    denoiser = of("v")
+    noise = torch.randn(99, *X.shape, dtype=torch.float64)
+    runs_of = {}
+    for key, guided, y in (
+        ("plain", denoiser, Y),
+        ("1", Guided(denoiser, 1.0), Y),
+        ("0", Guided(denoiser, 0.0), Y),
+        ("none", denoiser, None),
+        ("3", Guided(denoiser, 3.0), Y),
+    ):
+        draws = iter(noise)
+        runs_of[key] = sampler(guided, X, y, randn=lambda _, draws=draws: next(draws))
+    torch.testing.assert_close(runs_of["1"], runs_of["plain"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(runs_of["0"], runs_of["none"], rtol=0, atol=1e-6)
+    assert (runs_of["3"] - runs_of["1"]).abs().max() > 1e-3
+
+
+def test_a_scale_without_labels_to_follow_is_refused():
+    model = nn.Identity()
+    with pytest.raises(ValueError, match=r"guidance_scale must be 1 for a model trained without labels, got 2"):
+        Guided(Denoiser(model, schedules.linear(4)), 2)
+    Guided(Denoiser(model, schedules.linear(4)), 1)
+
+
+def test_labels_are_dropped_one_by_one_with_their_probability():
+    model = UNet(1, 1, base_channels=8, channel_multipliers=(1, 1), num_res_blocks=1, norm_groups=4, num_classes=10)
+    module = DDPM(Denoiser(model, schedules.linear()), Loss(), torch.optim.Adam, label_dropout=0.3)
+    y = torch.arange(10).repeat(5000)
+    torch.manual_seed(0)
+    kept = module._drop_labels(y)
+    dropped = kept == 10
+    assert torch.equal(kept[~dropped], y[~dropped])
+    assert abs(dropped.float().mean() - 0.3) < 5 * (0.21 / len(y)) ** 0.5
+    for label in range(10):
+        assert abs(dropped[y == label].float().mean() - 0.3) < 0.04
+    both = (dropped[1:] & dropped[:-1]).float().mean()
+    assert abs(both - 0.09) < 0.01  # one image's coin says nothing of its neighbour's
+    assert module._drop_labels(None) is None
+
+
+def test_the_training_step_hands_the_labels_on():
+    model = UNet(1, 1, base_channels=8, channel_multipliers=(1, 1), num_res_blocks=1, norm_groups=4, num_classes=10)
+    asked = []
+    model.register_forward_hook(lambda _, args, out: asked.append(args[2]))
+    for share, expected in ((0.0, [3, 9]), (1.0, [10, 10])):
+        module = DDPM(Denoiser(model, schedules.linear()), Loss(), torch.optim.Adam, label_dropout=share)
+        module.training_step(Batch(torch.zeros(2, 1, 4, 4), torch.tensor([3, 9]), torch.arange(2)), 0)
+        assert asked.pop().tolist() == expected
+    with pytest.raises(ValueError, match=r"label_dropout must be a number in \[0, 1\], got 1.5"):
+        DDPM(Denoiser(model, schedules.linear()), Loss(), torch.optim.Adam, label_dropout=1.5)
+
+
+def test_rows_by_label():
+    images = torch.arange(1, 8, dtype=torch.uint8).reshape(7, 1, 1, 1) * 20
+    sheet = rows_by_label(images, 3)[0, 18::34, 18::34]
+    assert sheet.tolist() == [[20, 80, 140], [40, 100, 0], [60, 120, 0]]
