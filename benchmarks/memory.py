@@ -8,13 +8,13 @@ process says what it holds, as Linux counts it.
 
 import argparse
 import tempfile
+from typing import Any
 
 from hydra import compose, initialize
 from lightning.pytorch import Callback
 
 import ddpm_lightning.cli.entry  # noqa: F401  registers the resolvers of conf/
-from ddpm_lightning.runs import training
-from ddpm_lightning.runs.build import build_callbacks
+from ddpm_lightning.runs import build, train
 
 
 def resident() -> float:
@@ -38,7 +38,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--grid-every", type=int, default=10)
     arguments = parser.parse_args()
-    training.build_callbacks = lambda *args, **kwargs: [*build_callbacks(*args, **kwargs), Watch()]
+    built = build.build_callbacks
+
+    def with_watch(*arguments: Any) -> Any:
+        callbacks = built(*arguments)
+        return callbacks._replace(listed=[*callbacks.listed, Watch()])
+
+    build.build_callbacks = with_watch
     with tempfile.TemporaryDirectory() as folder, initialize("../conf", version_base="1.3"):
         overrides = [
             "model.base_channels=16",
@@ -51,7 +57,7 @@ def main() -> None:
             f"callbacks.sample_grid.every_n_steps={arguments.grid_every}",
             f"run_dir={folder}/run",
         ]
-        training.train(compose("train", overrides))
+        train(compose("train", overrides))
     first = Watch.seen[200]
     for step, mib in Watch.seen.items():
         print(f"step {step:>5}: {mib:7.1f} MiB, {mib / first - 1:+.1%}")
