@@ -28,7 +28,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
 
     `resume=auto` is the newest unfinished run, or the one that `hydra.run.dir` names; with `-m` it is the newest sweep with
     unfinished jobs. Otherwise it names the folder of a run or a sweep. Of what a folder records, only names of our own and
-    plain values are put on the command line, see `records.Vocabulary`. A run's folder is held from here on.
+    plain values are put on the command line, see `records.yaml.Vocabulary`. A run's folder is held from here on.
 
     Raises:
         UserError: where there is no such run or sweep, another process uses its folder, or a sweep's record asks for more.

@@ -79,13 +79,11 @@ def check_memory(node: DictConfig) -> None:
     with torch.device("meta"):
         model: torch.nn.Module = build("model", node)
     parameters = sum(p.numel() for p in model.parameters())
-    held = total_memory()
     copies = 1 if torch.cuda.is_available() else 5  # weights; gradients, Adam's two moments and the average beside them
-    if 4 * parameters * copies > held:
-        gib = 2**30
-        error = UserError(
-            f"{parameters:,} parameters take {4 * parameters * copies / gib:,.0f} GiB, and this machine has {held / gib:,.0f}: give "
-            "smaller numbers"
+    needed, held = 4 * parameters * copies / 2**30, total_memory() / 2**30
+    if needed > held:
+        error = ValueError(
+            f"{parameters:,} parameters take {needed:,.0f} GiB, and this machine has {held:,.0f}: give smaller numbers"
         )
         raise UserError(with_settings("model", error, node))
 
