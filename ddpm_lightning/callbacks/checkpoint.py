@@ -17,7 +17,7 @@ from ddpm_lightning.callbacks.finite import refuse_broken
 from ddpm_lightning.callbacks.loss_guard import LossGuard
 from ddpm_lightning.callbacks.steps import has_stepped
 from ddpm_lightning.callbacks.stop_signals import StopSignals
-from ddpm_lightning.errors import Stopped, UserError
+from ddpm_lightning.errors import Stopped, UserError, brief
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.records.torch import load_plain
@@ -37,20 +37,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError when the disk is full
             saved = newest_intact(path.parent)
+            then = f"resume from {saved} with resume=auto" if saved else "start again"
             raise UserError(
-                f"the checkpoint {path} cannot be written ({' '.join(str(error).split())[:200]}); "
-                + (
-                    f"{saved} is whole: make room, then go on with resume=auto"
-                    if saved
-                    else "make room, and start again"
-                )
+                f"the checkpoint {path} cannot be written ({brief(error)}): make room, then {then}"
             ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         try:
             return load_plain(Path(path))
         except ValueError as error:
-            raise UserError(f"{path} is a damaged checkpoint ({error}): go on with resume=auto") from error
+            raise UserError(f"{path} is a damaged checkpoint ({error}): resume with resume=auto") from error
 
 
 class BestCheckpoint(Checkpoint):
@@ -173,9 +169,7 @@ class NewestCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step if trainer.ckpt_path else -1
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not has_stepped(trainer):
             return  # between two micro-batches there are gradients that no checkpoint holds
         self._due = self._is_due(trainer)

@@ -58,9 +58,7 @@ class EMA(Callback):
             saved = self._average.get(name, parameter.detach())
             self._average[name] = shared_like(saved, parameter).to(parameter.device, copy=True)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._steps:
             return  # gradients are still being accumulated
         raw = [parameter.detach() for parameter in pl_module.parameters()]

@@ -37,9 +37,7 @@ class Periodic(Callback):
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         """Measure or draw, on all ranks."""
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self._once_per_step(trainer, pl_module)
 

@@ -33,9 +33,7 @@ class StopSignals(Callback):
             for number in STOP_SIGNALS:  # Lightning puts the handlers back that were there before its own
                 signal.signal(number, self._receive)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not has_stepped(trainer):
             return
         if trainer.world_size == 1:

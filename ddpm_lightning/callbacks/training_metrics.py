@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from ddpm_lightning.callbacks.ema import EMA
 from ddpm_lightning.callbacks.loss_guard import LossGuard
@@ -29,7 +28,7 @@ class TrainingMetrics(Callback):
 
     def __init__(self, *, ema: EMA | None = None, loss_guard: LossGuard | None = None) -> None:
         self._ema, self._loss_guard = ema, loss_guard
-        self._sums: Tensor | None = None
+        self._sums = torch.zeros(2, 4)  # of the losses by quartile of t, and how many they are
         self._images = 0
         self._seconds = 0.0
         self._started = 0.0
@@ -40,6 +39,7 @@ class TrainingMetrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.perf_counter() - self._earlier
+        self._sums = self._sums.to(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._started = time.perf_counter()
@@ -47,10 +47,10 @@ class TrainingMetrics(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         losses, t = outputs["losses"], outputs["t"]
         quartile = ((t - 1) * 4).div(pl_module.denoiser.schedule.num_steps, rounding_mode="floor")
-        new = torch.zeros(2, 4, device=losses.device)
+        new = torch.zeros_like(self._sums)
         new[0].index_add_(0, quartile, losses)
         new[1].index_add_(0, quartile, torch.ones_like(losses))
-        self._sums = new if self._sums is None else self._sums.add_(new)
+        self._sums += new
         self._images += len(losses)
         self._seconds += time.perf_counter() - self._started
         if at_log_step(trainer):
@@ -84,7 +84,7 @@ class TrainingMetrics(Callback):
         self._write(trainer, metrics)
         self.latest = metrics
         trainer.progress_bar_metrics["train/loss"] = metrics["train/loss"]
-        self._sums, self._images, self._seconds = None, 0, 0.0
+        self._sums, self._images, self._seconds = torch.zeros_like(self._sums), 0, 0.0
 
     @staticmethod
     def _write(trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -93,9 +93,8 @@ class TrainingMetrics(Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mine = torch.zeros(2, 4, device=pl_module.device) if self._sums is None else self._sums
         checkpoint["training_metrics"] = {
-            "sums": pl_module.all_gather(mine).reshape(-1, 2, 4).cpu(),
+            "sums": pl_module.all_gather(self._sums).reshape(-1, 2, 4).cpu(),
             "images": self._images,
             "seconds": self._seconds,
             "wall_seconds": time.perf_counter() - self._began,
@@ -108,7 +107,6 @@ class TrainingMetrics(Callback):
         ranks, rank, images = held["sums"], trainer.global_rank, held["images"]
         if len(ranks) != trainer.world_size:  # another number of processes: the first one takes all that was summed
             ranks, rank, images = ranks.sum(0, keepdim=True), 0, images * len(ranks)
-        mine = ranks[rank] if trainer.global_rank < len(ranks) else torch.zeros(2, 4)
-        self._sums, self._images = mine.to(pl_module.device), images
-        self._seconds, self._earlier = held["seconds"], held["wall_seconds"]
+        self._sums = ranks[rank] if trainer.global_rank < len(ranks) else torch.zeros(2, 4)
+        self._images, self._seconds, self._earlier = images, held["seconds"], held["wall_seconds"]
         self.latest, self.best = held["latest"], held["best"]

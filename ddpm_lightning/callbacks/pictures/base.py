@@ -1,6 +1,7 @@
 """A figure of samples every so many steps and at the end."""
 
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.periodic import Periodic, show
 from ddpm_lightning.denoiser import Guided
-from ddpm_lightning.images import SeededNoise, labels_in_turn
+from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.samplers import Sampler, Step
 
@@ -81,6 +82,10 @@ class Pictures(Periodic):
     @abstractmethod
     def draw(self, pl_module: Any) -> Tensor:
         """The picture, uint8 (C, H, W)."""
+
+    def samples(self, pl_module: Any, indices: Sequence[int] | None = None) -> Tensor:
+        """Where `steps` ends, as uint8 images (N, C, H, W)."""
+        return to_uint8(deque(self.steps(pl_module, indices), maxlen=1)[0].x)
 
     def steps(self, pl_module: Any, indices: Sequence[int] | None = None) -> Iterator[Step]:
         """The way from noise to image, guided and with labels where there are any; first the noise, with grey as its estimate.

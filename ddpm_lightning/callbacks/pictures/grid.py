@@ -1,14 +1,13 @@
 """Sample grids during training."""
 
-from collections import deque
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ddpm_lightning.callbacks.gather import sampled_together
 from ddpm_lightning.callbacks.pictures.base import Pictures
-from ddpm_lightning.images import grid, rows_by_label, to_uint8
+from ddpm_lightning.images import grid, rows_by_label
 
 __all__ = ["SampleGrid"]
 
@@ -19,8 +18,5 @@ class SampleGrid(Pictures):
     name = "grid"
 
     def draw(self, pl_module: Any) -> Tensor:
-        def images_of(indices: Sequence[int]) -> Tensor:
-            return to_uint8(deque(self.steps(pl_module, indices), maxlen=1)[0].x)
-
-        images = sampled_together(pl_module, self.num_samples, images_of)
+        images = sampled_together(pl_module, self.num_samples, partial(self.samples, pl_module))
         return grid(images) if self.labels is None else rows_by_label(images.cpu(), len(self.labels))

@@ -80,8 +80,7 @@ class LogSNRCurve(Periodic):
 
         def errors_of(indices: Sequence[int]) -> Tensor:
             errors = []
-            for start in range(0, len(indices), self._batch_size):
-                some = list(indices[start : start + self._batch_size])
+            for some in torch.tensor(indices).split(self._batch_size):
                 y = None if labels is None else labels[some].to(pl_module.device)
                 batch = (x0[some].to(pl_module.device), y, ids[some].tolist())
                 errors.append(noise_errors(pl_module.denoiser, *batch, times=times, seed=self._seed))

@@ -1,6 +1,5 @@
 """Samples beside the training images that are nearest to them."""
 
-from collections import deque
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.data.loaders import InMemory
-from ddpm_lightning.images import grid, to_uint8
+from ddpm_lightning.images import grid
 from ddpm_lightning.metrics.distances import nearest
 from ddpm_lightning.ranges import require
 
@@ -37,7 +36,7 @@ class Neighbours(Pictures):
             super().on_period(trainer, pl_module)
 
     def draw(self, pl_module: Any) -> Tensor:
-        samples = to_uint8(deque(self.steps(pl_module), maxlen=1)[0].x).cpu()
+        samples = self.samples(pl_module).cpu()
         if not pl_module.trainer.is_global_zero:
             return grid(samples)  # which is shown by rank zero alone
         images = pl_module.trainer.datamodule.source.part("train").images

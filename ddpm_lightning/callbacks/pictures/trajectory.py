@@ -9,7 +9,6 @@ from torch import Tensor
 from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.images import grid, save_gif, to_uint8
 from ddpm_lightning.ranges import require
-from ddpm_lightning.samplers import Step
 
 __all__ = ["Trajectory"]
 
@@ -33,30 +32,23 @@ class Trajectory(Pictures):
         require("num_frames", num_frames, "2..1000", optional=True)
         self.num_columns = num_columns
         self.num_frames = num_frames
-        self._frames: list[Tensor] = []
-
-    def on_period(self, trainer: Trainer, pl_module: Any) -> None:
-        super().on_period(trainer, pl_module)
-        frames, self._frames = self._frames, []
-        if trainer.is_global_zero and frames:
-            path = self.folder / f"{self.name}_{trainer.global_step:07d}.gif"
-            save_gif(frames, path)
-            for logger in trainer.loggers:
-                if log_video := getattr(logger, "log_video", None):
-                    log_video(f"samples/{self.name}_animation", [str(path)], step=trainer.global_step)
 
     def draw(self, pl_module: Any) -> Tensor:
-        steps = list(self.steps(pl_module))
-        if self.num_frames is not None:
-            self._frames = [self._frame(steps[i]) for i in _shown(len(steps), self.num_frames)]
-        shown = _shown(len(steps), self.num_columns)
-        rows = torch.stack([torch.stack([steps[i].x, steps[i].x0], dim=1) for i in shown], dim=2)
-        return grid(to_uint8(rows.flatten(0, 2)), columns=len(shown))
+        pairs = [torch.stack([step.x, step.x0], dim=1) for step in self.steps(pl_module)]
+        if self.num_frames is not None and pl_module.trainer.is_global_zero:
+            self._animate(pl_module.trainer, _evenly(pairs, self.num_frames))
+        shown = _evenly(pairs, self.num_columns)
+        return grid(to_uint8(torch.stack(shown, dim=2).flatten(0, 2)), columns=len(shown))
 
-    @staticmethod
-    def _frame(step: Step) -> Tensor:
-        return grid(to_uint8(torch.stack([step.x, step.x0], dim=1).flatten(0, 1)), columns=2, cell=64)
+    def _animate(self, trainer: Trainer, pairs: list[Tensor]) -> None:
+        path = self.folder / f"{self.name}_{trainer.global_step:07d}.gif"
+        save_gif([grid(to_uint8(pair.flatten(0, 1)), columns=2, cell=64) for pair in pairs], path)
+        for logger in trainer.loggers:
+            if log_video := getattr(logger, "log_video", None):
+                log_video(f"samples/{self.name}_animation", [str(path)], step=trainer.global_step)
 
 
-def _shown(count: int, wanted: int) -> list[int]:
-    return torch.linspace(0, count - 1, min(wanted, count)).round().int().tolist()
+def _evenly(pairs: list[Tensor], wanted: int) -> list[Tensor]:
+    """So many of them, the first and the last included."""
+    chosen = torch.linspace(0, len(pairs) - 1, min(wanted, len(pairs))).round().int()
+    return [pairs[i] for i in chosen]
