@@ -178,13 +178,7 @@ class WandbLogger(LightningWandbLogger):
                 errors.append(brief(error))
                 _end_service()
         if self._experiment is None:
-            self._given_up = True
-            log.warning(
-                "W&B cannot be used (%s): the run goes on without it, and metrics.csv and samples/ hold the same; mend "
-                "what is wrong in %s, or choose logger=none",
-                "; ".join(errors),
-                self._save_dir,
-            )
+            self._give_up("; ".join(errors))
         elif errors:
             log.warning(
                 "W&B is used offline (%s): the run goes on, and is kept in %s; upload it later by the command that the "
@@ -201,7 +195,8 @@ class WandbLogger(LightningWandbLogger):
             # Offline, the id alone joins the parts of a run that goes on.
             run = wandb.init(**given, mode="offline") if offline else wandb.init(**given, resume="allow")
         for handler in logging.getLogger("wandb").handlers:
-            handler.handleError = self._lost  # type: ignore[method-assign]  # or it prints pages where a disk is full
+            # Or it prints pages where a disk is full; `_check_room` finds that out.
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
         run.define_metric(_AXIS)
         run.define_metric("*", step_metric=_AXIS, step_sync=True)
         self._check_room()
@@ -234,7 +229,7 @@ class WandbLogger(LightningWandbLogger):
             self._check_room()
             call(*args, **kwargs)
         except Exception as error:  # W&B's package raises errors of many types, and none of them is worth a run
-            self._give_up(error)
+            self._give_up(brief(error))
 
     def _check_room(self) -> None:
         """W&B writes in a process of its own, and says nothing where it cannot."""
@@ -242,18 +237,14 @@ class WandbLogger(LightningWandbLogger):
         if hasattr(os, "statvfs") and folder.is_dir() and (disk := os.statvfs(folder)).f_blocks and not disk.f_bavail:
             raise OSError(f"{folder}: no space left on the device")
 
-    def _give_up(self, error: BaseException) -> None:
-        if not self._given_up:
-            self._given_up = True
-            log.warning(
-                "W&B has failed (%s): the run goes on without it, and metrics.csv and samples/ hold all; make room or mend "
-                "what is wrong in %s, or choose logger=none",
-                brief(error),
-                self._save_dir,
-            )
-
-    def _lost(self, record: logging.LogRecord) -> None:
-        """A line of W&B's own log file could not be written: `_check_room` finds out why."""
+    def _give_up(self, why: str) -> None:
+        self._given_up = True
+        log.warning(
+            "W&B cannot be used (%s): the run goes on without it, and metrics.csv and samples/ hold the same; make room or fix "
+            "what is wrong in %s, or choose logger=none",
+            why,
+            self._save_dir,
+        )
 
 
 def _end_service() -> None:
