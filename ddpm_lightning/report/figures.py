@@ -26,8 +26,8 @@ _LEVELS = "mse_at_log_snr/"  # and behind it a level: the columns of the error t
 def curves(settings: Sequence[Setting]) -> Iterator[Figure]:
     """Each column of metrics.csv against step and wall time: the mean over a setting's runs, and from least to most."""
     for column in _COLUMNS:
-        yield from _plot(settings, partial(_curve, column=column), f"{column} by step", title=column, x_label="step")
-        by_time = partial(_curve, column=column, by_time=True)
+        yield from _plot(settings, partial(_by_step, column=column), f"{column} by step", title=column, x_label="step")
+        by_time = partial(_by_time, column=column)
         yield from _plot(settings, by_time, f"{column} by wall time", title=column, x_label="wall time in s")
 
 
@@ -35,13 +35,13 @@ def quartiles(settings: Sequence[Setting]) -> Iterator[Figure]:
     """The training loss of each quarter of the times t, against step."""
     for i in range(4):
         title = f"train/loss, {i / 4:g} < t/T ≤ {(i + 1) / 4:g}"
-        yield from _plot(settings, partial(_curve, column=f"train/loss_q{i + 1}"), title, title=title, x_label="step")
+        yield from _plot(settings, partial(_by_step, column=f"train/loss_q{i + 1}"), title, title=title, x_label="step")
 
 
 def errors_by_log_snr(settings: Sequence[Setting]) -> Iterator[Figure]:
     """The last squared errors of each run by the level of noise: the mean over a setting's runs, and from least to most."""
     title, x_label = "squared error of the predicted noise", "log SNR: noise on the left, the image on the right"
-    yield from _plot(settings, _errors, title, title=title, x_label=x_label)
+    yield from _plot(settings, _last_errors, title, title=title, x_label=x_label)
 
 
 def schedule_curves(settings: Sequence[Setting]) -> Iterator[Figure]:
@@ -92,38 +92,34 @@ def _png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _plot(
-    settings: Sequence[Setting], curve_of: Callable[[Setting, int], Curve | None], caption: str, **labels: Any
-) -> Iterator[Figure]:
-    """The settings' curves in one figure, if there are any."""
-    found = [curve for i, setting in enumerate(settings) if (curve := curve_of(setting, i)) is not None]
-    if found:
-        yield Figure(caption, draw_curves(found, **labels))
+Series = Mapping[Any, tuple[float, float]]  # of a run: x and y by what a setting's runs have in common
 
 
-def _curve(setting: Setting, number: int, *, column: str, by_time: bool = False) -> Curve | None:
-    series = [found for run in setting.finished or setting.runs if (found := run.metrics.get(column))]
-    if not by_time:
-        series = [{step: (step, value) for step, (_, value) in found.items()} for found in series]
-    curve = _band(setting, number, series)
-    return curve if curve is not None and any(curve.x) else None  # an earlier version's run kept no time
+def _by_time(run: Run, *, column: str) -> Series:
+    found = run.metrics.get(column, {})
+    return found if any(seconds for seconds, _ in found.values()) else {}  # an earlier version's run kept no time
 
 
-def _errors(setting: Setting, number: int) -> Curve | None:
-    return _band(setting, number, [last for run in setting.finished or setting.runs if (last := _last_errors(run))])
+def _by_step(run: Run, *, column: str) -> Series:
+    return {step: (step, value) for step, (_, value) in run.metrics.get(column, {}).items()}
 
 
-def _last_errors(run: Run) -> dict[float, tuple[float, float]]:
+def _last_errors(run: Run) -> Series:
     """By level: the level, and the error at the last step at which any was measured."""
     series = {float(key.removeprefix(_LEVELS)): found for key, found in run.metrics.items() if key.startswith(_LEVELS)}
     last = max((step for found in series.values() for step in found), default=None)
     return {level: (level, found[last][1]) for level, found in series.items() if last in found}
 
 
-def _band(setting: Setting, number: int, series: Sequence[Mapping[Any, tuple[float, float]]]) -> Curve | None:
-    """A curve over the keys that all series have: their mean x, and the mean, the least and the greatest of their y."""
-    shared = sorted(set.intersection(*map(set, series))) if series else []
-    if not shared:
-        return None
-    x, y = np.array([[found[key] for key in shared] for found in series]).transpose(2, 0, 1)
-    return Curve(setting.name, number, x.mean(0).tolist(), y.mean(0), y.min(0), y.max(0))
+def _plot(
+    settings: Sequence[Setting], series_of: Callable[[Run], Series], caption: str, **labels: Any
+) -> Iterator[Figure]:
+    """A curve for each setting over what all its runs' series have: the mean, the least and the greatest of their y."""
+    drawn = []
+    for i, setting in enumerate(settings):
+        series = [found for run in setting.finished or setting.runs if (found := series_of(run))]
+        if shared := sorted(set.intersection(*map(set, series))) if series else []:
+            x, y = np.array([[found[key] for key in shared] for found in series]).transpose(2, 0, 1)
+            drawn.append(Curve(setting.name, i, x.mean(0).tolist(), y.mean(0), y.min(0), y.max(0)))
+    if drawn:
+        yield Figure(caption, draw_curves(drawn, **labels))

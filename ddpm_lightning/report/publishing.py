@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.images import open_image
 from ddpm_lightning.report.ranking import measured, rankings
-from ddpm_lightning.report.reading import Setting, leaves, part
+from ddpm_lightning.report.reading import Setting, flat
 from ddpm_lightning.report.writing import Report, compare, write
 from ddpm_lightning.run_folder import SWEEP
 from ddpm_lightning.runs.build_loggers import build_loggers, keep_wandb_id, sweep_name
@@ -74,20 +74,20 @@ def report_with_dashboard(folder: Path | None, *, project: str | None, entity: s
 
 def differing_keys(settings: Sequence[Setting]) -> list[str]:
     """Keys of the config by which W&B can tell the settings apart: one for each that was typed, and more where these are not enough."""
-    configs = [setting.config for setting in settings]
-    every = dict.fromkeys(leaf for config in configs for leaf in leaves(config))
-    differing = [leaf for leaf in every if leaf != "run_dir" and _told_apart(configs, [leaf]) > 1]
+    configs = [flat(setting.config) for setting in settings]
+
+    def told_apart(*keys: str) -> int:
+        return len({json.dumps([config.get(key) for key in keys], sort_keys=True) for config in configs})
+
+    every = dict.fromkeys(key for config in configs for key in config if key != "run_dir")
+    differing = [key for key in every if told_apart(key) > 1]
     found: list[str] = []
-    for key in settings[0].values:
-        found += [leaf for leaf in differing if f"{leaf}.".startswith(f"{key.replace('/', '.')}.")][:1]
-    for leaf in differing:
-        if _told_apart(configs, [*found, leaf]) > _told_apart(configs, found):
-            found.append(leaf)
+    for typed in settings[0].values:
+        found += [key for key in differing if f"{key}.".startswith(f"{typed.replace('/', '.')}.")][:1]
+    for key in differing:
+        if told_apart(*found, key) > told_apart(*found):
+            found.append(key)
     return found
-
-
-def _told_apart(configs: Sequence[Any], keys: Sequence[str]) -> int:
-    return len({json.dumps([part(config, key) for key in keys], sort_keys=True) for config in configs})
 
 
 def publish(report: Report) -> Published | None:
@@ -146,11 +146,9 @@ def _results(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
     head = [*keys, "seeds", *(column for metric in metrics for column in (metric, f"{metric} deviation"))]
     rows: list[list[Any]] = []
     for setting in settings:
-        row: list[Any] = [*(setting.values[key] for key in keys), len(setting.finished)]
-        for metric in metrics:
-            mean = setting.mean(f"best.{metric}")
-            row += [None, None] if mean is None else [mean.mean, _or_none(mean.deviation)]
-        rows.append(row)
+        rows.append([*setting.values.values(), len(setting.finished)])
+        for mean in map(setting.best, metrics):
+            rows[-1] += [None, None] if mean is None else [mean.mean, _or_none(mean.deviation)]
     return head, rows
 
 
@@ -158,11 +156,11 @@ def _best_values(settings: Sequence[Setting]) -> dict[str, Any]:
     """Of each metric that can be compared: the best setting, its mean, deviation and seeds."""
     found: dict[str, Any] = {}
     for metric, ranked in rankings(settings).items():
-        if mean := ranked[0].mean(f"best.{metric}"):
-            found[f"best/{metric}"] = mean.mean
-            found[f"best/{metric}_deviation"] = _or_none(mean.deviation)
-            found[f"best/{metric}_seeds"] = mean.n
-            found[f"best/{metric}_setting"] = ranked[0].name
+        setting, mean = ranked[0]
+        found[f"best/{metric}"] = mean.mean
+        found[f"best/{metric}_deviation"] = _or_none(mean.deviation)
+        found[f"best/{metric}_seeds"] = mean.n
+        found[f"best/{metric}_setting"] = setting.name
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ddpm_lightning.report.comparison import Distance
+from ddpm_lightning.report.comparison import Distance, Mean
 from ddpm_lightning.report.reading import Setting, part
 
 __all__ = ["METRICS", "incomparable", "measured", "rankings", "verdict"]
@@ -26,18 +26,18 @@ _SHARED = {
 
 def measured(settings: Sequence[Setting]) -> list[str]:
     """The metrics that a finished run has."""
-    return [metric for metric in METRICS if any(setting.mean(f"best.{metric}") for setting in settings)]
+    return [metric for metric in METRICS if any(setting.best(metric) for setting in settings)]
 
 
-def rankings(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
+def rankings(settings: Sequence[Setting]) -> dict[str, list[tuple[Setting, Mean]]]:
     """The ranking by each measured metric that can be compared."""
     return {metric: ranking(metric, settings) for metric in measured(settings) if not incomparable(metric, settings)}
 
 
-def ranking(metric: str, settings: Sequence[Setting]) -> list[Setting]:
-    """The settings that have a finished run with the metric, best first."""
-    means = [(mean.mean, i) for i, setting in enumerate(settings) if (mean := setting.mean(f"best.{metric}"))]
-    return [settings[i] for _, i in sorted(means)]
+def ranking(metric: str, settings: Sequence[Setting]) -> list[tuple[Setting, Mean]]:
+    """The settings that have a finished run with the metric, and its mean there, best first."""
+    means = [(setting, mean) for setting in settings if (mean := setting.best(metric))]
+    return sorted(means, key=lambda ranked: ranked[1].mean)
 
 
 def incomparable(metric: str, settings: Sequence[Setting]) -> list[str]:
@@ -53,29 +53,27 @@ def verdict(metric: str, settings: Sequence[Setting]) -> str | None:
         return None
     if differ := incomparable(metric, settings):
         return f"`{metric}` cannot be compared: the settings differ in {' and '.join(f'`{key}`' for key in differ)}."
-    best, *means = (mean for setting in ranked if (mean := setting.mean(f"best.{metric}")))
+    (first, best), *others = ranked
     value = f"{best} over {best.n} seeds" if best.n > 1 else f"{best} (one seed)"
-    if len(ranked) == 1:
-        alone = "" if len(settings) == 1 else f" with `{ranked[0].name}`, which alone has it"
+    if not others:
+        alone = "" if len(settings) == 1 else f" with `{first.name}`, which alone has it"
         return f"`{metric}`: {value}{alone}."
-    distances = [Distance.between(best, mean) for mean in means]
-    others = [f"{_below(d)} `{setting.name}`{_judged(d)}" for setting, d in zip(ranked[1:], distances, strict=True)]
+    distances = [Distance.between(best, mean) for _, mean in others]
+    beside = [_beside(setting, distance) for (setting, _), distance in zip(others, distances, strict=True)]
     if rest := distances[_NAMED:]:
-        others[_NAMED:] = [f"clear of {sum(bool(d.clear) for d in rest)} of the {len(rest)} others"]
+        beside[_NAMED:] = [f"clear of {sum(bool(d.clear) for d in rest)} of the {len(rest)} others"]
     clear = [distance.clear for distance in distances]
     end = "" if all(clear) else " Seeds are missing to judge by." if None in clear else " There is no clear winner."
     place = "best" if all(clear) else "lowest"
-    return f"`{metric}`: **`{ranked[0].name}`** is {place}, {value}: {'; '.join(others)}.{end}"
+    return f"`{metric}`: **`{first.name}`** is {place}, {value}: {'; '.join(beside)}.{end}"
 
 
-def _below(distance: Distance) -> str:
-    return f"{abs(distance.delta):.2g} {'below' if distance.delta >= 0 else 'above'}"
-
-
-def _judged(distance: Distance) -> str:
+def _beside(other: Setting, distance: Distance) -> str:
+    """Where the best lies beside another setting."""
+    where = f"{abs(distance.delta):.2g} {'below' if distance.delta >= 0 else 'above'} `{other.name}`"
     if distance.clear is None:
-        return ""
-    return f", {'more than' if distance.clear else 'within'} the spread (p = {max(distance.p, 1e-4):.2g})"
+        return where
+    return f"{where}, {'more than' if distance.clear else 'within'} the spread (p = {max(distance.p, 1e-4):.2g})"
 
 
 def _meaning(config: Any, key: str) -> Any:

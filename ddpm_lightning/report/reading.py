@@ -19,7 +19,7 @@ from ddpm_lightning.records.yaml import read_record
 from ddpm_lightning.report.comparison import Mean
 from ddpm_lightning.run_folder import configs_below, is_going_on, refuse_pipes, summary_of
 
-__all__ = ["Run", "Setting", "job_number", "leaves", "part", "read_runs", "settings_of"]
+__all__ = ["Run", "Setting", "flat", "job_number", "part", "read_runs", "settings_of"]
 
 _NOISE = ("run_dir", "resume", "logger", "sweep", "optimized_metric")
 
@@ -37,6 +37,16 @@ class Run:
     @property
     def seed(self) -> int:
         return self.config.get("seed", 0)
+
+    @cached_property
+    def compared(self) -> dict[str, Any]:
+        """The values of the config by their dotted keys, without seeds and the folder's own path."""
+        here = str(self.config.get("run_dir"))
+        return {
+            key: value.replace(here, "") if isinstance(value, str) else value
+            for key, value in flat(self.config).items()
+            if not _is_noise(key)
+        }
 
     @cached_property
     def metrics(self) -> dict[str, dict[int, tuple[float, float]]]:
@@ -88,6 +98,10 @@ class Setting:
         known = {seed: float(v) for seed, v in found.items() if within(v, "[-1e300, 1e300]")}
         return Mean(known) if known else None
 
+    def best(self, metric: str) -> Mean | None:
+        """Of the best value of a metric among each finished run's validations."""
+        return self.mean(f"best.{metric}")
+
 
 def read_runs(folder: Path) -> list[Run]:
     """The runs at and below a folder, in the order of their names.
@@ -112,18 +126,16 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     """The runs grouped by their configs without seeds and paths, and named by what was typed, as far as it differs."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(_comparable(run), sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps(run.compared, sort_keys=True), []).append(run)
     firsts = [group[0] for group in groups.values()]
-    configs = [_comparable(run) for run in firsts]
     typed = dict.fromkeys(key for run in firsts for key in run.overrides)
-    keys = [k for k in typed if _differs([_typed(run, k) for run in firsts]) and _may_differ(configs, k)]
+    keys = [k for k in typed if _differs([_typed(run, k) for run in firsts]) and _may_differ(firsts, k)]
     names = [tuple(_typed(run, key) for key in keys) for run in firsts]
     if len({*names}) < len(names):  # what was typed does not tell them apart
-        below = dict.fromkeys(leaf for config in configs for leaf in leaves(config))
+        every = dict.fromkeys(key for run in firsts for key in run.compared)
+        differing = [key for key in every if _differs([run.compared.get(key) for run in firsts])]
         told = ("denoiser.", *(f"{key}." for key in keys))
-        keys += [
-            k for k in below if k not in keys and not k.startswith(told) and _differs([part(c, k) for c in configs])
-        ]
+        keys += [key for key in differing if key not in keys and not key.startswith(told)]
     return [
         Setting({key: _typed(group[0], key) for key in keys}, sorted(group, key=lambda run: run.seed))
         for group in groups.values()
@@ -158,19 +170,7 @@ def _read(folder: Path) -> Run | None:
 
 def _is_noise(key: str) -> bool:
     """Whether a key says nothing of what is compared: seeds, and where things lie."""
-    return key.rpartition(".")[2] == "seed" or key.partition(".")[0] in _NOISE
-
-
-def _comparable(run: Run) -> Any:
-    here = str(run.config.get("run_dir"))
-
-    def walk(node: Any, key: str) -> Any:
-        if isinstance(node, dict):
-            below = {k: f"{key}.{k}".lstrip(".") for k in node}
-            return {k: walk(child, below[k]) for k, child in node.items() if not _is_noise(below[k])}
-        return node.replace(here, "") if isinstance(node, str) else node
-
-    return walk(run.config, "")
+    return "seed" in key.split(".") or key.partition(".")[0] in _NOISE
 
 
 def _typed(run: Run, key: str) -> str:
@@ -183,18 +183,20 @@ def _typed(run: Run, key: str) -> str:
     return "–" if found is None else str(found)
 
 
-def _may_differ(configs: Sequence[Any], key: str) -> bool:
+def _may_differ(runs: Sequence[Run], key: str) -> bool:
     """Not where a key of the config holds the same in all of them, however it was typed; `experiment` is no such key."""
-    found = [part(config, key.replace("/", ".")) for config in configs]
-    return _differs(found) or all(value is None for value in found)
+    start = f"{key.replace('/', '.')}."
+    found = [{k: v for k, v in run.compared.items() if f"{k}.".startswith(start)} for run in runs]
+    return _differs(found) or not any(found)
 
 
 def _differs(values: Sequence[Any]) -> bool:
     return any(value != values[0] for value in values)
 
 
-def leaves(config: Any, key: str = "") -> list[str]:
-    """The dotted keys of a config's values."""
-    if not isinstance(config, dict):
-        return [key]
-    return [leaf for name, child in config.items() for leaf in leaves(child, f"{key}.{name}".lstrip("."))]
+def flat(config: Any, key: str = "") -> dict[str, Any]:
+    """A config's values by their dotted keys."""
+    if not isinstance(config, dict) or not config:
+        return {key: config}
+    below = [flat(child, f"{key}.{name}".lstrip(".")) for name, child in config.items()]
+    return {key: value for part in below for key, value in part.items()}

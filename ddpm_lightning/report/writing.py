@@ -11,7 +11,7 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.plots import line_style
 from ddpm_lightning.records.yaml import read_record
-from ddpm_lightning.report.comparison import LEVEL, Distance, Mean
+from ddpm_lightning.report.comparison import LEVEL, Distance
 from ddpm_lightning.report.figures import curves, errors_by_log_snr, last_samples, quartiles, schedule_curves
 from ddpm_lightning.report.page import Figure, Row, Section, Sheet, SheetRow, Table, render
 from ddpm_lightning.report.ranking import METRICS, incomparable, measured, rankings, verdict
@@ -91,15 +91,16 @@ def _results(settings: Sequence[Setting]) -> Section:
         head += [f"`{metric}`"] + ["above the best"] * (several and metric in ranked)
     rows = []
     for i, setting in enumerate(settings):
-        cells = [*setting.values.values()] or ["all runs"]
-        cells.append(str(len(setting.finished)))
+        cells = [*(setting.values.values() or ["all runs"]), str(len(setting.finished))]
         for metric in metrics:
-            mean = setting.mean(f"best.{metric}")
-            best = ranked[metric][0] if metric in ranked else None
+            mean = setting.best(metric)
             text = "–" if mean is None else str(mean)
-            cells.append(f"**{text}**" if several and best is setting else text)
-            if several and best is not None:
-                cells.append("–" if best is setting else _distance(mean, best.mean(f"best.{metric}")))
+            if several and metric in ranked:
+                best, least = ranked[metric][0]
+                apart = "–" if mean is None or best is setting else str(Distance.between(least, mean))
+                cells += [f"**{text}**" if best is setting else text, apart]
+            else:
+                cells.append(text)
         rows.append(Row(cells, line_style(i)))
     note = (
         "Of each finished run the best of its validations (`best` in its summary.json; less is better), then mean ± standard "
@@ -107,10 +108,6 @@ def _results(settings: Sequence[Setting]) -> Section:
     )
     details = ("What is clear, and what is within the spread?", _RULE) if several and ranked else None
     return Section("Results", table=Table(head, rows, len(keys)), note=note, details=details)
-
-
-def _distance(mean: Mean | None, best: Mean | None) -> str:
-    return "–" if mean is None or best is None else str(Distance.between(best, mean))
 
 
 def _unfinished(folder: Path, runs: Sequence[Run]) -> Iterator[Section]:
