@@ -85,8 +85,7 @@ class Denoiser(nn.Module):
 
     def x0_from(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x̂_0 = (q·x_t − s·out)/(a·q − s·p)."""
-        a, s = self._scales(t)
-        p, q = PREDICTIONS[self.prediction](a, s)
+        a, s, p, q = self._coefficients(t)
         return (q * x_t - s * out) / (a * q - s * p)
 
     def log_variance_from(self, v: Tensor, t: Tensor, u: Tensor) -> Tensor:
@@ -99,20 +98,21 @@ class Denoiser(nn.Module):
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is trained to give: p·x_0 + q·ε."""
-        p, q = PREDICTIONS[self.prediction](*self._scales(t))
+        _, _, p, q = self._coefficients(t)
         return p * x0 + q * noise
 
     def error_scale(self, t: Tensor) -> Tensor:
         """(s/(a·q − s·p))²: the squared error of x̂_0 for a squared error of 1 in the network's output."""
-        a, s = self._scales(t)
-        p, q = PREDICTIONS[self.prediction](a, s)
+        a, s, p, q = self._coefficients(t)
         return (s / (a * q - s * p)) ** 2
 
     def extra_repr(self) -> str:
         return f"prediction={self.prediction}, learned_variance={self.learned_variance}"
 
-    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.schedule.sqrt_alpha_bar[t], self.schedule.sqrt_one_minus_alpha_bar[t]
+    def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor | float]:
+        """a and s of x_t = a·x_0 + s·ε, and p and q of the target p·x_0 + q·ε."""
+        a, s = self.schedule.sqrt_alpha_bar[t], self.schedule.sqrt_one_minus_alpha_bar[t]
+        return a, s, *PREDICTIONS[self.prediction](a, s)
 
 
 class Guided(nn.Module):
