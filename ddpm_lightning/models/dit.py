@@ -5,12 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ddpm_lightning.models.layers import (
     SIZES,
+    Network,
     TimeEmbedding,
-    embed,
     init_like_ho,
     pad_to_multiple,
     require_multiple,
@@ -49,7 +48,7 @@ class Block(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """A transformer on patches, conditioned on t and y by adaptive layer norms that begin at zero (Peebles & Xie 2023).
 
     Images whose sides are no multiples of the patch are padded by their edges, as evenly on all sides as can be, and the
@@ -85,9 +84,7 @@ class DiT(nn.Module):
         num_classes: int | None = None,
         checkpointing: bool = False,
     ):
-        super().__init__()
-        require("in_channels", in_channels, SIZES)
-        require("out_channels", out_channels, SIZES)
+        super().__init__(in_channels, out_channels, num_classes, checkpointing=checkpointing)
         require("patch_size", patch_size, SIZES)
         require("hidden_size", hidden_size, "4..65536")
         require("depth", depth, "1..1000")
@@ -95,19 +92,12 @@ class DiT(nn.Module):
         require("mlp_ratio", mlp_ratio, "(0, 100]")
         require("hidden_size * mlp_ratio", hidden_size * mlp_ratio, "[1, inf)")
         require("dropout", dropout, "[0, 1)")
-        require("num_classes", num_classes, SIZES, optional=True)
         require_multiple("hidden_size", hidden_size, 4)
         require_multiple("hidden_size", hidden_size, num_heads, "num_heads")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.num_classes = num_classes
         self.patch_size = patch_size
         self.hidden_size = hidden_size
-        self.checkpointing = checkpointing
         self.patches = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
-        self.time_embedding = TimeEmbedding(SINUSOIDS, hidden_size, frequency_shift=0)
-        # The last row stands for no label.
-        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
+        self.add_embeddings(TimeEmbedding(SINUSOIDS, hidden_size, frequency_shift=0), hidden_size)
         self.blocks = nn.ModuleList(
             Block(hidden_size, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
         )
@@ -116,17 +106,8 @@ class DiT(nn.Module):
         self.out = nn.Linear(hidden_size, patch_size**2 * out_channels)
         self._initialize()
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """(B, in_channels, H, W), t: (B,) int in 0..T−1, y: (B,) labels or None -> (B, out_channels, H, W).
-
-        A model with classes takes `num_classes`, and y = None for all images, as no label.
-
-        Raises:
-            ValueError: where the channels are others, or labels are given to a model that has none.
-        """
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
-        condition = F.silu(embed(t, y, self.time_embedding, self.class_embedding))
+    def transform(self, x: Tensor, emb: Tensor) -> Tensor:
+        """To patches, through the blocks, and back to an image."""
         x, (rows, columns) = pad_to_multiple(x, self.patch_size)
         patches = self.patches(x)
         height, width = patches.shape[-2:]
@@ -134,11 +115,8 @@ class DiT(nn.Module):
         # In x's precision: under autocast what runs from block to block stays float32, as in the paper's code.
         h = h + positions(height, width, self.hidden_size, device=x.device).to(x.dtype)
         for block in self.blocks:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                h = checkpoint(block, h, condition, use_reentrant=False)
-            else:
-                h = block(h, condition)
-        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+            h = self.through(block, h, emb)
+        shift, scale = self.modulation(emb)[:, None].chunk(2, dim=-1)
         h = self.out(self.norm_out(h) * (1 + scale) + shift)
         p = self.patch_size
         image = h.unflatten(1, (height, width)).unflatten(-1, (p, p, self.out_channels)).permute(0, 5, 1, 3, 2, 4)

@@ -1,23 +1,26 @@
 """The parts that networks are built of."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import require
 
 __all__ = [
     "SIZES",
     "Downsample",
+    "Network",
     "ResBlock",
     "SelfAttention",
     "TimeEmbedding",
     "Upsample",
     "double",
-    "embed",
     "halve",
     "init_like_ho",
     "pad_to_multiple",
@@ -90,18 +93,58 @@ class TimeEmbedding(nn.Module):
         return self.net(sinusoids.to(next(self.net.parameters()).dtype))
 
 
-def embed(t: Tensor, y: Tensor | None, times: TimeEmbedding, classes: nn.Embedding | None) -> Tensor:
-    """(B, dim) the embedding of t, plus that of y where the model has classes, whose last row stands for no label.
+class Network(nn.Module, ABC):
+    """What all networks here have in common: model(x, t, y), where t and y come in as one embedding (Ho et al. 2020).
+
+    Args:
+        in_channels: channels of x.
+        out_channels: channels of the output.
+        num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
+        checkpointing: recompute the inside of each part in the backward pass.
 
     Raises:
-        ValueError: where labels are given to a model that has none.
+        UserError: for a number that is not a positive integer.
     """
-    if classes is None and y is not None:
-        raise ValueError("labels were given to a model that takes none (num_classes=None)")
-    emb: Tensor = times(t)
-    if classes is None:
-        return emb
-    return emb + classes(torch.full_like(t, classes.num_embeddings - 1) if y is None else y)
+
+    def __init__(self, in_channels: int, out_channels: int, num_classes: int | None, *, checkpointing: bool = False):
+        super().__init__()
+        require("in_channels", in_channels, SIZES)
+        require("out_channels", out_channels, SIZES)
+        require("num_classes", num_classes, SIZES, optional=True)
+        self.in_channels, self.out_channels, self.num_classes = in_channels, out_channels, num_classes
+        self.checkpointing = checkpointing
+
+    def add_embeddings(self, times: TimeEmbedding, dim: int) -> None:
+        """Take the embedding of t, and one of y beside it, whose last row stands for no label."""
+        self.time_embedding = times
+        self.class_embedding = None if self.num_classes is None else nn.Embedding(self.num_classes + 1, dim)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W), t: (B,) int in 0..T−1, y: (B,) labels or None -> (B, out_channels, H, W).
+
+        A model with classes takes `num_classes`, and y = None for all images, as no label.
+
+        Raises:
+            ValueError: where the channels are others, or labels are given to a model that has none.
+        """
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
+        if self.class_embedding is None and y is not None:
+            raise ValueError("labels were given to a model that takes none (num_classes=None)")
+        emb = self.time_embedding(t)
+        if (classes := self.class_embedding) is not None:
+            emb = emb + classes(torch.full_like(t, classes.num_embeddings - 1) if y is None else y)
+        return self.transform(x, F.silu(emb))
+
+    @abstractmethod
+    def transform(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (B, in_channels, H, W), emb: (B, dim) after its SiLU -> (B, out_channels, H, W)."""
+
+    def through(self, part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+        """part(h, emb), with `checkpointing` as it says."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(part, h, emb, use_reentrant=False)
+        return part(h, emb)
 
 
 class ResBlock(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm_lightning.models.layers import SIZES, TimeEmbedding, embed, init_like_ho, require_multiple, zero
+from ddpm_lightning.models.layers import SIZES, Network, TimeEmbedding, init_like_ho, require_multiple, zero
 from ddpm_lightning.ranges import require
 
 __all__ = ["MLP"]
@@ -29,7 +29,7 @@ class Block(nn.Module):
         return h + self.fc2(F.silu(self.fc1(self.norm(h)) + self.emb(emb)))
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """Residual blocks on the coordinates of points, conditioned on t and y as the U-Net is (Ho et al. 2020).
 
     They are given x and its waves sin(2^k π x/2), cos(2^k π x/2), k = 0..3, without which an MLP is slow to learn sharp
@@ -55,37 +55,26 @@ class MLP(nn.Module):
         depth: int = 3,
         num_classes: int | None = None,
     ):
-        super().__init__()
-        require("in_channels", in_channels, SIZES)
-        require("out_channels", out_channels, SIZES)
+        super().__init__(in_channels, out_channels, num_classes)
         require("hidden_size", hidden_size, SIZES)
         require("depth", depth, SIZES)
-        require("num_classes", num_classes, SIZES, optional=True)
         require_multiple("hidden_size", hidden_size, 2)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.num_classes = num_classes
         self.first = nn.Linear((1 + 2 * OCTAVES) * in_channels, hidden_size)
-        self.time_embedding = TimeEmbedding(hidden_size, hidden_size)
-        # The last row stands for no label.
-        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
+        self.add_embeddings(TimeEmbedding(hidden_size, hidden_size), hidden_size)
         self.blocks = nn.ModuleList(Block(hidden_size) for _ in range(depth))
         self.norm_out = nn.LayerNorm(hidden_size)
         self.out = nn.Linear(hidden_size, out_channels)
         init_like_ho(self)
         zero(self.out)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """(B, in_channels, 1, 1), t: (B,) int in 0..T−1, y: (B,) labels or None -> (B, out_channels, 1, 1).
-
-        A model with classes takes `num_classes`, and y = None for all points, as no label.
+    def transform(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (B, in_channels, 1, 1), emb: (B, hidden_size) after its SiLU -> (B, out_channels, 1, 1).
 
         Raises:
-            ValueError: where x is of another shape, or labels are given to a model that has none.
+            ValueError: where x is of another shape.
         """
-        if x.shape[1:] != (self.in_channels, 1, 1):
+        if x.shape[2:] != (1, 1):
             raise ValueError(f"x is {tuple(x.shape)}, and the MLP takes points, (B, {self.in_channels}, 1, 1)")
-        emb = F.silu(embed(t, y, self.time_embedding, self.class_embedding))
         waves = torch.cat([2**k * math.pi / 2 * x for k in range(OCTAVES)], dim=1)
         h = self.first(torch.cat([x, waves.sin(), waves.cos()], dim=1).flatten(1))
         for block in self.blocks:

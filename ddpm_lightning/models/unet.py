@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ddpm_lightning.models.fast_cpu import speed_up
 from ddpm_lightning.models.layers import (
     SIZES,
     Downsample,
+    Network,
     ResBlock,
     SelfAttention,
     TimeEmbedding,
     Upsample,
-    embed,
     halve,
     init_like_ho,
     pad_to_multiple,
@@ -54,7 +53,7 @@ class Resize(nn.Module):
         return self.resize(x)
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Residual blocks with time embedding down to a small image and up again, each way joined by skips (Ho et al. 2020, appendix B).
 
     The defaults are Ho et al.'s network for CIFAR-10. Images whose sides cannot be halved often enough are padded by
@@ -114,10 +113,7 @@ class UNet(nn.Module):
         checkpointing: bool = False,
         fast_cpu: bool = True,
     ):
-        super().__init__()
-        require("in_channels", in_channels, SIZES)
-        require("out_channels", out_channels, SIZES)
-        require("num_classes", num_classes, SIZES, optional=True)
+        super().__init__(in_channels, out_channels, num_classes, checkpointing=checkpointing)
         require("time_hidden_channels", time_hidden_channels, SIZES, optional=True)
         require("dropout", dropout, "[0, 1)")
         require("norm_eps", norm_eps, "(0, 1]")
@@ -126,16 +122,11 @@ class UNet(nn.Module):
         self.plan = Plan(
             base_channels, channel_multipliers, num_res_blocks, attention_levels, num_heads, head_channels, norm_groups
         )
-        self.in_channels, self.out_channels, self.num_classes = in_channels, out_channels, num_classes
         self.resblock_updown, self.downsample_padding = resblock_updown, downsample_padding
-        self.checkpointing = checkpointing
         self.multiple = 2 ** (len(channel_multipliers) - 1)
         emb_dim = 4 * base_channels
-        self.time_embedding = TimeEmbedding(
-            base_channels, emb_dim, hidden_dim=time_hidden_channels, frequency_shift=frequency_shift
-        )
-        # The last row stands for no label.
-        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, emb_dim)
+        times = TimeEmbedding(base_channels, emb_dim, hidden_dim=time_hidden_channels, frequency_shift=frequency_shift)
+        self.add_embeddings(times, emb_dim)
         norm = partial(nn.GroupNorm, norm_groups, eps=norm_eps)
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
         self._add_parts(
@@ -149,30 +140,21 @@ class UNet(nn.Module):
             speed_up(self)
         self.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in, on CPU and GPU
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """(B, in_channels, H, W), t: (B,) int in 0..T−1, y: (B,) labels or None -> (B, out_channels, H, W).
-
-        A model with classes takes `num_classes`, and y = None for all images, as no label.
-
-        Raises:
-            ValueError: where the channels are others, or labels are given to a model that has none.
-        """
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
-        emb = F.silu(embed(t, y, self.time_embedding, self.class_embedding))
+    def transform(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Down, through the middle, and up again, where each part meets what the way down left at its size."""
         size = x.shape[-2:]
         x, (rows, columns) = pad_to_multiple(x, self.multiple)
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for part in self.down:
-            h = self._through(part, h, emb)
+            h = self.through(part, h, emb)
             skips.append(h)
-        h = self._through(self.middle_out, self._through(self.middle_in, h, emb), emb)
+        h = self.through(self.middle_out, self.through(self.middle_in, h, emb), emb)
         for stage, grow in zip_longest(self.up, self.grow):
             for part in stage.children():
-                h = self._through(part, torch.cat([h, skips.pop()], dim=1), emb)
+                h = self.through(part, torch.cat([h, skips.pop()], dim=1), emb)
             if grow is not None:
-                h = self._through(grow, h, emb)
+                h = self.through(grow, h, emb)
         out = self.conv_out(F.silu(self.norm_out(h)))
         return out if out.shape[-2:] == size else out[..., rows, columns]
 
@@ -208,8 +190,3 @@ class UNet(nn.Module):
                     zero(part.conv2)
                 elif isinstance(part, SelfAttention):
                     zero(part.out)
-
-    def _through(self, part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(part, h, emb, use_reentrant=False)
-        return part(h, emb)
