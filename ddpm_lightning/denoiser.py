@@ -52,8 +52,7 @@ class Denoiser(nn.Module):
     @property
     def num_classes(self) -> int | None:
         """The model's number of labels, which is also the label that stands for none; None without labels."""
-        classes: int | None = getattr(self.model, "num_classes", None)
-        return classes
+        return getattr(self.model, "num_classes", None)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The estimate of x_0, like x_t; t in 1..T, (B, 1, 1, 1) or (); y: (B,) labels, or None for no label."""

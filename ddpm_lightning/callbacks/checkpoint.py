@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -66,16 +65,11 @@ class BestCheckpoint(Checkpoint):
 
     def __init__(self, dirpath: str | Path, *, monitor: str = "val/loss", mode: str = "min", ema: EMA | None = None):
         require_one_of("mode", mode, ("min", "max"))
-        self.folder = Path(dirpath)
+        self.file = Path(dirpath) / "best.ckpt"
         self._ema = ema
         self._monitor = monitor
         self._sign = 1 if mode == "min" else -1
         self._best = float("inf")
-
-    @property
-    def file(self) -> Path:
-        """The best checkpoint."""
-        return self.folder / "best.ckpt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step and self.file.exists():  # of the run before it was resumed
@@ -145,20 +139,14 @@ class NewestCheckpoint(Checkpoint):
         if save_top_k != -1:
             require("save_top_k", save_top_k, "1..", hint="-1 keeps all")
         self.folder = Path(dirpath)
-        self._ema, self._loss_guard, self._stop_signals = ema, loss_guard, stop_signals
+        self.file = self.folder / "last.ckpt"
+        self._ema, self._loss_guard, self._stop_signals = ema, loss_guard, stop_signals or StopSignals()
         self._every_n_steps = every_n_train_steps
         self._every_n_seconds = None if every_n_minutes is None else 60 * every_n_minutes
         self._keep = save_top_k
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._due = False
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.folder / "last.ckpt"
-
-    file = last
 
     def by_steps_alone(self) -> list[Path]:
         """The checkpoints that every run of this config writes, newest first: those by time or on a signal depend on the machine."""
@@ -198,12 +186,12 @@ class NewestCheckpoint(Checkpoint):
         by_time = False
         if self._every_n_seconds is not None and step % trainer.log_every_n_steps == 0:
             by_time = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._every_n_seconds)
-        return by_step or by_time or self._signum is not None
+        return by_step or by_time or self._stop_signals.agreed is not None
 
     def _save_and_stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, pl_module)
-        if self._signum is not None:
-            raise Stopped(self._signum)
+        if self._stop_signals.agreed is not None:
+            raise Stopped(self._stop_signals.agreed)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loss_guard is not None:
@@ -214,7 +202,7 @@ class NewestCheckpoint(Checkpoint):
         trainer.save_checkpoint(path)
         self._saved_at, self._saved_step = time.monotonic(), step
         if trainer.is_global_zero:
-            _link(path, self.last)
+            _link(path, self.file)
             if self._keep != -1:
                 saved = by_step(self.folder, "step", ".ckpt")
                 kept = {*saved[-self._keep :], *self.by_steps_alone()[:1]}
@@ -222,10 +210,6 @@ class NewestCheckpoint(Checkpoint):
                     if old not in kept:
                         old.unlink()
         _tell(trainer, self)
-
-    @property
-    def _signum(self) -> signal.Signals | None:
-        return None if self._stop_signals is None else self._stop_signals.agreed
 
 
 def _tell(trainer: Trainer, callback: Checkpoint) -> None:

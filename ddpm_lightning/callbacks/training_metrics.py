@@ -63,8 +63,7 @@ class TrainingMetrics(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            best = {k: min(v, self.best.get(k, v)) for k, v in metrics.items() if math.isfinite(v)}
-            self.best = {**self.best, **best}
+            self.best = self.best | {k: min(v, self.best.get(k, v)) for k, v in metrics.items() if math.isfinite(v)}
             self._write(trainer, metrics)
 
     def _log(self, trainer: Trainer, pl_module: Any) -> None:

@@ -64,10 +64,8 @@ class Section(NamedTuple):
     @property
     def figures(self) -> list[Figure]:
         """The plots, and those of the contact sheet."""
-        return [
-            *self.plots,
-            *(figure for row in (self.sheet.rows if self.sheet else ()) for figure in row.figures if figure),
-        ]
+        rows = self.sheet.rows if self.sheet else ()
+        return [*self.plots, *(figure for row in rows for figure in row.figures if figure)]
 
 
 def render(form: str, title: str, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
