@@ -65,7 +65,8 @@ class BestCheckpoint(Checkpoint):
 
     def __init__(self, dirpath: str | Path, *, monitor: str = "val/loss", mode: str = "min", ema: EMA | None = None):
         require_one_of("mode", mode, ("min", "max"))
-        self.file = Path(dirpath) / "best.ckpt"
+        self.folder = Path(dirpath)
+        self.file = self.folder / "best.ckpt"
         self._ema = ema
         self._monitor = monitor
         self._sign = 1 if mode == "min" else -1
