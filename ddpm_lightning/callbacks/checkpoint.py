@@ -20,7 +20,7 @@ from ddpm_lightning.errors import Stopped, UserError, brief
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.records.torch import load_plain
-from ddpm_lightning.run_folder import by_step, checkpoints_in, newest_intact
+from ddpm_lightning.run_folder import by_step, newest_intact
 
 __all__ = ["AtomicCheckpointIO", "BestCheckpoint", "NewestCheckpoint"]
 
@@ -151,8 +151,8 @@ class NewestCheckpoint(Checkpoint):
 
     def by_steps_alone(self) -> list[Path]:
         """The checkpoints that every run of this config writes, newest first: those by time or on a signal depend on the machine."""
-        every, saved = self._every_n_steps, checkpoints_in(self.folder)
-        return [path for path in saved if path.stem[:5] == "step_" and every and int(path.stem[5:]) % every == 0]
+        every, saved = self._every_n_steps, by_step(self.folder, "step", ".ckpt")
+        return [path for path in reversed(saved) if every and int(path.stem[5:]) % every == 0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
