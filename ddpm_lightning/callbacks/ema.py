@@ -48,15 +48,11 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `setup`: here the module is on its device, and a resumed run's weights are loaded.
-        self._place(pl_module)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._place(pl_module)  # once more, since FSDP shares weights out, and loads them, in between
-
-    def _place(self, pl_module: LightningModule) -> None:
         for name, parameter in pl_module.named_parameters():
             saved = self._average.get(name, parameter.detach())
             self._average[name] = shared_like(saved, parameter).to(parameter.device, copy=True)
+
+    on_train_start = on_fit_start  # once more, since FSDP shards weights, and loads them, in between
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._steps:

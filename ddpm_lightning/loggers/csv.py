@@ -28,7 +28,7 @@ class CSVLogger(Logger):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
         self.rows = 0
-        self._columns: list[str] | None = None
+        self._columns: list[str] = []
 
     @property
     def name(self) -> str:
@@ -48,12 +48,10 @@ class CSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **{key: float(value) for key, value in metrics.items()}}
-        if self._columns is None:
+        if not row.keys() <= {*self._columns}:
             rows = self._read()
-            self.rows, self._columns = len(rows), list(rows[0]) if rows else []
-        if new := [key for key in row if key not in self._columns]:
-            self._columns += new
-            self._rewrite(self._read())
+            self.rows, self._columns = len(rows), list(dict.fromkeys([*(rows[0] if rows else ()), *row]))
+            self._rewrite(rows)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
         self.rows += 1
@@ -78,7 +76,6 @@ class CSVLogger(Logger):
             ) from error
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        assert self._columns is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(self.path, newline="") as file:
             writer = csv.DictWriter(file, self._columns, extrasaction="ignore")

@@ -68,9 +68,11 @@ def last_samples(run: Run, *, count: int = 12) -> bytes | None:
     """The first images of a run's last grid in a row, or its last scatter plot; None where neither can be read."""
     grids, scatters = (by_step(run.folder / "samples", name, ".png") for name in ("grid", "scatter"))
     try:
-        with open_image((grids or scatters)[-1]) as file:
-            image = file.convert("RGB")
-        return _png(_first_images(image, run, count) if grids else image)
+        with open_image((grids or scatters)[-1]) as opened:
+            image = opened.convert("RGB")
+        file = BytesIO()
+        (_first_images(image, run, count) if grids else image).save(file, format="png")
+        return file.getvalue()
     except (OSError, ValueError, LookupError, TypeError, RuntimeError):
         return None
 
@@ -84,12 +86,6 @@ def _first_images(sheet: Image.Image, run: Run, count: int) -> Image.Image:
     shown = images[: min(count, sampled)]
     row = grid(shown, columns=len(shown), cell=64, gap=4, grey=208)  # seen beside black images and beside white ones
     return Image.fromarray(row.permute(1, 2, 0).numpy())
-
-
-def _png(image: Image.Image) -> bytes:
-    file = BytesIO()
-    image.save(file, format="png")
-    return file.getvalue()
 
 
 Series = Mapping[Any, tuple[float, float]]  # of a run: x and y by what a setting's runs have in common
