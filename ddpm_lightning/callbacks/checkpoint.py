@@ -205,11 +205,9 @@ class NewestCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             _link(path, self.file)
             if self._keep != -1:
-                saved = by_step(self.folder, "step", ".ckpt")
-                kept = {*saved[-self._keep :], *self.by_steps_alone()[:1]}
-                for old in saved:
-                    if old not in kept:
-                        old.unlink()
+                outdated = by_step(self.folder, "step", ".ckpt")[: -self._keep]
+                for old in {*outdated} - {*self.by_steps_alone()[:1]}:
+                    old.unlink()
         _tell(trainer, self)
 
 

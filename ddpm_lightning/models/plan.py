@@ -89,12 +89,10 @@ class Plan:
                 skips.append(channels)
         yield Part("middle_in", last, 0, channels, channels, self.heads(last))
         yield Part("middle_out", last, 1, channels, channels)
-        for stage, level in enumerate(reversed(range(len(self.widths)))):
+        for stage, (level, width) in enumerate(reversed([*enumerate(self.widths)])):
             for index in range(self.num_res_blocks + 1):
-                yield Part(
-                    f"up.{stage}.{index}", level, index, channels + skips.pop(), self.widths[level], heads[level]
-                )
-                channels = self.widths[level]
+                yield Part(f"up.{stage}.{index}", level, index, channels + skips.pop(), width, heads[level])
+                channels = width
             if level > 0:
                 yield Part(f"grow.{stage}", level, 0, channels, channels, resize=double)
 

@@ -3,8 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from hashlib import sha256
 from io import StringIO
 from typing import Any, NamedTuple
@@ -61,7 +61,9 @@ def save(project: str, entity: str | None = None, sweep: Sweep | None = None) ->
     """
     os.environ.setdefault("WANDB_SILENT", "true")  # the URL is said once
     try:
-        with _asks_nothing():
+        with ExitStack() as afterwards:
+            afterwards.callback(setattr, sys, "stdin", sys.stdin)
+            sys.stdin = StringIO()  # without a key W&B's package would ask the terminal for one
             api = wandb.Api(timeout=_SECONDS)
             entity = entity or api.settings.get("entity") or api.default_entity or ""
             made = workspace(entity, project, sweep)
@@ -140,16 +142,6 @@ def _columns(keys: Sequence[str]) -> list[str]:
         *(f"config:{key}" for key in config),
         *(f"summary:val/{name}.min" for name in ("bits_per_dim", "fid", "kid", "loss")),
     ]
-
-
-@contextmanager
-def _asks_nothing() -> Iterator[None]:
-    """Without a key W&B's package would ask the terminal for one."""
-    stdin, sys.stdin = sys.stdin, StringIO()
-    try:
-        yield
-    finally:
-        sys.stdin = stdin
 
 
 def _sentence(error: Exception, project: str, entity: str | None) -> str:
