@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from ddpm_lightning.errors import UserError, brief
+from ddpm_lightning.errors import brief, optional_package
 from ddpm_lightning.images import open_image
 from ddpm_lightning.report.ranking import measured, rankings
 from ddpm_lightning.report.reading import Setting, flat
@@ -54,11 +54,8 @@ def report_with_dashboard(folder: Path | None, *, project: str | None, entity: s
     Raises:
         UserError: where wandb-workspaces is not installed, the folder holds no run, or W&B gives no access.
     """
-    try:
+    with optional_package("wandb-workspaces", "workspaces", needed_by="--wandb"):
         from ddpm_lightning.report import workspace
-    except ImportError as error:
-        hint = "pip install 'ddpm_lightning[workspaces]'"
-        raise UserError(f"--wandb requires the package wandb-workspaces: {hint}") from error
     sweep = None
     if folder is not None:
         report = compare(folder)
