@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 
 from ddpm_lightning.data.loaders import EvalLoader, ImageSet, TrainLoader
 from ddpm_lightning.data.points import SHAPE
-from ddpm_lightning.data.source import Batch, EndlessLoader, Source
+from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.ranges import require, require_one_of
 
@@ -19,9 +19,7 @@ __all__ = ["EvalLoader", "ImageDataModule", "TrainLoader"]
 class Dataset(Protocol):
     """A dataset in memory or a stream, which becomes a source of the requested form."""
 
-    def prepared(
-        self, channels: int, image_size: Sequence[int], *, num_classes: int | None, val_fraction: float, seed: int
-    ) -> Source: ...
+    def prepared(self, form: Form) -> Source: ...
 
 
 class ImageDataModule(LightningDataModule):
@@ -60,27 +58,23 @@ class ImageDataModule(LightningDataModule):
         root: str | Sequence[str] | None = None,
     ):
         super().__init__()
-        self._size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
-        if (channels, *self._size) != SHAPE:
+        size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+        if (channels, *size) != SHAPE:
             require_one_of("channels", channels, (1, 3))
         require("batch_size", batch_size, "1..65536")
         require("val_fraction", val_fraction, "[0, 1)")
         require("seed", seed, "0..")
         self._dataset = dataset if root is None else partial(dataset, root=root)
-        self._channels = channels
+        self._form = Form(channels, size, num_classes, val_fraction, flip, seed)
         self._batch_size = batch_size
-        self._val_fraction = val_fraction
-        self._num_classes = num_classes
-        self._flip = flip
         self._on_device = on_device
-        self._seed = seed
         self._source: Source | None = None
         self._train: EndlessLoader | None = None
 
     @property
     def seed(self) -> int:
         """What the split, the order and the flips are computed from."""
-        return self._seed
+        return self._form.seed
 
     @property
     def source(self) -> Source:
@@ -90,31 +84,16 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if self._source is None:
-            self._source = self._dataset().prepared(
-                self._channels,
-                self._size,
-                num_classes=self._num_classes,
-                val_fraction=self._val_fraction,
-                seed=self._seed,
-            )
-        self._source.check(self._ranks()[1])
+            self._source = self._dataset().prepared(self._form)
+        self._source.check(self._share().world_size)
 
     def train_dataloader(self) -> EndlessLoader:
-        rank, world_size = self._ranks()
-        self._train = self.source.train_loader(
-            self._batch_size,
-            self._seed,
-            rank=rank,
-            world_size=world_size,
-            flip=self._flip,
-            accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
-            device=self._device(),
-        )
+        self._train = self.source.train_loader(self._share(), self._device())
         return self._train
 
     def val_dataloader(self) -> Iterable[Batch]:
-        rank, world_size = self._ranks()
-        return self.source.val_loader(self._batch_size, rank=rank, world_size=world_size, device=self._device())
+        labeled = self._form.num_classes is not None
+        return self.source.loader("validation", self._share(), device=self._device(), labeled=labeled)
 
     def teardown(self, stage: str) -> None:
         if self._train is not None:
@@ -122,13 +101,14 @@ class ImageDataModule(LightningDataModule):
 
     def batches(self, name: str, batch_size: int) -> Iterable[Batch]:
         """One pass over the images of "train" or "validation" in a fixed order, as bytes on the CPU, not mirrored."""
-        return self.source.batches(name, batch_size)
+        return self.source.loader(name, Share(batch_size))
 
     def split(self, name: str) -> ImageSet:
         """The same images at once, or "all", with labels of zero where there are none; they must fit in memory."""
         parts = list(self.batches(name, 1024))
         if not parts:
-            return ImageSet(torch.empty(0, self._channels, *self._size, dtype=torch.uint8), torch.empty(0).long())
+            shape = (0, self._form.channels, *self._form.image_size)
+            return ImageSet(torch.empty(shape, dtype=torch.uint8), torch.empty(0, dtype=torch.long))
         labels = [part.ids.new_zeros(len(part.ids)) if part.y is None else part.y for part in parts]
         return ImageSet(torch.cat([part.x0 for part in parts]), torch.cat(labels))
 
@@ -137,8 +117,11 @@ class ImageDataModule(LightningDataModule):
             return batch
         return batch._replace(x0=from_uint8(batch.x0))  # bytes travel to the device, floats are made there
 
-    def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def _share(self) -> Share:
+        if not self.trainer:
+            return Share(self._batch_size)
+        trainer = self.trainer
+        return Share(self._batch_size, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer and self._on_device else torch.device("cpu")

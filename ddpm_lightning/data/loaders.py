@@ -1,7 +1,7 @@
 """A dataset in memory: how it is split, and served in an order that is computed from the seed."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import count
 from math import ceil
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.data.fingerprint import fingerprint
-from ddpm_lightning.data.source import Batch, EndlessLoader, Source
+from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.seeds import derive
@@ -41,17 +41,8 @@ class ImageSet(NamedTuple):
     images: Tensor
     labels: Tensor
 
-    def prepared(
-        self, channels: int, image_size: Sequence[int], *, num_classes: int | None, val_fraction: float, seed: int
-    ) -> "InMemory":
+    def prepared(self, form: Form) -> "InMemory":
         """The dataset in the requested form, and split.
-
-        Args:
-            channels: grayscale images are repeated and color ones turned gray to fit.
-            image_size: (height, width), to which they are resized where they differ.
-            num_classes: the number of labels, or None for training without.
-            val_fraction: the fraction held out, chosen by the seed.
-            seed: the run's.
 
         Raises:
             UserError: for labels outside 0..num_classes − 1, and a fraction that leaves no training image.
@@ -59,6 +50,7 @@ class ImageSet(NamedTuple):
         from torchvision.transforms.v2 import functional as transforms  # heavy, and a stream's workers do without
 
         images, labels = self
+        channels, image_size, num_classes, *_ = form
         check_size(len(images), channels, image_size)
         holds_points = images.is_floating_point()
         hint = "the dataset holds points, of data.image_size=[1, 1]" if holds_points else "the dataset holds images"
@@ -72,7 +64,7 @@ class ImageSet(NamedTuple):
             raise UserError(
                 f"data.num_classes must be {fitting}, got {num_classes}: the labels are from {low} to {high}"
             )
-        return InMemory(ImageSet(images, labels), labeled=num_classes is not None, val_fraction=val_fraction, seed=seed)
+        return InMemory(ImageSet(images, labels), form)
 
 
 class TrainLoader(EndlessLoader):
@@ -83,99 +75,63 @@ class TrainLoader(EndlessLoader):
     all W ranks together W·B: the order is known from n alone, which is the state, and no change of W or B leaves an image out.
 
     Args:
-        data: the images.
-        indices: the images' numbers in the dataset, which a batch carries along.
-        batch_size: images per batch and rank, B.
+        data: the images, of which ids are the numbers in the dataset.
+        share: this process's.
         seed: the run's seed.
-        rank: this process.
-        world_size: the number of processes.
         flip: mirror each image with probability ½, computed from (seed, pass, image).
-        labeled: whether a batch holds labels.
-        accumulate: see `EndlessLoader`.
     """
 
-    def __init__(
-        self,
-        data: ImageSet,
-        indices: Tensor,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        flip: bool = False,
-        labeled: bool = False,
-        accumulate: int = 1,
-    ):
-        super().__init__(len(indices) // (batch_size * world_size * accumulate), accumulate, batch_size * world_size)
+    def __init__(self, data: Batch, share: Share, *, seed: int, flip: bool = False):
+        super().__init__(len(data.ids), share)
         self._data = data
-        self._indices = indices
-        self._batch_size = batch_size
         self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
         self._flip = flip
-        self._labeled = labeled
-        self._passes: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _batches_from(self, position: int) -> Iterator[Batch]:
-        return map(self._batch, count(position + self._rank * self._batch_size, self._world_size * self._batch_size))
+        return map(self._batch, count(position + self._share.rank * self._share.batch_size, self._share.images))
 
     def _batch(self, first: int) -> Batch:
-        positions = torch.arange(first, first + self._batch_size)
-        epochs = positions // len(self._indices)
-        chosen, mirrored = [], []
-        for epoch in epochs.unique().tolist():
-            order, coins = self._pass(epoch)
-            local = order[positions[epochs == epoch] % len(self._indices)]
-            chosen.append(local)
-            mirrored.append(coins[local])
-        local = torch.cat(chosen)
-        there = _to(local, self._data.images.device)
-        images = self._data.images[there]
-        if self._flip:
-            coins = _to(torch.cat(mirrored), images.device)[:, None, None, None]
-            images = torch.where(coins, images.flip(-1), images)
-        return Batch(images, self._data.labels[there] if self._labeled else None, self._indices[local])
+        size, stop = len(self._data.ids), first + self._share.batch_size
+        parts = []
+        for epoch in range(first // size, (stop - 1) // size + 1):
+            part = slice(max(0, first - epoch * size), stop - epoch * size)
+            parts.append([row[part] for row in _pass(size, self._seed, epoch)])
+        chosen, mirrored = map(torch.cat, zip(*parts, strict=True))
+        batch = _take(self._data, chosen)
+        if not self._flip:
+            return batch
+        there = _to(mirrored, batch.x0.device)[:, None, None, None]
+        return batch._replace(x0=torch.where(there, batch.x0.flip(-1), batch.x0))
 
-    def _pass(self, epoch: int) -> tuple[Tensor, Tensor]:
-        if epoch not in self._passes:
-            self._passes = {k: v for k, v in self._passes.items() if k >= epoch - 1}
-            size = len(self._indices)
-            order = torch.randperm(size, generator=torch.Generator().manual_seed(derive(self._seed, "order", epoch)))
-            coins = torch.rand(size, generator=torch.Generator().manual_seed(derive(self._seed, "flip", epoch))) < 0.5
-            self._passes[epoch] = (order, coins)
-        return self._passes[epoch]
+
+@lru_cache(maxsize=2)
+def _pass(size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """The images of a pass in their order, and which of them are mirrored."""
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "order", epoch)))
+    coins = torch.rand(size, generator=torch.Generator().manual_seed(derive(seed, "flip", epoch))) < 0.5
+    return order, coins[order]
 
 
 class EvalLoader:
     """Batches of a dataset in its own order, every image once: rank r of W has the images r, r + W, r + 2W, …"""
 
-    def __init__(
-        self,
-        data: ImageSet,
-        indices: Tensor,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        labeled: bool = False,
-    ):
+    def __init__(self, data: Batch, share: Share):
         self._data = data
-        self._indices = indices
-        self._labeled = labeled
         # As many batches on each rank, since sharded networks compute together, and none of them empty.
-        batches = ceil(ceil(len(indices) / world_size) / max(batch_size, min(2, world_size)))
-        self._chunks = torch.arange(rank, len(indices), world_size).tensor_split(batches)
+        size, ranks = len(data.ids), share.world_size
+        batches = ceil(ceil(size / ranks) / max(share.batch_size, min(2, ranks)))
+        self._chunks = torch.arange(share.rank, size, ranks).tensor_split(batches)
 
     def __len__(self) -> int:
         return len(self._chunks)
 
     def __iter__(self) -> Iterator[Batch]:
-        for local in self._chunks:
-            there = _to(local, self._data.images.device)
-            y = self._data.labels[there] if self._labeled else None
-            yield Batch(self._data.images[there], y, self._indices[local])
+        return (_take(self._data, chosen) for chosen in self._chunks)
+
+
+def _take(data: Batch, chosen: Tensor) -> Batch:
+    there = _to(chosen, data.x0.device)
+    return Batch(data.x0[there], None if data.y is None else data.y[there], data.ids[chosen])
 
 
 def _to(choice: Tensor, device: torch.device) -> Tensor:
@@ -188,79 +144,42 @@ class InMemory(Source):
 
     Args:
         data: the dataset.
-        labeled: whether training and validation batches hold labels.
-        val_fraction: the fraction held out, chosen by the seed.
-        seed: the run's.
+        form: says what is held out, mirrored and labeled, and the seed.
 
     Raises:
         UserError: for a fraction that leaves no training image.
     """
 
-    def __init__(self, data: ImageSet, *, labeled: bool, val_fraction: float, seed: int):
+    def __init__(self, data: ImageSet, form: Form):
         size = len(data.images)
-        held_out = round(val_fraction * size)
+        held_out = round(form.val_fraction * size)
         if held_out >= size:
             raise UserError(
-                f"data.val_fraction must be small enough to leave a training image, got {val_fraction} of {size}"
+                f"data.val_fraction must be small enough to leave a training image, got {form.val_fraction} of {size}"
             )
-        shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "split")))
+        shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(derive(form.seed, "split")))
         self.val_indices, self.train_indices = shuffled[:held_out].sort().values, shuffled[held_out:].sort().values
+        self._indices = {"train": self.train_indices, "validation": self.val_indices, "all": torch.arange(size)}
         self._data = data
-        self._labeled = labeled
+        self._form = form
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(*self._data)
 
     def num_images(self, name: str) -> int:
-        return len(self._indices(name))
+        return len(self._indices[name])
 
-    def train_loader(
-        self,
-        batch_size: int,
-        seed: int,
-        *,
-        rank: int,
-        world_size: int,
-        flip: bool,
-        accumulate: int,
-        device: torch.device,
-    ) -> TrainLoader:
-        return TrainLoader(
-            self.part("train", device),
-            self.train_indices,
-            batch_size=batch_size,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            flip=flip,
-            labeled=self._labeled,
-            accumulate=accumulate,
-        )
+    def train_loader(self, share: Share, device: torch.device) -> TrainLoader:
+        data = self._part("train", device, labeled=self._form.num_classes is not None)
+        return TrainLoader(data, share, seed=self._form.seed, flip=self._form.flip)
 
-    def val_loader(self, batch_size: int, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
-        if not len(self.val_indices):
-            return []
-        return EvalLoader(
-            self.part("validation", device),
-            self.val_indices,
-            batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
-            labeled=self._labeled,
-        )
+    def loader(
+        self, name: str, share: Share, *, device: torch.device | str = "cpu", labeled: bool = True
+    ) -> Iterable[Batch]:
+        return EvalLoader(self._part(name, device, labeled=labeled), share) if self.num_images(name) else []
 
-    def batches(self, name: str, batch_size: int) -> Iterable[Batch]:
-        if not len(indices := self._indices(name)):
-            return []
-        return EvalLoader(self.part(name), indices, batch_size=batch_size, labeled=True)
-
-    def part(self, name: str, device: torch.device | str = "cpu") -> ImageSet:
-        """A copy of "train", "validation" or "all" on a device."""
-        chosen = self._indices(name)
-        return ImageSet(self._data.images[chosen].to(device), self._data.labels[chosen].to(device))
-
-    def _indices(self, name: str) -> Tensor:
-        if name == "all":
-            return torch.arange(len(self._data.images))
-        return {"train": self.train_indices, "validation": self.val_indices}[name]
+    def _part(self, name: str, device: torch.device | str, *, labeled: bool) -> Batch:
+        """A copy of a part, on a device."""
+        ids = self._indices[name]
+        return Batch(self._data.images[ids].to(device), self._data.labels[ids].to(device) if labeled else None, ids)

@@ -1,7 +1,7 @@
 """The batches of a training step, and the source that serves them: a dataset in memory, or a stream."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ddpm_lightning.ranges import require
 
-__all__ = ["Batch", "EndlessLoader", "Source"]
+__all__ = ["Batch", "EndlessLoader", "Form", "Share", "Source"]
 
 
 class Batch(NamedTuple):
-    """What a training step gets.
+    """What a training step gets; also a whole part of a dataset in memory.
 
     x0: (B, C, H, W), of images uint8 from the loader and float32 in [−1, 1] from the data module on; y: (B,) int64 labels
     or None; ids: (B,) int64, each image's number within its dataset.
@@ -25,18 +25,48 @@ class Batch(NamedTuple):
     ids: Tensor
 
 
+class Form(NamedTuple):
+    """What is made of a dataset, as the arguments of `ImageDataModule` say; image_size is (height, width)."""
+
+    channels: int
+    image_size: Sequence[int]
+    num_classes: int | None = None
+    val_fraction: float = 0.0
+    flip: bool = False
+    seed: int = 0
+
+
+class Share(NamedTuple):
+    """One process's share of each batch.
+
+    batch_size: images per batch and rank; rank: this process; world_size: the number of processes; accumulate: batches per
+    optimizer step.
+    """
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+
+    @property
+    def images(self) -> int:
+        """The images of a batch, on all ranks together."""
+        return self.batch_size * self.world_size
+
+
 class EndlessLoader(ABC):
     """Batches without end, cut into epochs of Lightning's; the state is how many images all ranks together were given.
 
+    An epoch has at least one optimizer step, and whole ones: Lightning would cut a step short where `len` is no multiple.
+
     Args:
-        steps: optimizer steps per epoch, at least one.
-        accumulate: batches per step; Lightning would cut a step short where its epoch, `len`, is no multiple.
-        images: the images of a batch, on all ranks together.
+        num_images: in a pass over the data, which makes an epoch.
+        share: this process's.
     """
 
-    def __init__(self, steps: int, accumulate: int, images: int):
-        self._len = max(1, steps) * accumulate
-        self._images = images
+    def __init__(self, num_images: int, share: Share):
+        self._len = max(1, num_images // (share.images * share.accumulate)) * share.accumulate
+        self._share = share
         self._position = 0
         self._row: Iterator[Batch] | None = None
 
@@ -51,7 +81,7 @@ class EndlessLoader(ABC):
         if self._row is None:
             self._row = self._batches_from(self._position)  # kept from epoch to epoch, with what workers read ahead
         for batch in islice(self._row, self._len):
-            self._position += self._images
+            self._position += self._share.images
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,7 +90,7 @@ class EndlessLoader(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; with "skip", from so many batches after it."""
         self.close()
-        self._position = state["images"] + state.get("skip", 0) * self._images
+        self._position = state["images"] + state.get("skip", 0) * self._share.images
 
     def close(self) -> None:
         """End the workers, if there are any; the next batch starts new ones."""
@@ -90,23 +120,18 @@ class Source(ABC):
             require("the number of processes", world_size, f"1..{images}", hint=hint)
 
     @abstractmethod
-    def train_loader(
-        self,
-        batch_size: int,
-        seed: int,
-        *,
-        rank: int,
-        world_size: int,
-        flip: bool,
-        accumulate: int,
-        device: torch.device,
-    ) -> EndlessLoader:
+    def train_loader(self, share: Share, device: torch.device) -> EndlessLoader:
         """Training batches of one rank, from an endless row of passes in orders that are computed from the seed."""
 
     @abstractmethod
-    def val_loader(self, batch_size: int, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
-        """One rank's part of the validation images, each once, in a fixed order and as many batches for every rank."""
+    def loader(
+        self, name: str, share: Share, *, device: torch.device | str = "cpu", labeled: bool = True
+    ) -> Iterable[Batch]:
+        """One rank's part of "train", "validation" or "all": each image once, in a fixed order, as bytes, not mirrored.
 
-    @abstractmethod
-    def batches(self, name: str, batch_size: int) -> Iterable[Batch]:
-        """One pass over "train", "validation" or "all" in a fixed order: bytes on the CPU, not mirrored, with the labels that there are."""
+        Args:
+            name: the part.
+            share: all ranks get as many batches.
+            device: where a dataset in memory is kept.
+            labeled: whether to give the labels that there are.
+        """

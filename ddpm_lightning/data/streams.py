@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from multiprocessing.context import BaseContext
@@ -17,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ddpm_lightning.data.shards import find_shards, num_samples, read_samples, slice_shards
-from ddpm_lightning.data.source import Batch, EndlessLoader, Source
+from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source
 from ddpm_lightning.data.workers import Decoder, EvalBatches, Passes, TrainBatches
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require
@@ -33,36 +34,21 @@ class StreamTrainLoader(EndlessLoader):
     Args:
         decoder: makes the batches.
         passes: over the dataset.
-        batch_size: images per batch and rank.
-        rank: this process.
-        world_size: the number of processes.
-        accumulate: see `EndlessLoader`.
+        share: this process's.
         workers: see `Stream`.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        passes: Passes,
-        *,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        accumulate: int,
-        workers: int,
-    ):
-        images = batch_size * world_size
-        super().__init__(num_samples(passes.shards) // (images * accumulate), accumulate, images)
+    def __init__(self, decoder: Decoder, passes: Passes, share: Share, workers: int):
+        super().__init__(num_samples(passes.shards), share)
         self._decoder = decoder
         self._passes = passes
-        self._place = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
-        self._partition = [batch_size, world_size, workers]  # decides which reader has which samples
+        self._partition = [share.batch_size, share.world_size, workers]  # decides which reader has which samples
         self._first_pass, self._before = 0, 0  # of this partition, and the images that all ranks had been given by then
         self._workers = workers
 
     def _batches_from(self, position: int) -> Iterator[Batch]:
-        passes, number = self._passes._replace(first=self._first_pass), (position - self._before) // self._images
-        return _read(TrainBatches(self._decoder, passes, number=number, **self._place), self._workers)
+        passes, number = self._passes._replace(first=self._first_pass), (position - self._before) // self._share.images
+        return _read(TrainBatches(self._decoder, passes, self._share, number), self._workers)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "lanes": self._partition, "begun": [self._first_pass, self._before]}
@@ -74,7 +60,7 @@ class StreamTrainLoader(EndlessLoader):
         if state.get("lanes", self._partition) != self._partition:
             self._first_pass += -(-(self._position - self._before) // num_samples(self._passes.shards))
             self._before = self._position
-            if self._place["rank"] == 0:
+            if self._share.rank == 0:
                 log.warning(
                     "data: the processes, data.dataset.workers or data.batch_size have changed: the stream resumes with its next "
                     "pass, number %d",
@@ -82,18 +68,18 @@ class StreamTrainLoader(EndlessLoader):
                 )
 
 
+@dataclass(frozen=True)
 class StreamEvalLoader:
     """One pass over a part of a dataset, in a fixed order."""
 
-    def __init__(self, batches: EvalBatches, workers: int):
-        self._batches = batches
-        self._workers = workers
+    batches: EvalBatches
+    workers: int
 
     def __len__(self) -> int:
-        return self._batches.batches_per_reader(max(1, self._workers)) * max(1, self._workers)
+        return self.batches.batches_per_reader(max(1, self.workers)) * max(1, self.workers)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _read(self._batches, self._workers)
+        return _read(self.batches, self.workers)
 
 
 class Stream(Source):
@@ -149,18 +135,17 @@ class Stream(Source):
         cut = len(shards) - val_shards
         self._workers = workers
         self._parts = {"train": shards[:cut], "validation": shards[cut:], "all": shards}
+        self._passes = Passes(shards[:cut], buffer)
         self._decoder = Decoder(keys, label_key, None, channels, (image_size[1], image_size[0]), max_damaged, 0)
-        self._buffer = buffer
 
-    def prepared(
-        self, channels: int, image_size: Sequence[int], *, num_classes: int | None, val_fraction: float, seed: int
-    ) -> "Stream":
+    def prepared(self, form: Form) -> "Stream":
         """Itself, once its first sample is known to have the label that is asked for; the rest are settings of a set in memory.
 
         Raises:
             UserError: for a label outside 0..num_classes − 1, or none.
         """
-        self._decoder = self._decoder._replace(num_classes=num_classes)
+        self._decoder = self._decoder._replace(num_classes=form.num_classes)
+        self._passes = self._passes._replace(seed=form.seed, flip=form.flip)
         first = next(read_samples(slice_shards(self._parts["train"], 0, 1)))
         if first.damage is None:
             self._decoder.label(first)
@@ -179,42 +164,19 @@ class Stream(Source):
         readers, hint = world_size * max(1, self._workers), "each worker of each process needs a training image"
         require("data.dataset.workers times processes", readers, f"1..{self.num_images('train')}", hint=hint)
 
-    def train_loader(
-        self,
-        batch_size: int,
-        seed: int,
-        *,
-        rank: int,
-        world_size: int,
-        flip: bool,
-        accumulate: int,
-        device: torch.device,
-    ) -> StreamTrainLoader:
-        return StreamTrainLoader(
-            self._decoder_of("train", world_size),
-            Passes(self._parts["train"], self._buffer, seed, flip),
-            batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
-            accumulate=accumulate,
-            workers=self._workers,
-        )
+    def train_loader(self, share: Share, device: torch.device) -> StreamTrainLoader:
+        return StreamTrainLoader(self._decoder_of("train", share), self._passes, share, self._workers)
 
-    def val_loader(self, batch_size: int, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
-        return self._eval_loader("validation", batch_size, rank=rank, world_size=world_size)
-
-    def batches(self, name: str, batch_size: int) -> Iterable[Batch]:
-        return self._eval_loader(name, batch_size, rank=0, world_size=1)
-
-    def _eval_loader(self, name: str, batch_size: int, *, rank: int, world_size: int) -> Iterable[Batch]:
-        if not (shards := self._parts[name]):
+    def loader(
+        self, name: str, share: Share, *, device: torch.device | str = "cpu", labeled: bool = True
+    ) -> Iterable[Batch]:
+        if not self._parts[name]:
             return []
-        decoder = self._decoder_of(name, world_size)
-        batches = EvalBatches(decoder, shards, batch_size=batch_size, rank=rank, world_size=world_size)
-        return StreamEvalLoader(batches, min(self._workers, self.num_images(name) // world_size))
+        batches = EvalBatches(self._decoder_of(name, share), self._parts[name], share)
+        return StreamEvalLoader(batches, min(self._workers, self.num_images(name) // share.world_size))
 
-    def _decoder_of(self, name: str, world_size: int) -> Decoder:
-        return self._decoder._replace(images=self.num_images(name) // world_size)
+    def _decoder_of(self, name: str, share: Share) -> Decoder:
+        return self._decoder._replace(images=self.num_images(name) // share.world_size)
 
 
 def _read(batches: TrainBatches | EvalBatches, workers: int) -> Iterator[Batch]:

@@ -1,6 +1,7 @@
 """The work of a stream's workers: each reads its own part of the shards, and makes batches of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
 from itertools import count, islice, repeat
@@ -12,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ddpm_lightning.data.image_files import check_damaged, read_image
 from ddpm_lightning.data.shards import Sample, Shard, num_samples, read_samples, slice_shards
-from ddpm_lightning.data.source import Batch
+from ddpm_lightning.data.source import Batch, Share
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require
 from ddpm_lightning.seeds import derive
@@ -113,8 +114,8 @@ class Passes(NamedTuple):
 
     shards: Sequence[Shard]
     buffer: int
-    seed: int
-    flip: bool
+    seed: int = 0
+    flip: bool = False
     first: int = 0  # the pass that it begins with
 
     def samples(self, reader: int, readers: int, *, skip: int) -> Iterator[tuple[Sample, bool]]:
@@ -148,47 +149,43 @@ class Passes(NamedTuple):
         return order
 
 
+@dataclass(eq=False)
 class TrainBatches(IterableDataset[WorkerBatch]):
     """What the workers of one rank read for training, from its batch `number` on."""
 
-    def __init__(self, decoder: Decoder, passes: Passes, *, batch_size: int, rank: int, world_size: int, number: int):
-        self.decoder = decoder
-        self._passes = passes
-        self._batch_size = batch_size
-        self._rank = rank
-        self._world_size = world_size
-        self._number = number
+    decoder: Decoder
+    passes: Passes
+    share: Share
+    number: int
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         worker, workers = _worker()
-        number = self._number + worker  # of this worker's first batch; its reader has given number // workers before
-        reader, readers = self._rank * workers + number % workers, self._world_size * workers
-        samples = self._passes.samples(reader, readers, skip=number // workers * self._batch_size)
-        return self.decoder.batches(samples, repeat(self._batch_size))
+        number = self.number + worker  # of this worker's first batch; its reader has given number // workers before
+        reader, readers = self.share.rank * workers + number % workers, self.share.world_size * workers
+        samples = self.passes.samples(reader, readers, skip=number // workers * self.share.batch_size)
+        return self.decoder.batches(samples, repeat(self.share.batch_size))
 
 
+@dataclass(eq=False)
 class EvalBatches(IterableDataset[WorkerBatch]):
     """What the workers of one rank read for evaluation: each sample once, as many batches for every reader."""
 
-    def __init__(self, decoder: Decoder, shards: Sequence[Shard], *, batch_size: int, rank: int, world_size: int):
-        self.decoder = decoder
-        self._shards = shards
-        self._batch_size = batch_size
-        self._rank = rank
-        self._world_size = world_size
+    decoder: Decoder
+    shards: Sequence[Shard]
+    share: Share
 
     def batches_per_reader(self, workers: int) -> int:
         """Batches of each reader; where they do not come out even, some hold one image more."""
-        return -(-(num_samples(self._shards) // (self._world_size * workers)) // self._batch_size)
+        return -(-(num_samples(self.shards) // (self.share.world_size * workers)) // self.share.batch_size)
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         worker, workers = _worker()
-        images = num_samples(self._shards)
-        reader, readers = self._rank * workers + worker, self._world_size * workers
+        images = num_samples(self.shards)
+        reader, readers = self.share.rank * workers + worker, self.share.world_size * workers
         start, stop = reader * images // readers, (reader + 1) * images // readers
         batches = self.batches_per_reader(workers)
         cuts = [k * (stop - start) // batches for k in range(batches + 1)]
-        samples = ((sample, False) for sample in read_samples(slice_shards(self._shards, start, stop)))
+        samples = ((sample, False) for sample in read_samples(slice_shards(self.shards, start, stop)))
         return self.decoder.batches(samples, np.diff(cuts).tolist())
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ddpm_lightning.data.source import Form, Share
 from ddpm_lightning.data.streams import Stream
 
 
@@ -36,8 +37,8 @@ def stream(root, **options):
 
 
 def loader(root, *, rank=0, world_size=1, batch_size=5, seed=0, flip=False, **options):
-    place = {"rank": rank, "world_size": world_size, "accumulate": 1, "device": torch.device("cpu")}
-    return stream(root, **options).train_loader(batch_size, seed, flip=flip, **place)
+    found = stream(root, **options).prepared(Form(1, (8, 8), seed=seed, flip=flip))
+    return found.train_loader(Share(batch_size, rank, world_size), torch.device("cpu"))
 
 
 def endless(source):

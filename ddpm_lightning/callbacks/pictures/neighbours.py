@@ -39,7 +39,7 @@ class Neighbours(Pictures):
         samples = self.samples(pl_module).cpu()
         if not pl_module.trainer.is_global_zero:
             return grid(samples)  # which is shown by rank zero alone
-        images = pl_module.trainer.datamodule.source.part("train").images
+        images = pl_module.trainer.datamodule.split("train").images
         _, found = nearest(samples, images, count=self.num_neighbours, mirrored=True)
         rows = torch.cat([samples[:, None], images[found]], dim=1)
         return grid(rows.flatten(0, 1), columns=rows.shape[1])

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from ddpm_lightning.data.datamodule import EvalLoader, ImageDataModule, TrainLoader
 from ddpm_lightning.data.datasets import ImageSet, digits
+from ddpm_lightning.data.source import Batch, Share
 from ddpm_lightning.images import from_uint8
 
 
@@ -13,12 +14,13 @@ def numbered(n):
     return ImageSet(torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 1, 2, 2), torch.arange(n))
 
 
+def part(n):
+    return Batch(*numbered(n), torch.arange(n))
+
+
 def stream(n, batch_size, world_size, batches, **options):
     """The images' numbers in the order that all ranks together take them."""
-    loaders = [
-        TrainLoader(numbered(n), torch.arange(n), batch_size=batch_size, rank=r, world_size=world_size, **options)
-        for r in range(world_size)
-    ]
+    loaders = [TrainLoader(part(n), Share(batch_size, r, world_size), **options) for r in range(world_size)]
     out = []
     while len(out) < batches * batch_size * world_size:
         for group in zip(*loaders, strict=True):
@@ -49,7 +51,7 @@ def test_passes_and_seeds_differ():
 @pytest.mark.parametrize("stop", [0, 1, 4, 5, 11])
 def test_a_loader_goes_on_where_its_state_says(stop):
     def loader():
-        return TrainLoader(numbered(40), torch.arange(40), batch_size=8, seed=0, flip=True)
+        return TrainLoader(part(40), Share(8), seed=0, flip=True)
 
     def endless(source):
         while True:
@@ -65,7 +67,7 @@ def test_a_loader_goes_on_where_its_state_says(stop):
 
 def test_flips_mirror_half_of_the_images_and_differ_from_pass_to_pass():
     images = torch.tensor([0, 255], dtype=torch.uint8).expand(200, 1, 1, 2)
-    loader = TrainLoader(ImageSet(images, torch.zeros(200)), torch.arange(200), batch_size=200, seed=0, flip=True)
+    loader = TrainLoader(Batch(images, None, torch.arange(200)), Share(200), seed=0, flip=True)
     passes = []
     for _ in range(2):
         (batch,) = loader
@@ -81,7 +83,7 @@ def test_flips_mirror_half_of_the_images_and_differ_from_pass_to_pass():
 def test_validation_sees_every_image_once(world_size, batch_size):
     seen, counts = [], set()
     for rank in range(world_size):
-        loader = EvalLoader(numbered(10), torch.arange(10), batch_size=batch_size, rank=rank, world_size=world_size)
+        loader = EvalLoader(part(10), Share(batch_size, rank, world_size))
         batches = list(loader)
         assert len(batches) == len(loader)
         assert all(len(batch.ids) for batch in batches)

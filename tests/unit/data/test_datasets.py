@@ -17,6 +17,7 @@ from PIL import Image
 from ddpm_lightning.data.datasets import from_torchvision, huggingface, image_folder
 from ddpm_lightning.data.image_files import read_image, read_images
 from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.data.source import Form
 from ddpm_lightning.errors import UserError
 from tests.helpers.datasets import quadrants, write_fashion_mnist
 
@@ -201,7 +202,7 @@ def test_a_set_that_does_not_fit_in_memory_is_refused_before_it_is_made():
     with pytest.raises(
         UserError, match=r"data.image_size must be smaller, got \[8192, 8192\]: the 1,797 .* are 112 GiB as bytes"
     ):
-        images.prepared(1, [8192, 8192], num_classes=None, val_fraction=0.1, seed=0)
+        images.prepared(Form(1, [8192, 8192]))
 
 
 @pytest.mark.parametrize("name", ["pandas", "csv", "text", "webdataset", "imagefolder"])

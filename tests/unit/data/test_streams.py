@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.shards import Shard, read_samples, slice_shards
+from ddpm_lightning.data.source import Form, Share
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.trust import check_targets
 from tests.helpers.shards import endless, loader, stream, write
@@ -120,7 +121,7 @@ def test_validation_sees_the_last_shard_once(shards, workers, world_size, batch_
     seen, lengths = [], set()
     for rank in range(world_size):
         source = stream(shards, workers=workers)
-        part = source.val_loader(batch_size, rank=rank, world_size=world_size, device=torch.device("cpu"))
+        part = source.loader("validation", Share(batch_size, rank, world_size))
         batches = list(part)
         assert len(batches) == len(part)
         assert all(1 <= len(batch.ids) <= batch_size + 1 for batch in batches)
@@ -147,7 +148,7 @@ def test_parts_come_in_batches_in_their_order(shards):
     assert part.images[:, 0, -1, -1].tolist() == list(range(40, 50))
     assert part.labels.tolist() == [i % 3 for i in range(40, 50)]
     assert module(shards).split("validation").labels.tolist() == [0] * 10
-    assert list(stream(shards, val_shards=0).batches("validation", 4)) == []
+    assert list(stream(shards, val_shards=0).loader("validation", Share(4))) == []
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_ways_to_name_shards(shards, pattern, tmp_path):
     sizes = tmp_path / "sizes.json"
     sizes.write_text(json.dumps({f"{i:05d}.tar": n for i, n in enumerate([7, 8, 8, 9, 8, 10])}))
     found = stream(pattern.format(shards), sizes=str(sizes) if ":" in pattern else None)
-    seen = [i for name in ("train", "validation") for batch in found.batches(name, 7) for i in batch.ids.tolist()]
+    seen = [i for name in ("train", "validation") for batch in found.loader(name, Share(7)) for i in batch.ids.tolist()]
     assert seen == list(range(50))
 
 
@@ -201,8 +202,8 @@ def test_a_shard_that_ends_too_soon(shards, caplog):
 def refused(root, *, num_classes=None, world_size=1, **options):
     def use():
         found = stream(root, **options)
-        found.prepared(1, (8, 8), num_classes=num_classes, val_fraction=0, seed=0).check(world_size)
-        list(found.batches("train", 8))
+        found.prepared(Form(1, (8, 8), num_classes)).check(world_size)
+        list(found.loader("train", Share(8)))
 
     with pytest.raises(UserError) as raised:
         use()
