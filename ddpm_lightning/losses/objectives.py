@@ -95,7 +95,12 @@ class Loss(Objective):
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None
     ) -> Tensor:
         out, _ = denoiser.split(_in_full(denoiser.predict(x_t, t, y), denoiser))
-        return _weighted(self.weighting, self.distance, denoiser, out - denoiser.target(x0, noise, t), t)
+        return self.of_output(denoiser, out, x0, noise, t)
+
+    def of_output(self, denoiser: Denoiser, out: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The loss of each image, (B,), from the network's output."""
+        error = self.distance(out - denoiser.target(x0, noise, t))
+        return self.weighting(denoiser, t).flatten() * error.flatten(1).mean(1)
 
 
 class VLB(Objective):
@@ -118,7 +123,7 @@ class VLB(Objective):
         return denoiser.schedule.num_steps * vlb_term(denoiser, raw, x0, x_t, t, variance=self.variance)
 
 
-class Hybrid(Objective):
+class Hybrid(Loss):
     """L_simple + λ·L_vlb, L_vlb = T·L_{t−1} in bits per dimension, for a learned variance (Nichol & Dhariwal 2021, Eq. 16).
 
     L_vlb trains the variance alone: the mean is detached in it. With λ = 0.001 its factor is T/1000, as in the
@@ -139,11 +144,9 @@ class Hybrid(Objective):
         distance: Distance | None = None,
         **draw: Unpack[Draw],
     ):
-        super().__init__(**draw)
+        super().__init__(weighting, distance=distance, **draw)
         require("vlb_weight", vlb_weight, "[0, inf)")
         self.vlb_weight = vlb_weight
-        self.weighting = weighting if weighting is not None else Simple()
-        self.distance = distance if distance is not None else MSE()
 
     def check(self, denoiser: Denoiser) -> None:
         super().check(denoiser)
@@ -155,15 +158,10 @@ class Hybrid(Objective):
     ) -> Tensor:
         out, v = denoiser.split(_in_full(denoiser.predict(x_t, t, y), denoiser))
         assert v is not None
-        simple = _weighted(self.weighting, self.distance, denoiser, out - denoiser.target(x0, noise, t), t)
         vlb = vlb_term(denoiser, torch.cat([out.detach(), v], dim=1), x0, x_t, t)
-        return simple + self.vlb_weight * denoiser.schedule.num_steps * vlb
+        return self.of_output(denoiser, out, x0, noise, t) + self.vlb_weight * denoiser.schedule.num_steps * vlb
 
 
 def _in_full(raw: Tensor, denoiser: Denoiser) -> Tensor:
     """Out of the narrow types of mixed precision."""
     return raw.to(denoiser.schedule.alpha_bar.dtype)
-
-
-def _weighted(weighting: Weighting, distance: Distance, denoiser: Denoiser, error: Tensor, t: Tensor) -> Tensor:
-    return weighting(denoiser, t).flatten() * distance(error).flatten(1).mean(1)
