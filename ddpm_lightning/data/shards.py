@@ -61,14 +61,6 @@ class Sample(NamedTuple):
     damage: str | None = None
 
 
-class ShardSlice(NamedTuple):
-    """The samples of a shard from `start` up to `stop`."""
-
-    shard: Shard
-    start: int
-    stop: int
-
-
 def find_shards(root: str | Sequence[str], image_keys: Sequence[str], *, sizes: str | None = None) -> list[Shard]:
     """The shards of a dataset in the order of their names, each with the number of its samples.
 
@@ -101,26 +93,26 @@ def num_samples(shards: Sequence[Shard]) -> int:
     return shards[-1].first + shards[-1].samples - shards[0].first if shards else 0
 
 
-def slice_shards(shards: Iterable[Shard], start: int, stop: int) -> Iterator[ShardSlice]:
-    """The slices that make up the samples from `start` up to `stop` of all the shards' samples in a row."""
+def slice_shards(shards: Iterable[Shard], start: int, stop: int) -> Iterator[tuple[Shard, range]]:
+    """Where the samples from `start` up to `stop` of all the shards' samples in a row are: the shards, and which in each."""
     for shard in shards:
-        if max(start, 0) < min(stop, shard.samples):
-            yield ShardSlice(shard, max(start, 0), min(stop, shard.samples))
+        if part := range(max(start, 0), min(stop, shard.samples)):
+            yield shard, part
         start, stop = start - shard.samples, stop - shard.samples
 
 
-def read_samples(slices: Iterable[ShardSlice]) -> Iterator[Sample]:
+def read_samples(slices: Iterable[tuple[Shard, range]]) -> Iterator[Sample]:
     """The samples of the slices; those that cannot be read any more come as damaged ones, the first of which says why."""
-    for shard, start, stop in slices:
-        number, why = start, "the shard has fewer samples than were counted"
+    for shard, part in slices:
+        number, why = part.start, "the shard has fewer samples than were counted"
         try:
             with closing(_grouped_files(shard.url)) as samples:
-                for sample in islice(samples, start, stop):
+                for sample in islice(samples, part.start, part.stop):
                     yield Sample(shard.first + number, f"{sample['__key__']} of {shard.url}", sample)
                     number += 1
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
             why = _reason(error)
-        for lost in range(number, stop):
+        for lost in range(number, part.stop):
             name = f"sample {lost} of {shard.url}"
             if lost == number:
                 yield Sample(shard.first + lost, f"{name} and what follows it", {}, why)
@@ -172,19 +164,17 @@ def _read_sizes(path: str) -> dict[str, int]:
 
 def _count(path: str, image_keys: Sequence[str]) -> int:
     """The samples in a shard on the disk, from its headers alone; damage behind the first image is found when it is read."""
-    samples, seen, last, damage = 0, set(), None, ""
+    samples, seen, last, damage = 0, set[str](), None, ""
     try:
         with tarfile.open(path, "r:" if path.endswith(".tar") else "r:*", tarinfo=_BoundedTarInfo) as tar:
-            for member in tar:
-                _check_size(member)
-                key, ending = _key_of(member)
-                samples += key is not None and key != last
-                last = last if key is None else key
-                seen |= {ending}
+            for key, ending, _ in _members(tar):
+                samples += key != last
+                last = key
+                seen.add(ending)
     except (OSError, EOFError, tarfile.TarError) as error:
         damage = f" and cannot be read ({_reason(error)})"
     if not seen & {*image_keys}:
-        endings = ", ".join(sorted(ending for ending in seen if ending)[:8]) or "nothing"
+        endings = ", ".join(sorted(filter(None, seen))[:8]) or "nothing"
         raise UserError(
             f"the shard {path} must hold images that end in {' or '.join(image_keys)}, got {endings}{damage}: give the ending "
             "by data.dataset.image_key, or leave the shard out"
@@ -198,20 +188,23 @@ def _reason(error: BaseException) -> str:
     return " ".join(text.partition(" @ <")[0].split()) or type(error).__name__
 
 
-def _key_of(member: tarfile.TarInfo) -> tuple[str | None, str | None]:
-    """What webdataset groups a file by, and its ending; None for what it passes over."""
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """The files that webdataset does not pass over, each with the sample that it is part of and its ending.
+
+    Raises:
+        ReadError: for a file that declares more bytes than an image has.
+    """
     from webdataset.tariterators import base_plus_ext
 
-    if not member.isreg() or re.match(r"__[^/]*__($|/)", member.name):
-        return None, None
-    key, ending = base_plus_ext(member.name)
-    return key, ending and ending.lower()
-
-
-def _check_size(member: tarfile.TarInfo) -> None:
-    """Refuse a file that declares more bytes than an image has."""
-    if member.issparse() or member.size > _FILE:
-        raise tarfile.ReadError(f"{member.name} declares {member.size:,} bytes: no image has more than {_FILE:,}")
+    for member in tar:
+        key, ending = base_plus_ext(member.name)
+        if key is not None and member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
+            if member.issparse() or member.size > _FILE:
+                raise tarfile.ReadError(
+                    f"{member.name} declares {member.size:,} bytes: no image has more than {_FILE:,}"
+                )
+            yield key, ending.lower(), member
+        tar.members = []  # type: ignore[attr-defined]  # which it would keep
 
 
 def _grouped_files(url: str) -> Generator[dict[str, Any], None, None]:
@@ -230,10 +223,7 @@ def _grouped_files(url: str) -> Generator[dict[str, Any], None, None]:
 def _files(file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
     """The files in a shard, in the form in which webdataset groups them to samples."""
     with tarfile.open(fileobj=file, mode="r|" if url.endswith(".tar") else "r|*", tarinfo=_BoundedTarInfo) as tar:
-        for member in tar:
-            if _key_of(member)[0] is not None:
-                _check_size(member)
-                held = tar.extractfile(member)
-                assert held is not None
-                yield {"fname": member.name, "data": held.read(), "__url__": url}
-            tar.members = []  # type: ignore[attr-defined]  # which it would keep
+        for _, _, member in _members(tar):
+            held = tar.extractfile(member)
+            assert held is not None
+            yield {"fname": member.name, "data": held.read(), "__url__": url}

@@ -29,14 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class StreamTrainLoader(EndlessLoader):
-    """Training batches of one rank, in an order known from their number; what workers have read ahead does not count.
-
-    Args:
-        decoder: makes the batches.
-        passes: over the dataset.
-        share: this process's.
-        workers: see `Stream`.
-    """
+    """Training batches of one rank, in an order known from their number; what workers have read ahead does not count."""
 
     def __init__(self, decoder: Decoder, passes: Passes, share: Share, workers: int):
         super().__init__(num_samples(passes.shards), share)
