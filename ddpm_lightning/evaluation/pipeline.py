@@ -17,20 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ddpm_lightning.data.fingerprint import fingerprint
+from ddpm_lightning.evaluation import table
 from ddpm_lightning.evaluation.bits import Likelihood
 from ddpm_lightning.evaluation.chunks import Chunks, digest
 from ddpm_lightning.evaluation.features import Extractor, load_extractor
 from ddpm_lightning.evaluation.real_images import RealImages, load_real_images
-from ddpm_lightning.evaluation.table import (
-    FEWEST,
-    Compared,
-    bits_rows,
-    memorization_rows,
-    model_name,
-    print_table,
-    save_nearest,
-    score_rows,
-)
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import grid, rows_by_label, save_png
 from ddpm_lightning.likelihood import BitsPerDim
@@ -75,7 +66,7 @@ def evaluate(config: DictConfig) -> Path:
 
 
 def _check(config: DictConfig) -> None:
-    require("num_samples", config.num_samples, f"{FEWEST}..1e8")
+    require("num_samples", config.num_samples, f"{table.FEWEST}..1e8")
     for key in ("repeats", "batch_size", "shard_size"):
         require(key, config[key], "1..1e8")
     for key in ("reference_images", "bits_images", "nearest"):
@@ -87,8 +78,8 @@ def _check(config: DictConfig) -> None:
 class Measured:
     """What the metrics are computed from; only rank zero has features."""
 
-    sets: Mapping[str, Compared]  # the real images: "train", "held_out" and "reference"
-    samples: Sequence[Compared]  # of each seed
+    sets: Mapping[str, table.Compared]  # the real images: "train", "held_out" and "reference"
+    samples: Sequence[table.Compared]  # of each seed
     bits: BitsPerDim | None
     seconds: float  # of sampling, added up over the processes
 
@@ -208,9 +199,11 @@ class Evaluation:
                 features,
             )
         model, seed = self.extractor.model, self.config.seed
-        rows = score_rows(model, found.sets, found.samples, seed=seed, reference=self.config.reference)
-        rows |= memorization_rows(found.sets, found.samples[0])
-        return rows if found.bits is None else rows | bits_rows(found.bits, variance=self.likelihood.variance_used)
+        rows = table.score_rows(model, found.sets, found.samples, seed=seed, reference=self.config.reference)
+        rows |= table.memorization_rows(found.sets, found.samples[0])
+        if found.bits is not None:
+            rows |= table.bits_rows(found.bits, variance=self.likelihood.variance_used)
+        return rows
 
     def protocol(self) -> dict[str, Any]:
         """All that the metrics depend on."""
@@ -229,7 +222,7 @@ class Evaluation:
             "reference": self.config.reference,
             "reference_images": len(self.real.reference.images),
             "reference_fingerprint": fingerprint(self.real.reference.images),
-            "features": model_name(self.extractor.model),
+            "features": table.model_name(self.extractor.model),
             "features_fingerprint": self.extractor.weights_fingerprint,
             "preprocessing": "samples clipped to [-1, 1] and rounded to uint8; reference as the data module gives it, without flips",
         }
@@ -247,13 +240,13 @@ class Evaluation:
         sheet = grid(images[:64]) if labels is None else rows_by_label(images[: 8 * len(labels)], len(labels))
         save_png(sheet, self.out / "grid.png")
         if self.config.nearest:
-            save_nearest(found.sets["train"], found.samples[0], self.config.nearest, self.out / "nearest.png")
+            table.save_nearest(found.sets["train"], found.samples[0], self.config.nearest, self.out / "nearest.png")
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         kept = f"evaluation_{digest(protocol)}.json"  # one for each protocol beside the newest
         for path in (self.out / "evaluation.json", self.out / kept, *_in_job_folder("evaluation.json")):
             with replace_file(path) as file:
                 file.write(text)
-        print_table(summary, self.out)
+        table.print_table(summary, self.out)
 
 
 def _in_job_folder(name: str) -> list[Path]:

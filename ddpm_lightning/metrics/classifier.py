@@ -1,7 +1,6 @@
 """A small image classifier, whose features compare two sets of images."""
 
 import math
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +28,10 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, *, num_steps: int = 0, test_accuracy: float = math.nan):
         super().__init__()
-        widths = (24, 48, 96)
-        stages: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), *_norm(widths[0])]
-        for narrow, wide in pairwise(widths):
-            stages += [nn.MaxPool2d(2, ceil_mode=True)]
-            for width in (narrow, wide):
-                stages += [nn.Conv2d(width, wide, 3, padding=1, bias=False), *_norm(wide)]
-        self.body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 64))
+        stages = _convolution(channels, 24)
+        for narrow, wide in ((24, 48), (48, 96)):
+            stages += [nn.MaxPool2d(2, ceil_mode=True), *_convolution(narrow, wide), *_convolution(wide, wide)]
+        self.body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 64))
         self.head = nn.Sequential(nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, num_classes))
         self.num_steps = num_steps
         self.test_accuracy = test_accuracy
@@ -79,5 +75,5 @@ def train_classifier(
     return model.eval()
 
 
-def _norm(width: int) -> list[nn.Module]:
-    return [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+def _convolution(narrow: int, wide: int) -> list[nn.Module]:
+    return [nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -42,15 +41,12 @@ class Score(NamedTuple):
     deviation: float | None = None
 
 
-class _Features(nn.Module):
+class _Features(nn.Identity):
     """Takes the place of a network where the inputs are features already."""
 
     def __init__(self, num_features: int):
         super().__init__()
         self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> Score:
@@ -60,7 +56,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> Score:
         real: (N, D) features, N ≥ 2.
         fake: (M, D) features, M ≥ 2.
     """
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):  # torchmetrics' about memory
         metric = FrechetInceptionDistance(_Features(real.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
         for features, is_real in ((real, True), (fake, False)):
             for part in features.split(_CHUNK):
@@ -79,7 +75,7 @@ def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Score:
         seed: of the subsets.
     """
     size = min(KID_SUBSET_SIZE, len(real), len(fake))
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "kid"))
         metric = KernelInceptionDistance(
             _Features(real.shape[1]), subsets=KID_SUBSETS, subset_size=size, sync_on_compute=False
@@ -97,7 +93,7 @@ def inception_score(logits: Tensor, *, seed: int = 0) -> Score:
         logits: (M, K) of the samples.
         seed: of the parts.
     """
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "inception score"))
         metric = InceptionScore(_Features(logits.shape[1]), sync_on_compute=False)
         metric.update(logits.double())
@@ -169,9 +165,8 @@ def _nearest(points: Tensor, others: Tensor, count: int, mirrored: bool) -> tupl
 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:
-    return torch.cat(
-        [part.kthvalue(neighbours + 1).values for part in _distances(points, points)]
-    )  # the first is itself
+    # one more, since the first is the point itself
+    return torch.cat([part.kthvalue(neighbours + 1).values for part in _distances(points, points)])
 
 
 def _share_within(points: Tensor, centers: Tensor, radii: Tensor) -> float:
@@ -183,11 +178,3 @@ def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
     others = others.flatten(1).double()
     for part in points.flatten(1).split(_CHUNK):
         yield torch.cdist(part.double(), others)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torchmetrics' warnings about memory."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
