@@ -197,12 +197,10 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]
     from webdataset.tariterators import base_plus_ext
 
     for member in tar:
+        if member.issparse() or member.size > _FILE:
+            raise tarfile.ReadError(f"{member.name} declares {member.size:,} bytes: no image has more than {_FILE:,}")
         key, ending = base_plus_ext(member.name)
         if key is not None and member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
-            if member.issparse() or member.size > _FILE:
-                raise tarfile.ReadError(
-                    f"{member.name} declares {member.size:,} bytes: no image has more than {_FILE:,}"
-                )
             yield key, ending.lower(), member
         tar.members = []  # type: ignore[attr-defined]  # which it would keep
 
