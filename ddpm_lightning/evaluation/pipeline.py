@@ -242,15 +242,10 @@ class Evaluation:
         if self.config.nearest:
             table.save_nearest(found.sets["train"], found.samples[0], self.config.nearest, self.out / "nearest.png")
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-        kept = f"evaluation_{digest(protocol)}.json"  # one for each protocol beside the newest
-        for path in (self.out / "evaluation.json", self.out / kept, *_in_job_folder("evaluation.json")):
+        paths = [self.out / name for name in ("evaluation.json", f"evaluation_{digest(protocol)}.json")]
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            paths.append(Path(HydraConfig.get().runtime.output_dir) / "evaluation.json")  # for the sweep's summary
+        for path in paths:  # the newest, and one for each protocol
             with replace_file(path) as file:
                 file.write(text)
         table.print_table(summary, self.out)
-
-
-def _in_job_folder(name: str) -> list[Path]:
-    """The file in the folder of a sweep's job, which the sweep's summary is made from."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return [Path(HydraConfig.get().runtime.output_dir) / name]
-    return []

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.samplers.spacings import SPACINGS
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["DenoiserLike", "Noise", "Point", "Sampler", "Step", "Transition", "reverse_step"]
+__all__ = ["DenoiserLike", "Noise", "Options", "Point", "Sampler", "Step", "Transition", "reverse_step"]
 
 Noise = Callable[[Tensor], Tensor]
 
@@ -75,6 +75,14 @@ class Transition:
         """x_u by `reverse_step` with this x̄_0, and noise where η > 0."""
         mean, n = reverse_step(self.schedule, self.here, x0, self.u, eta=eta)
         return mean + n * self.randn(self.here.x) if eta > 0 else mean
+
+
+class Options(TypedDict, total=False):
+    """What every solver takes: see `Sampler`."""
+
+    spacing: str
+    clip: float | None
+    dynamic_threshold: float | None
 
 
 class Sampler(ABC):

@@ -1,12 +1,13 @@
 """The solvers: each is the one reverse step with an estimate x̄_0 of its own."""
 
 from dataclasses import replace
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from ddpm_lightning.ranges import require, require_one_of
-from ddpm_lightning.samplers.base import Sampler, Transition, reverse_step
+from ddpm_lightning.samplers.base import Options, Sampler, Transition, reverse_step
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["DDIM", "Ancestral", "DPMSolver2M", "Heun", "UniPC"]
@@ -22,16 +23,8 @@ class Ancestral(Sampler):
 
     eta = 1.0
 
-    def __init__(
-        self,
-        num_steps: int | None = None,
-        *,
-        variance: str = "small",
-        spacing: str = "trailing",
-        clip: float | None = 1.0,
-        dynamic_threshold: float | None = None,
-    ):
-        super().__init__(num_steps, spacing=spacing, clip=clip, dynamic_threshold=dynamic_threshold)
+    def __init__(self, num_steps: int | None = None, *, variance: str = "small", **options: Unpack[Options]):
+        super().__init__(num_steps, **options)
         require_one_of("variance", variance, ["small", "large", "learned"])
         self.variance = variance
         self.learned_variance = variance == "learned"
@@ -48,16 +41,8 @@ class Ancestral(Sampler):
 class Stochastic(Sampler):
     """A solver with a share η of the reverse process's noise: 0 is deterministic, 1 is the reverse SDE."""
 
-    def __init__(
-        self,
-        num_steps: int | None = 50,
-        *,
-        eta: float = 0.0,
-        spacing: str = "trailing",
-        clip: float | None = 1.0,
-        dynamic_threshold: float | None = None,
-    ):
-        super().__init__(num_steps, spacing=spacing, clip=clip, dynamic_threshold=dynamic_threshold)
+    def __init__(self, num_steps: int | None = 50, *, eta: float = 0.0, **options: Unpack[Options]):
+        super().__init__(num_steps, **options)
         require("eta", eta, "[0, 1]")
         self.eta = eta
 
