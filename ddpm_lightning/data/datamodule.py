@@ -105,12 +105,12 @@ class ImageDataModule(LightningDataModule):
 
     def split(self, name: str) -> ImageSet:
         """The same images at once, or "all", with labels of zero where there are none; they must fit in memory."""
-        parts = list(self.batches(name, 1024))
-        if not parts:
-            shape = (0, self._form.channels, *self._form.image_size)
-            return ImageSet(torch.empty(shape, dtype=torch.uint8), torch.empty(0, dtype=torch.long))
-        labels = [part.ids.new_zeros(len(part.ids)) if part.y is None else part.y for part in parts]
-        return ImageSet(torch.cat([part.x0 for part in parts]), torch.cat(labels))
+        images = [torch.empty(0, self._form.channels, *self._form.image_size, dtype=torch.uint8)]
+        labels = [torch.empty(0, dtype=torch.long)]
+        for batch in self.batches(name, 1024):
+            images.append(batch.x0)
+            labels.append(torch.zeros_like(batch.ids) if batch.y is None else batch.y)
+        return ImageSet(torch.cat(images), torch.cat(labels))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if batch.x0.is_floating_point():  # points
