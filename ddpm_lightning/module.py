@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.data.source import Batch
 from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.errors import below
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.likelihood import estimate_bits_per_dim
 from ddpm_lightning.losses import Objective, Replica
@@ -51,7 +52,8 @@ class DDPM(LightningModule):
     ):
         super().__init__()
         require("label_dropout", label_dropout, "[0, 1]")
-        loss.check(denoiser)
+        with below("loss"):
+            loss.check(denoiser)
         self.denoiser = denoiser
         self.loss = loss
         self.seed = seed
@@ -106,10 +108,8 @@ class DDPM(LightningModule):
         optimizer = self._optimizer(self.denoiser.parameters())
         if self._lr_scheduler is None:
             return {"optimizer": optimizer}
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
-        }
+        rates = {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": rates}
 
     def configure_gradient_clipping(
         self,

@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 from ddpm_lightning.report.reading import part
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.sampling_setup import count_evaluations
-from ddpm_lightning.runs.trials import times_of
 from ddpm_lightning.runs.trust import check_targets
 from ddpm_lightning.schedules import NoiseSchedule
 
@@ -28,7 +27,7 @@ def evaluations_of(config: Any) -> int | None:
     """Network evaluations per image of the run's sampler, guidance included; None where they cannot be counted."""
     with suppress(Exception):
         sampler, schedule = _built(config, "sampler"), _built(config, "schedule")
-        if len(times_of(sampler, schedule)) <= _STEPS:
+        if len(sampler.times(schedule.num_steps, log_snr=schedule.log_snr)) <= _STEPS:
             scale = None if part(config, "data.num_classes") is None else part(config, "guidance_scale")
             return count_evaluations(sampler, schedule, scale)
     return None

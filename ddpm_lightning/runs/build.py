@@ -23,13 +23,14 @@ from ddpm_lightning.module import DDPM
 from ddpm_lightning.runs.build_callbacks import Callbacks, build_callbacks
 from ddpm_lightning.runs.build_loggers import build_loggers
 from ddpm_lightning.runs.changes import plain, typed_behind
-from ddpm_lightning.runs.instantiate import build, of_points, one_line
+from ddpm_lightning.runs.instantiate import build, of_points
 from ddpm_lightning.runs.loading import differing, load_model
 from ddpm_lightning.runs.processes import keep_freed_memory
 from ddpm_lightning.runs.resume_point import ResumePoint
 from ddpm_lightning.runs.store_run import StoreRun
-from ddpm_lightning.runs.trials import Parts, check_memory, try_parts
+from ddpm_lightning.runs.trials import check_memory, times_of, try_rates, try_shapes, warn_of_signal
 from ddpm_lightning.runs.trust import without_download
+from ddpm_lightning.samplers import Sampler
 
 __all__ = ["Run", "build_module", "build_run", "compile_model"]
 
@@ -73,15 +74,15 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     _quieten()
     torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
     seed_everything(config.seed, workers=True, verbose=False)
-    parts = _build_parts(config)
-    module, data = _module_of(parts, config), build("data", _data_config(config, point))
+    module, sampler = _build_parts(config)
+    data: ImageDataModule = build("data", _data_config(config, point))
     if (point is None or point.path is None) and config.init_from is not None:
         _begin_with(module, Path(str(config.init_from)))
     data.setup()
     if point is not None:
         point.check(module, data.source.fingerprint)
     folder = Path(str(config.run_dir))
-    callbacks = build_callbacks(config, parts.sampler)
+    callbacks = build_callbacks(config, sampler)
     csv, loggers = CSVLogger(folder), build_loggers(config.logger, folder)
     record = StoreRun(
         plain(config),
@@ -99,39 +100,33 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
 
 def build_module(config: DictConfig) -> DDPM:
     """The LightningModule; schedule, sampler and network are tried on each other before anything is trained."""
-    return _module_of(_build_parts(config), config)
+    return _build_parts(config)[0]
 
 
-def _build_parts(config: DictConfig) -> Parts:
-    schedule = build("schedule", config.schedule)
+def _build_parts(config: DictConfig) -> tuple[DDPM, Sampler]:
+    """The module, and the sampler of its figures."""
+    warn_of_signal(build("schedule", config.schedule))  # by itself, so that its errors name it
     check_memory(config.model)
+    denoiser: Denoiser = build("denoiser", config.denoiser)
+    sampler: Sampler = build("sampler", config.sampler)
+    times_of(sampler, denoiser)
+    try_shapes(config.data, denoiser)
+    loss = build("loss", config.loss)
     # A fused optimizer takes the loss's scale out by itself, and Lightning could not clip in between.
     unfused = {"fused": False} if config.trainer.precision == "16-mixed" and "fused" in config.optimizer else {}
-    parts = Parts(
-        schedule,
-        denoiser=build("denoiser", config.denoiser),
-        sampler=build("sampler", config.sampler),
-        loss=build("loss", config.loss),
-        optimizer=build("optimizer", config.optimizer, **unfused),
-        lr_scheduler=build("lr_scheduler", config.lr_scheduler),
+    optimizer = build("optimizer", config.optimizer, **unfused)
+    lr_scheduler = build("lr_scheduler", config.lr_scheduler)
+    module = DDPM(
+        denoiser,
+        loss,
+        optimizer,
+        lr_scheduler,
+        seed=config.seed,
+        label_dropout=config.label_dropout,
+        bits_per_dim=not of_points(config.data),
     )
-    try_parts(parts, config)
-    return parts
-
-
-def _module_of(parts: Parts, config: DictConfig) -> DDPM:
-    try:
-        return DDPM(
-            parts.denoiser,
-            parts.loss,
-            parts.optimizer,
-            parts.lr_scheduler,
-            seed=config.seed,
-            label_dropout=config.label_dropout,
-            bits_per_dim=not of_points(config.data),
-        )
-    except TypeError as error:
-        raise UserError(one_line(error)) from error
+    try_rates(optimizer, lr_scheduler, config)
+    return module, sampler
 
 
 def _build_trainer(config: DictConfig, callbacks: list[Callback], folder: Path) -> Trainer:

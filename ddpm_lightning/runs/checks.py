@@ -49,7 +49,6 @@ def check_config(config: DictConfig) -> None:
         raise UserError(
             f"guidance_scale={config.guidance_scale} requires labels: give data.num_classes=..., or leave it at 1"
         )
-    require("label_dropout", config.label_dropout, "[0, 1]")
     for key in ("learned_variance", "compile"):
         require_one_of(key, config[key], (True, False))
     for key, interval in (("lr", "[0, 1000]"), ("weight_decay", "[0, 10]")):

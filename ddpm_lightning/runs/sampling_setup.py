@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser, Guided
-from ddpm_lightning.errors import UserError, below
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.run_folder import refuse_links_out
@@ -110,9 +110,7 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
         compile_model(denoiser, device)
     labels, guided = _labels(config, denoiser), Guided(denoiser, config.guidance_scale)
     sampler: Sampler = build("sampler", config.sampler)
-    with below("sampler"):
-        sampler.check(learned_variance=denoiser.learned_variance)
-    steps = len(times_of(sampler, denoiser.schedule)) - 1
+    steps = len(times_of(sampler, denoiser)) - 1
     return SamplingSetup(path, guided, sampler, labels, data, device, steps)
 
 

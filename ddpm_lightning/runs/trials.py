@@ -2,16 +2,15 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
+from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, below
-from ddpm_lightning.losses import Objective
 from ddpm_lightning.runs.instantiate import build, one_line, with_settings
 from ddpm_lightning.runs.processes import total_memory
 from ddpm_lightning.samplers import Sampler
@@ -19,65 +18,29 @@ from ddpm_lightning.schedules import NoiseSchedule
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Parts", "check_memory", "times_of", "try_parts"]
+__all__ = ["check_memory", "times_of", "try_rates", "try_shapes", "warn_of_signal"]
 
 
-class Parts(NamedTuple):
-    """What a module is made of, and the sampler that its figures are sampled by."""
-
-    schedule: NoiseSchedule
-    denoiser: Denoiser
-    sampler: Sampler
-    loss: Objective
-    optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer]
-    lr_scheduler: Callable[[Optimizer], LRScheduler]
-
-
-def try_parts(parts: Parts, config: DictConfig) -> None:
-    """Try the parts on each other and on the data's shape, before the data are read.
-
-    Raises:
-        UserError: that names the key of the part which does not go with another.
-    """
-    _warn_of_signal(parts.schedule)
-    times_of(parts.sampler, parts.schedule)
-    with below("sampler"):
-        parts.sampler.check(learned_variance=parts.denoiser.learned_variance)
-    _dry_run(config.data, parts.denoiser)
-    with below("loss"):
-        parts.loss.check(parts.denoiser)
-    _try_rates(parts.optimizer, parts.lr_scheduler, config)
-
-
-def times_of(sampler: Sampler, schedule: NoiseSchedule) -> list[int]:
-    """The sampler's times on a schedule, or a sentence that says why it has none."""
-    with below("sampler"):
-        return sampler.times(schedule.num_steps, log_snr=schedule.log_snr)
-
-
-def _try_rates(
-    optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
-    lr_scheduler: Callable[[Optimizer], LRScheduler],
-    config: DictConfig,
-) -> None:
-    """Two steps of a single weight: a bad rate is seen now, not in training."""
-    try:
-        tried = optimizer([torch.nn.Parameter(torch.zeros(1))])
-    except (ValueError, TypeError, LookupError) as error:
-        raise UserError(with_settings("optimizer", error, config.optimizer)) from error
-    try:
-        scheduler = lr_scheduler(tried)
-        for _ in range(2):
-            tried.step(lambda: 0.0)  # some optimizers evaluate the loss themselves
-            scheduler.step()
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(with_settings("lr_scheduler", error, config.lr_scheduler)) from error
+def warn_of_signal(schedule: NoiseSchedule) -> None:
+    """Warn of a schedule whose last step leaves some of the image."""
+    last = float(schedule.alpha_bar[-1])
+    if last > 0.01:
+        log.warning(
+            "alpha_bar_T = %.3g: after T = %d steps the images are not yet noise, and samples, which begin with pure "
+            "noise, will be worse for it; take more steps, larger betas or schedule=cosine",
+            last,
+            schedule.num_steps,
+        )
 
 
 def check_memory(node: DictConfig) -> None:
-    """The network is built without its weights first, so that one that cannot be held is refused before it is begun."""
+    """The network is built without its weights first, so that one that cannot be held is refused before it is begun.
+
+    Raises:
+        UserError: for a network that takes more memory than there is.
+    """
     with torch.device("meta"):
-        model: torch.nn.Module = build("model", node)
+        model: Module = build("model", node)
     parameters = sum(p.numel() for p in model.parameters())
     copies = 1 if torch.cuda.is_available() else 5  # weights; gradients, Adam's two moments and the average beside them
     needed, held = 4 * parameters * copies / 2**30, total_memory() / 2**30
@@ -88,8 +51,24 @@ def check_memory(node: DictConfig) -> None:
         raise UserError(with_settings("model", error, node))
 
 
-def _dry_run(data: DictConfig, denoiser: Denoiser) -> None:
-    """One forward pass of the network on the meta device: shapes are checked, nothing is computed."""
+def times_of(sampler: Sampler, denoiser: Denoiser) -> list[int]:
+    """The times at which a sampler asks a denoiser.
+
+    Raises:
+        UserError: for a sampler that does not go with the denoiser.
+    """
+    schedule = denoiser.schedule
+    with below("sampler"):
+        sampler.check(learned_variance=denoiser.learned_variance)
+        return sampler.times(schedule.num_steps, log_snr=schedule.log_snr)
+
+
+def try_shapes(data: DictConfig, denoiser: Denoiser) -> None:
+    """One forward pass of the network on the meta device: shapes are checked, nothing is computed.
+
+    Raises:
+        UserError: for a network that is not made for images of this size.
+    """
     size = list(data.image_size)
     x = torch.empty(1, data.channels, *size, device="meta")
     t = torch.empty(1, dtype=torch.long, device="meta")
@@ -101,12 +80,24 @@ def _dry_run(data: DictConfig, denoiser: Denoiser) -> None:
         raise UserError(f"data.image_size={size}, data.channels={data.channels}: {one_line(error)}") from error
 
 
-def _warn_of_signal(schedule: NoiseSchedule) -> None:
-    last = float(schedule.alpha_bar[-1])
-    if last > 0.01:
-        log.warning(
-            "alpha_bar_T = %.3g: after T = %d steps the images are not yet noise, and samples, which begin with pure "
-            "noise, will be worse for it; take more steps, larger betas or schedule=cosine",
-            last,
-            schedule.num_steps,
-        )
+def try_rates(
+    optimizer: Callable[[Iterable[Parameter]], Optimizer],
+    lr_scheduler: Callable[[Optimizer], LRScheduler],
+    config: DictConfig,
+) -> None:
+    """Two steps of a single weight: a bad rate is seen now, not in training.
+
+    Raises:
+        UserError: with the settings of the optimizer or of the learning rate.
+    """
+    try:
+        tried = optimizer([Parameter(torch.zeros(1))])
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(with_settings("optimizer", error, config.optimizer)) from error
+    try:
+        scheduler = lr_scheduler(tried)
+        for _ in range(2):
+            tried.step(lambda: 0.0)  # some optimizers evaluate the loss themselves
+            scheduler.step()
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(with_settings("lr_scheduler", error, config.lr_scheduler)) from error

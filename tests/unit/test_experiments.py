@@ -7,7 +7,6 @@ from omegaconf import OmegaConf
 
 from ddpm_lightning.models import DiT, UNet
 from ddpm_lightning.runs.build_callbacks import build_callbacks
-from ddpm_lightning.runs.trials import times_of
 from ddpm_lightning.samplers import DDIM
 from tests.helpers.configs import ROOT
 from tests.helpers.experiments import LONG, PUBLISHED, preset
@@ -69,7 +68,8 @@ def test_eight_processes_make_the_published_batch():
 
 def test_the_improved_sampler_spreads_its_steps_over_four_thousand():
     config = preset("cifar10_improved")
-    times = times_of(instantiate(config.sampler), instantiate(config.schedule))
+    schedule = instantiate(config.schedule)
+    times = instantiate(config.sampler).times(schedule.num_steps, log_snr=schedule.log_snr)
     assert (times[0], times[-1], len(times)) == (4000, 0, 251)
 
 
