@@ -176,11 +176,11 @@ def refuse_another(config: DictConfig, folder: Path) -> None:
 
 
 @contextmanager
-def blamed(path: Path | None, still: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Blame an unforeseen error on the checkpoint or the folder that a run resumes from, in one sentence.
+def blamed(folder: Path | None, still: Callable[[], bool]) -> Iterator[None]:
+    """Blame an unforeseen error on the folder that a run resumes from, in one sentence.
 
     Args:
-        path: the checkpoint or folder; None for a new run, whose errors are raised as they are.
+        folder: the run's; None for a new run, whose errors are raised as they are.
         still: whether the error, when it comes, may be the checkpoint's.
     """
     try:
@@ -188,8 +188,8 @@ def blamed(path: Path | None, still: Callable[[], bool] = lambda: True) -> Itera
     except (UserError, Stopped, OSError, MisconfigurationException):
         raise
     except Exception as error:
-        if path is None or not still():
+        if folder is None or not still():
             raise
         raise UserError(
-            f"{path} cannot be resumed from ({brief(error)}): give another folder; DDPM_TRACEBACK=1 shows where it failed"
+            f"{folder} cannot be resumed from ({brief(error)}): give another folder; DDPM_TRACEBACK=1 shows where it failed"
         ) from error

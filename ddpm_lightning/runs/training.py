@@ -1,19 +1,34 @@
-"""What `train.py` does."""
+"""What `train.py` does: resume, check, build, fit and tell; a run that diverges may go back to a checkpoint."""
 
+import signal
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.run_folder import has_finished, summary_of
-from ddpm_lightning.runs.build import build_run
+from ddpm_lightning.errors import Diverged, Stopped, UserError
+from ddpm_lightning.files import replace_file
+from ddpm_lightning.run_folder import (
+    has_finished,
+    newest_intact,
+    only_one_run,
+    refuse_used,
+    remove_leftovers,
+    summary_of,
+)
+from ddpm_lightning.runs.build import Run, build_run
+from ddpm_lightning.runs.build_loggers import keep_wandb_id
 from ddpm_lightning.runs.checks import check_config
-from ddpm_lightning.runs.fitting import begin, fit, held
+from ddpm_lightning.runs.ending import origin_of, say, tell
+from ddpm_lightning.runs.instantiate import one_line
 from ddpm_lightning.runs.processes import in_processes_of_its_own, take_gpu
-from ddpm_lightning.runs.resume_point import blamed, refuse_another, resume
+from ddpm_lightning.runs.resume_point import ResumePoint, blamed, first_intact, refuse_another, resume
 
 __all__ = ["train"]
 
@@ -33,14 +48,17 @@ def train(config: DictConfig) -> float | None:
 
 
 def _train(config: DictConfig, resumed_from: Path | None) -> float | None:
-    with blamed(resumed_from):
+    run: Run | None = None
+    with blamed(resumed_from, lambda: run is None or not run.record.has_saved):
         config, point = resume(config, resumed_from)
         check_config(config)
         run = build_run(config, point)
-    with held(run):
-        with blamed(resumed_from):
-            begin(run)
-        return _best(config.optimized_metric, fit(run))
+        is_first = rank_zero_only.rank == 0  # which holds the folder for all
+        if is_first and point is None:
+            refuse_used(run.folder)
+        with only_one_run(run.folder) if is_first else nullcontext():
+            _begin(run)
+            return _best(config.optimized_metric, _fit(run))
 
 
 def _train_job(config: DictConfig) -> float | None:
@@ -61,3 +79,94 @@ def _best(metric: str, summary: Mapping[str, Any]) -> float | None:
     """The best value of a metric over the run's validations, which sweepers such as Optuna minimize."""
     best = summary.get("best")
     return best.get(metric) if isinstance(best, Mapping) else None
+
+
+def _begin(run: Run) -> None:
+    """Write the run's config to its folder, which is put back to where the run resumes from, and start the loggers."""
+    say(f"Training {run.parameters:,} parameters for {run.length}, {run.trainer.world_size} process(es): {run.folder}")
+    run.trainer.loggers = [run.csv, *run.loggers]
+    keep_wandb_id(run.folder, run.loggers)
+    _write_yaml(run.folder / "config.yaml", run.record.config)
+    if run.point is not None:
+        _rewind(run, run.point)
+        if HydraConfig.initialized():  # where Hydra keeps what was typed, for those who look there
+            _write_yaml(run.folder / ".hydra" / "overrides.yaml", run.record.overrides)
+    origin = origin_of(run.data, run.record.overrides)
+    for logger in run.loggers:
+        logger.log_hyperparams({**run.record.config, "parameters": run.parameters, **origin})
+
+
+def _fit(run: Run) -> dict[str, Any]:
+    """Train, tell how it ended, and return the run's summary."""
+    try:
+        _fit_and_go_back(run)
+    except BaseException as error:
+        # Lightning answers a second Ctrl-C by SystemExit(1); a launcher whose time is over by another.
+        ending = Stopped(signal.SIGINT) if isinstance(error, SystemExit) and error.code == 1 else error
+        interrupted = isinstance(ending, Stopped | SystemExit)
+        tell(run, "interrupted" if interrupted else "failed", getattr(ending, "signum", None))
+        if isinstance(ending, Stopped):
+            raise SystemExit(128 + ending.signum if run.trainer.is_global_zero else 0) from ending
+        raise
+    return tell(run, "finished")
+
+
+def _fit_and_go_back(run: Run) -> None:
+    """Train; a run that diverges goes back to its newest intact checkpoint, as often as its loss guard lets it."""
+    point = run.point
+    while True:
+        path = None if point is None else point.path
+        try:
+            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=path, weights_only=True)
+            return
+        except Diverged as error:
+            if (point := _back(run, error)) is None:
+                raise _with_newest(run, error) from error
+            _rewind(run, point)
+        except MisconfigurationException as error:
+            raise UserError(f"trainer: {one_line(error)}") from error
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
+            raise UserError(f"{what}; fix it, then resume with resume={run.folder}") from error
+
+
+def _back(run: Run, error: Diverged) -> ResumePoint | None:
+    """The checkpoint that the loss guard lets the run go back to: the newest intact one of those that do not depend on the machine."""
+    guard, newest = run.callbacks.loss_guard, run.callbacks.newest
+    if guard is None or newest is None or not guard.may_go_back:
+        return None
+    before = first_intact(newest.by_steps_alone())
+    if before is None:
+        return None
+    guard.go_back(error, step=before.step, accumulate=run.trainer.accumulate_grad_batches)
+    say(
+        f"{error.what} became NaN or infinite at step {error.step}: back to the checkpoint of step {before.step}, skipping the batches "
+        "up to there"
+    )
+    if run.trainer.is_global_zero:
+        for best in run.callbacks.best:
+            best.forget_after(before.step)
+    return before.without_weights()
+
+
+def _with_newest(run: Run, error: Diverged) -> Diverged:
+    """The error with the checkpoint before it, which the user may resume from."""
+    folders = [callback.folder for callback in (run.callbacks.newest, *run.callbacks.best) if callback is not None]
+    saved = next((path for folder in folders if (path := newest_intact(folder)) is not None), None)
+    words = "nothing had been saved by then; " if saved is None else f"the newest intact checkpoint is {saved}; "
+    return Diverged(error.what, error.step, words)
+
+
+@rank_zero_only
+def _rewind(run: Run, point: ResumePoint) -> None:
+    """The folder as it was at the checkpoint."""
+    (run.folder / "summary.json").unlink(missing_ok=True)
+    remove_leftovers(run.folder)
+    run.csv.rewind(point.rows)
+
+
+@rank_zero_only
+def _write_yaml(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with replace_file(path) as file:
+        OmegaConf.save(OmegaConf.create(content), file)
