@@ -9,7 +9,8 @@ from ddpm_lightning.module import DDPM
 
 __all__ = ["is_state_of", "lacking"]
 
-_NEEDED: dict[str, type | tuple[type, ...]] = {
+_METRICS = "numbers by name"
+_NEEDED: dict[str, Any] = {
     "overrides": list,
     "metrics_rows": int,
     "global_step": int,
@@ -18,46 +19,37 @@ _NEEDED: dict[str, type | tuple[type, ...]] = {
     "lr_schedulers": list,
     "callbacks": dict,
 }
-_NUMBER = (int, float)
-_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+_OPTIONAL: dict[str, Any] = {
     "ema_state_dict": dict,
     "loss_guard": Tensor,
     "rollbacks": int,
-    "training_metrics": dict,
-    "summary": dict,
-}
-_KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {  # of what only some checkpoints have
     "training_metrics": {
         "sums": Tensor,
         "images": int,
-        "seconds": _NUMBER,
-        "wall_seconds": _NUMBER,
-        "latest": dict,
-        "best": dict,
+        "seconds": float,
+        "wall_seconds": float,
+        "latest": _METRICS,
+        "best": _METRICS,
     },
-    "summary": {"wall_seconds": _NUMBER, "final": dict},
+    "summary": {"wall_seconds": float, "final": _METRICS},
 }
 
 
 def lacking(checkpoint: Mapping[str, Any]) -> list[str]:
     """The keys under which a checkpoint has nothing, or something of another type."""
-    needed = {**_NEEDED, **{key: kind for key, kind in _OPTIONAL.items() if key in checkpoint}}
-    parts = [(checkpoint, needed), *((checkpoint[key], kinds) for key, kinds in _KINDS.items() if key in checkpoint)]
-    return [
-        key
-        for part, kinds in parts
-        for key, kind in kinds.items()
-        if not isinstance(part, Mapping) or not isinstance(part.get(key), kind) or not _is_sound(key, part[key])
-    ]
+    kinds = {**_NEEDED, **{key: kind for key, kind in _OPTIONAL.items() if key in checkpoint}}
+    return [key for key, kind in kinds.items() if not _is(checkpoint.get(key), kind)]
 
 
-def _is_sound(key: str, value: Any) -> bool:
-    """Whether numbers are such as can be reckoned with, and metrics numbers by name."""
-    if isinstance(value, int | float):
-        return isinstance(value, float) or abs(value) < 10**18
-    if key in ("final", "latest", "best"):
-        return all(isinstance(k, str) and isinstance(v, int | float) and _is_sound(k, v) for k, v in value.items())
-    return True
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, has parts of these types, or is a mapping of numbers; integers are such as can be reckoned with."""
+    if isinstance(kind, dict):
+        return isinstance(value, Mapping) and all(_is(value.get(key), inside) for key, inside in kind.items())
+    if kind == _METRICS:
+        return isinstance(value, dict) and all(isinstance(k, str) and _is(v, float) for k, v in value.items())
+    if isinstance(value, int):
+        return kind in (int, float) and abs(value) < 10**18
+    return isinstance(value, kind)
 
 
 def is_state_of(module: DDPM, states: list[Any]) -> bool:
@@ -65,22 +57,24 @@ def is_state_of(module: DDPM, states: list[Any]) -> bool:
 
     Fused kernels go by the parameter's size; other optimizers, such as Adafactor, keep tensors of their own shapes.
     """
-    optimizer = module.configure_optimizers()["optimizer"]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if len(states) != 1 or not isinstance(states[0], dict) or not isinstance(states[0].get("state"), dict):
-        return False
-    groups = states[0].get("param_groups")
-    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        return False
-    total = sum(parameter.numel() for parameter in parameters)
-    fused = any(group.get("fused") for group in [*groups, *optimizer.param_groups])
-    for number, state in states[0]["state"].items():
-        if not isinstance(number, int) or not 0 <= number < len(parameters) or not isinstance(state, dict):
+    match states:
+        case [{"state": dict(held), "param_groups": [*groups]}] if all(isinstance(group, dict) for group in groups):
+            pass
+        case _:
             return False
-        like = parameters[number]
-        for name, value in state.items():
-            if not isinstance(value, Tensor) or (value.shape, value.dtype) == (like.shape, like.dtype):
-                continue
-            if (fused and (name != "step" or value.numel() != 1)) or value.numel() > total:
-                return False
-    return True
+    ours = module.configure_optimizers()["optimizer"].param_groups
+    parameters = dict(enumerate(parameter for group in ours for parameter in group["params"]))
+    total = sum(parameter.numel() for parameter in parameters.values())
+    fused = any(group.get("fused") for group in [*groups, *ours])
+
+    def fits(name: str, value: Any, like: Tensor) -> bool:
+        if not isinstance(value, Tensor) or (value.shape, value.dtype) == (like.shape, like.dtype):
+            return True
+        return name == "step" and value.numel() == 1 if fused else value.numel() <= total
+
+    return all(
+        isinstance(state, dict)
+        and number in parameters
+        and all(fits(name, value, parameters[number]) for name, value in state.items())
+        for number, state in held.items()
+    )

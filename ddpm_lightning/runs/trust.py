@@ -7,29 +7,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.utils import get_class
+
 from ddpm_lightning import environment
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.records.yaml import NAMES, WRITTEN_TO
 
 __all__ = ["WANDB", "check_paths", "check_targets", "without_download"]
 
-WANDB = (
-    "ddpm_lightning.loggers.WandbLogger",
-    "lightning.pytorch.loggers.WandbLogger",
-)  # the latter in old checkpoints
-_WANDB_KEYS = {
-    "_target_",
-    "project",
-    "entity",
-    "name",
-    "save_dir",
-    "offline",
-    "log_model",
-    "group",
-    "tags",
-}  # others reach wandb.init
+WANDB = ("ddpm_lightning.loggers.WandbLogger", "lightning.pytorch.loggers.WandbLogger")  # the latter in old checkpoints
+_TENSORBOARD = "ddpm_lightning.loggers.TensorBoardLogger"
 
-_TENSORBOARD_KEYS = {"_target_", "save_dir", "name", "version", "log_graph", "default_hp_metric", "prefix"}
+# What a checkpoint may set of these loggers: others reach wandb.init, or TensorBoard's writer.
+_LOGGERS = (
+    (WANDB, "W&B", {"project", "entity", "name", "save_dir", "offline", "log_model", "group", "tags"}),
+    ([_TENSORBOARD], "TensorBoard", {"save_dir", "name", "version", "log_graph", "default_hp_metric", "prefix"}),
+)
 
 _DEPTH, _NODES = 32, 100_000  # of a config; ours have 7 levels and some hundred values
 
@@ -40,52 +33,63 @@ class Role(NamedTuple):
     Args:
         names: `_target_`s by name.
         package: a module, or a package with all its modules, whose public names are `_target_`s, too.
-        kind: of the package's names those that are subclasses of this class, or functions that return one, "module.Class"; None for all.
+        kinds: of the package's names those that are subclasses of one of these classes, or functions that return one.
         parts: by key, the roles of what may stand inside; "*" for any key.
         forward: of the package's modules those whose `forward` has these parameters; None for all.
     """
 
     names: Collection[str] = ()
     package: str = ""
-    kind: str | None = None
+    kinds: Collection[str] = ()
     parts: Mapping[str, str] = {}
     forward: tuple[str, ...] | None = None
 
     def has(self, target: Any) -> bool:
         """Whether a `_target_` is one of these."""
-        if not isinstance(target, str) or target in self.names:
-            return isinstance(target, str)
-        if not self.package or not target.startswith(f"{self.package}."):
+        if target in self.names:
+            return True
+        if not isinstance(target, str) or not self.package or not target.startswith(f"{self.package}."):
             return False
-        module, _, name = target.rpartition(".")
+        path, _, name = target.rpartition(".")
         try:
-            found = getattr(import_module(module), name) if name in import_module(module).__all__ else None
+            module = import_module(path)
+            found = getattr(module, name) if name in module.__all__ else None
         except (ImportError, AttributeError, ValueError, RecursionError):
             return False
-        if self.kind is None or found is None:
-            return found is not None
-        made = found if isinstance(found, type) else getattr(found, "__annotations__", {}).get("return")
-        if not isinstance(made, type) or not issubclass(made, _class(self.kind)):
+        made: Any = found if isinstance(found, type) else getattr(found, "__annotations__", {}).get("return")
+        if not isinstance(made, type) or not issubclass(made, tuple(map(get_class, self.kinds))):
             return False
         return self.forward is None or tuple(inspect.signature(made.forward).parameters)[1:] == self.forward  # type: ignore[attr-defined]
 
 
 _TORCHVISION = ("CIFAR10", "CIFAR100", "CelebA", "FashionMNIST", "MNIST", "SVHN")
-_PARTS = ("model", "schedule", "sampler", "features", "loss", "data", "optimizer", "lr_scheduler", "trainer")
+_PARTS = (
+    "model",
+    "schedule",
+    "sampler",
+    "features",
+    "loss",
+    "data",
+    "optimizer",
+    "lr_scheduler",
+    "trainer",
+    "denoiser",
+)
 
-# By role. What has no role here is a value, and builds nothing.
 _ROLES = {
-    "run": Role(parts={**{k: k for k in (*_PARTS, "denoiser")}, "callbacks": "callbacks", "logger": "loggers"}),
+    "": Role(),  # a value, which builds nothing
+    "run": Role(parts={**{part: part for part in _PARTS}, "callbacks": "callbacks", "logger": "loggers"}),
     "denoiser": Role(["ddpm_lightning.denoiser.Denoiser"], parts={"model": "model", "schedule": "schedule"}),
-    "model": Role(package="ddpm_lightning.models", kind="torch.nn.Module", forward=("x", "t", "y")),
+    "model": Role(package="ddpm_lightning.models", kinds=["torch.nn.Module"], forward=("x", "t", "y")),
     "schedule": Role(
         package="ddpm_lightning.schedules",
-        kind="ddpm_lightning.schedules.NoiseSchedule",
+        kinds=["ddpm_lightning.schedules.NoiseSchedule"],
         parts={"schedule": "schedule"},
     ),
-    "sampler": Role(package="ddpm_lightning.samplers", kind="ddpm_lightning.samplers.Sampler"),
+    "sampler": Role(package="ddpm_lightning.samplers", kinds=["ddpm_lightning.samplers.Sampler"]),
     "loss": Role(
         package="ddpm_lightning.losses",
+        kinds=[f"ddpm_lightning.losses.{name}" for name in ("Objective", "TimeDraw", "Weighting", "Distance")],
         parts={"times": "loss", "weighting": "loss", "distance": "loss"},
     ),
     "features": Role([f"ddpm_lightning.metrics.features.{name}" for name in ("classifier", "inception")]),
@@ -93,20 +97,20 @@ _ROLES = {
     "dataset": Role(
         ["ddpm_lightning.data.streams.Stream"],
         package="ddpm_lightning.data",
-        kind="ddpm_lightning.data.loaders.ImageSet",
+        kinds=["ddpm_lightning.data.loaders.ImageSet"],
         parts={"source": "torchvision"},
     ),
     "torchvision": Role([f"torchvision.datasets.{name}" for name in _TORCHVISION]),
-    "optimizer": Role(package="torch.optim", kind="torch.optim.Optimizer"),
-    "lr_scheduler": Role(package="torch.optim.lr_scheduler", kind="torch.optim.lr_scheduler.LRScheduler"),
+    "optimizer": Role(package="torch.optim", kinds=["torch.optim.Optimizer"]),
+    "lr_scheduler": Role(package="torch.optim.lr_scheduler", kinds=["torch.optim.lr_scheduler.LRScheduler"]),
     "callbacks": Role(parts={"*": "callback"}),
     "callback": Role(
         package="ddpm_lightning.callbacks",
-        kind="lightning.pytorch.Callback",
+        kinds=["lightning.pytorch.Callback"],
         parts={"sampler": "sampler", "features": "features"},
     ),
     "loggers": Role(parts={"*": "logger"}),
-    "logger": Role([*WANDB, *(f"ddpm_lightning.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger"))]),
+    "logger": Role([*WANDB, _TENSORBOARD, "ddpm_lightning.loggers.CSVLogger"]),
     "trainer": Role(["lightning.pytorch.Trainer"], parts={"strategy": "strategy", "plugins": "plugin"}),
     "strategy": Role(["ddpm_lightning.sharding.FSDP2"]),
     "plugin": Role(["lightning.pytorch.plugins.environments.SLURMEnvironment"]),
@@ -124,17 +128,17 @@ def check_targets(node: Any, role: str, *, typed: Collection[str] = ()) -> None:
     Raises:
         UserError: that names what is refused.
     """
-    left = [(node, role, "", 0)]
-    count = 0
+    left, count = [(node, role, "", 0)], 0
     while left:
         node, role, key, depth = left.pop()
-        if (count := count + 1) > _NODES or depth > _DEPTH:
+        count += 1
+        if count > _NODES or depth > _DEPTH:
             raise UserError("the checkpoint's config is nested deeper, or longer, than any of ours: refused")
         if key in typed:
             continue
         if isinstance(node, Mapping):
-            _check_node(node, _ROLES[role] if role else Role())
-            parts = _ROLES[role].parts if role else {}
+            _check_node(node, _ROLES[role])
+            parts = _ROLES[role].parts
             left += [
                 (v, parts.get(k, parts.get("*", "")), f"{key}.{k}".lstrip("."), depth + 1) for k, v in node.items()
             ]
@@ -204,10 +208,9 @@ def _check_node(node: Mapping[str, Any], role: Role) -> None:
         raise UserError("the checkpoint's config has arguments without a name: refused")
     if odd := [name for name in node if name.startswith("_") and name not in ("_target_", "_partial_")]:
         raise UserError(f"the checkpoint's config sets {', '.join(sorted(odd))}: refused")
-    if str(node.get("_target_")).endswith("TensorBoardLogger") and (odd := sorted({*node} - _TENSORBOARD_KEYS)):
-        raise UserError(f"the checkpoint's config sets {', '.join(odd)} of TensorBoard's logger: refused")
-    if node.get("_target_") in WANDB and (odd := sorted({*node} - _WANDB_KEYS)):
-        raise UserError(f"the checkpoint's config sets {', '.join(odd)} of W&B's logger: refused")
+    for targets, maker, settings in _LOGGERS:
+        if node.get("_target_") in targets and (odd := sorted(node.keys() - settings - {"_target_"})):
+            raise UserError(f"the checkpoint's config sets {', '.join(odd)} of {maker}'s logger: refused")
 
 
 def _check_value(node: Any) -> None:
@@ -215,8 +218,3 @@ def _check_value(node: Any) -> None:
         raise UserError(f"the checkpoint's config holds {node!r:.200}, which is no plain value: refused")
     if isinstance(node, str) and node.strip().startswith("pipe:") and not environment.allows_pipes():
         raise UserError(f"the checkpoint's config runs a command ({node}): if you trust it, set DDPM_ALLOW_PIPE=1")
-
-
-def _class(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra.utils import get_object
 
 from ddpm_lightning.records.moved import _MOVED, _OLD, rename_targets
 from ddpm_lightning.report.reading import read_runs
@@ -23,9 +24,7 @@ def test_it_is_reported(folder):
 
 
 def test_every_new_name_is_there():
-    from ddpm_lightning.runs.trust import _class
-
-    assert all(callable(_class(new)) for new in _MOVED.values())
+    assert all(callable(get_object(new)) for new in _MOVED.values())
     assert not any(_OLD.search(new) for new in _MOVED.values())
 
 
