@@ -82,9 +82,8 @@ def _sample_batches(config: DictConfig, setup: SamplingSetup, group: ProcessGrou
 
 def _write(samples: list[Tensor], out: Path, config: DictConfig, setup: SamplingSetup) -> None:
     """Write all files atomically, in place of those of an earlier sampling."""
-    write = _write_points if setup.points else _write_images
     with tempfile.TemporaryDirectory(prefix=".", dir=out) as name:
-        write(torch.cat(samples), setup.labels, Path(name), config.format)
+        _write_files(torch.cat(samples), Path(name), config.format, setup)
         for path in _ours(out):
             path.unlink()
         for path in Path(name).iterdir():
@@ -95,30 +94,23 @@ def _write(samples: list[Tensor], out: Path, config: DictConfig, setup: Sampling
     )
 
 
-def _write_images(images: Tensor, labels: list[int] | None, out: Path, form: str) -> None:
-    used = labels_in_turn(range(len(images)), labels)
-    if form == "grid":
-        save_png(grid(images) if labels is None else rows_by_label(images, len(labels)), out / "grid.png")
+def _write_files(samples: Tensor, out: Path, form: str, setup: SamplingSetup) -> None:
+    labels = labels_in_turn(range(len(samples)), setup.labels)
+    if form == "npz":
+        arrays = {"points": samples.flatten(1)} if setup.points else {"images": samples.permute(0, 2, 3, 1)}
+        if labels is not None:
+            arrays["labels"] = labels
+        np.savez_compressed(out / "samples.npz", **{name: array.numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
     elif form == "png":
-        for i, image in enumerate(images):
+        for i, image in enumerate(samples):
             save_png(image, out / f"{i:05d}.png")
-        if used is not None:
-            rows = [f"{i:05d}.png,{label}" for i, label in enumerate(used.tolist())]
+        if labels is not None:
+            rows = [f"{i:05d}.png,{label}" for i, label in enumerate(labels.tolist())]
             (out / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
-    else:
-        _save_arrays(out, used, images=images.permute(0, 2, 3, 1))
-
-
-def _write_points(points: Tensor, labels: list[int] | None, out: Path, form: str) -> None:
-    used = labels_in_turn(range(len(points)), labels)
-    if form == "grid":
+    elif setup.points:
         from ddpm_lightning.plots import Panel, draw_points  # and with it matplotlib
 
-        save_png(draw_points([[Panel(f"{len(points):,} generated points", points, used)]]), out / "scatter.png")
+        save_png(draw_points([[Panel(f"{len(samples):,} generated points", samples, labels)]]), out / "scatter.png")
     else:
-        _save_arrays(out, used, points=points.flatten(1))
-
-
-def _save_arrays(out: Path, labels: Tensor | None, **samples: Tensor) -> None:
-    arrays = samples if labels is None else {**samples, "labels": labels}
-    np.savez_compressed(out / "samples.npz", **{name: array.numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
+        sheet = grid(samples) if setup.labels is None else rows_by_label(samples, len(setup.labels))
+        save_png(sheet, out / "grid.png")

@@ -152,11 +152,11 @@ def count_evaluations(
     return count * (1 if scale in (None, 0, 1) else 2)
 
 
+@dataclass
 class _Nothing:
     """A denoiser that computes nothing, to count evaluations with."""
 
-    def __init__(self, schedule: NoiseSchedule):
-        self.schedule = schedule
+    schedule: NoiseSchedule
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return x_t
