@@ -41,8 +41,7 @@ def main() -> None:
     built = build.build_callbacks
 
     def with_watch(*arguments: Any) -> Any:
-        callbacks = built(*arguments)
-        return callbacks._replace(listed=[*callbacks.listed, Watch()])
+        return [*built(*arguments), Watch()]
 
     build.build_callbacks = with_watch
     with tempfile.TemporaryDirectory() as folder, initialize("../conf", version_base="1.3"):

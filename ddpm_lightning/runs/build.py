@@ -14,13 +14,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.callbacks import AtomicCheckpointIO
+from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, TrainingMetrics
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.module import DDPM
-from ddpm_lightning.runs.build_callbacks import Callbacks, build_callbacks
+from ddpm_lightning.runs.build_callbacks import build_callbacks, first
 from ddpm_lightning.runs.build_loggers import build_loggers
 from ddpm_lightning.runs.changes import plain, typed_behind
 from ddpm_lightning.runs.instantiate import build, of_points
@@ -45,7 +45,6 @@ class Run:
     data: ImageDataModule
     csv: CSVLogger
     loggers: list[Logger]
-    callbacks: Callbacks
     record: StoreRun
     trainer: Trainer
 
@@ -89,13 +88,13 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
         _overrides(point),
         data.source.fingerprint,
         csv=csv,
-        metrics=callbacks.metrics,
-        ema=callbacks.ema,
+        metrics=first(callbacks, TrainingMetrics),
+        ema=first(callbacks, EMA),
     )
-    trainer = _build_trainer(config, [record, *callbacks.listed], folder)
+    trainer = _build_trainer(config, [record, *callbacks], folder)
     if config.compile:
         compile_model(module.denoiser, trainer.strategy.root_device)
-    return Run(folder, point, module, data, csv, loggers, callbacks, record, trainer)
+    return Run(folder, point, module, data, csv, loggers, record, trainer)
 
 
 def build_module(config: DictConfig) -> DDPM:

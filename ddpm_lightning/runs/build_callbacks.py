@@ -1,82 +1,55 @@
 """The callbacks that a config names, each handed what it asks for."""
 
 import inspect
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from hydra.utils import get_object
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
-from ddpm_lightning.callbacks import (
-    EMA,
-    BestCheckpoint,
-    LossGuard,
-    NewestCheckpoint,
-    Randomness,
-    StopSignals,
-    TrainingMetrics,
-)
+from ddpm_lightning.callbacks import EMA, LossGuard, NewestCheckpoint, Randomness, StopSignals
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.samplers import Sampler
 
-__all__ = ["Callbacks", "build_callbacks"]
+__all__ = ["build_callbacks", "first"]
+
+_OURS_ALONE = ("ema", "loss_guard", "stop_signals")  # which nobody else has a default for
 
 
-_PARTS = ("ema", "loss_guard", "stop_signals")  # which nobody else has a default for
-
-
-class Callbacks(NamedTuple):
-    """A run's callbacks in order, and those that the run itself speaks to."""
-
-    listed: list[Callback]
-    ema: EMA | None
-    metrics: TrainingMetrics | None
-    loss_guard: LossGuard | None
-    newest: NewestCheckpoint | None
-    best: list[BestCheckpoint]
-
-
-def build_callbacks(config: DictConfig, sampler: Sampler) -> Callbacks:
+def build_callbacks(config: DictConfig, sampler: Sampler) -> list[Callback]:
     """The callbacks in the order that they need: the average first, the checkpoint that a run resumes from last.
 
     A callback is handed each of `sampler`, `shape`, `num_classes`, `ema`, `loss_guard` and `stop_signals` that its constructor has a
     parameter for, where the config does not say otherwise. A class that is not ours keeps its own defaults of the first three.
     """
-    stop_signals = StopSignals()
     handed: dict[str, Any] = {
         "sampler": sampler,
         "shape": (config.data.channels, *config.data.image_size),
         "num_classes": config.data.num_classes,
-        "stop_signals": stop_signals,
+        "stop_signals": StopSignals(),
     }
     nodes = {name: node for name, node in config.callbacks.items() if node is not None}
     built: dict[str, Callback] = {}
-    for kind, key in ((EMA, "ema"), (LossGuard, "loss_guard"), (Callback, "")):  # others ask for the first two
-        for name in [name for name, node in nodes.items() if name not in built and _is(node, kind)]:
-            built[name] = build(f"callbacks.{name}", nodes[name], **_asked_for(nodes[name], handed))
-            if key:
-                handed[key] = built[name]
+    for name in sorted(nodes, key=lambda name: [not _is(nodes[name], kind) for kind in (EMA, LossGuard)]):
+        callback = build(f"callbacks.{name}", nodes[name], **_asked_for(nodes[name], handed))
+        for key, kind in (("ema", EMA), ("loss_guard", LossGuard)):
+            if isinstance(callback, kind):
+                handed[key] = callback
+        built[name] = callback
     chosen = [built[name] for name in nodes]
     chosen.sort(key=lambda callback: (isinstance(callback, NewestCheckpoint), not isinstance(callback, EMA)))
-    return Callbacks(
-        [Randomness(config.seed), stop_signals, *chosen],
-        ema=handed.get("ema"),
-        metrics=_first(chosen, TrainingMetrics),
-        loss_guard=handed.get("loss_guard"),
-        newest=_first(chosen, NewestCheckpoint),
-        best=[callback for callback in chosen if isinstance(callback, BestCheckpoint)],
-    )
+    return [Randomness(config.seed), handed["stop_signals"], *chosen]
 
 
-def _first(callbacks: list[Callback], kind: type) -> Any:
+def first(callbacks: Iterable[Callback], kind: type) -> Any:
+    """The first of the callbacks that is of a class; None where none is."""
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def _is(node: DictConfig, kind: type) -> bool:
-    """Whether a node is of a class of this kind; one that cannot be found counts as any callback, and is refused when it is built."""
     found = _target(node)
-    return kind is Callback or (isinstance(found, type) and issubclass(found, kind))
+    return isinstance(found, type) and issubclass(found, kind)
 
 
 def _asked_for(node: DictConfig, handed: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +59,7 @@ def _asked_for(node: DictConfig, handed: Mapping[str, Any]) -> dict[str, Any]:
         if "__init__" in vars(cls):
             parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
             ours = cls.__module__.startswith("ddpm_lightning.")
-            names |= {p.name for p in parameters if ours or p.default is p.empty or p.name in _PARTS}
+            names |= {p.name for p in parameters if ours or p.default is p.empty or p.name in _OURS_ALONE}
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
     return {name: value for name, value in handed.items() if name in names and name not in node}

@@ -12,10 +12,12 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from ddpm_lightning.callbacks import EMA
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.loggers import WandbLogger
 from ddpm_lightning.run_folder import by_step, write_summary
 from ddpm_lightning.runs.build import Run
+from ddpm_lightning.runs.build_callbacks import first
 from ddpm_lightning.runs.processes import end_children, requeue
 
 __all__ = ["origin_of", "say", "tell"]
@@ -77,7 +79,7 @@ def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str |
     if checkpoint.exists():
         plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
         argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
-        raw = " weights=raw" if run.callbacks.ema is None else ""
+        raw = "" if first(run.trainer.callbacks, EMA) else " weights=raw"
         lines.append(f"Next: python sample.py {argument}{raw}")
     return "\n".join(lines)
 

@@ -56,10 +56,6 @@ class ResumePoint(NamedTuple):
         """The checkpoint's optimizer step."""
         return 0 if self.checkpoint is None else self.checkpoint["global_step"]
 
-    def without_weights(self) -> "ResumePoint":
-        """The same, with no more of the checkpoint in memory than these numbers."""
-        return self._replace(checkpoint={"metrics_rows": self.rows, "global_step": self.step})
-
     def check(self, module: DDPM, fingerprint: str) -> None:
         """Refuse to resume another network, or with other images or labels than the run has learned so far.
 

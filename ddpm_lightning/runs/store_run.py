@@ -29,32 +29,25 @@ class StoreRun(Callback):
         self,
         config: Mapping[str, Any],
         overrides: Sequence[str],
-        data_fingerprint: str | None = None,
+        data_fingerprint: str,
         *,
-        csv: CSVLogger | None = None,
+        csv: CSVLogger,
         metrics: TrainingMetrics | None = None,
         ema: EMA | None = None,
     ):
         self._csv, self._metrics, self._ema = csv, metrics, ema
-        self.config = config
-        self.overrides = list(overrides)
-        self._data_fingerprint = data_fingerprint
+        self.config, self.overrides, self._data_fingerprint = config, list(overrides), data_fingerprint
+        self.has_saved = False  # a checkpoint, since the run was started or resumed
         self._began = time.monotonic()
         self._earlier = 0.0  # seconds of the run before it was resumed
         self._final: dict[str, float] = {}  # the last values by then
-        self._started_at: int | None = None
-        self._has_saved = False
+        self._has_started = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started_at = trainer.global_step
+        self._has_started = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_broken(trainer, pl_module, self._ema)  # while the weights are on their device
-
-    @property
-    def has_saved(self) -> bool:
-        """Whether a checkpoint was written since the run was started or resumed."""
-        return self._has_saved
 
     @property
     def wall_seconds(self) -> float:
@@ -63,24 +56,21 @@ class StoreRun(Callback):
 
     def metrics(self, trainer: Trainer) -> dict[str, Any]:
         """The last value of each metric, and the best of the validations'."""
-        final = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        best: dict[str, float] = {}
-        if self._metrics is not None:
-            final |= self._metrics.latest
-            best = self._metrics.best
-        final = {**self._final, **final}
+        latest, best = ({}, {}) if self._metrics is None else (self._metrics.latest, self._metrics.best)
+        ours = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        final = {**self._final, **ours, **latest}
         return {"images_per_second": final.get("train/images_per_second"), "final": final, "best": best}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._has_saved = True
+        self.has_saved = True
         checkpoint["config"] = self.config
         checkpoint["overrides"] = self.overrides
-        checkpoint["metrics_rows"] = 0 if self._csv is None else self._csv.rows
+        checkpoint["metrics_rows"] = self._csv.rows
         checkpoint["data_fingerprint"] = self._data_fingerprint
         checkpoint["summary"] = {"wall_seconds": self.wall_seconds, "final": self.metrics(trainer)["final"]}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._started_at is not None:
+        if self._has_started:
             return  # it goes back, and the clock runs on
         for state in checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]:
             if "batches" in state:  # of an earlier version, which counted those of each process

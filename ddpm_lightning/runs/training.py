@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lightning.callbacks import BestCheckpoint, LossGuard, NewestCheckpoint
 from ddpm_lightning.errors import Diverged, Stopped, UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.run_folder import (
@@ -23,6 +24,7 @@ from ddpm_lightning.run_folder import (
     summary_of,
 )
 from ddpm_lightning.runs.build import Run, build_run
+from ddpm_lightning.runs.build_callbacks import first
 from ddpm_lightning.runs.build_loggers import keep_wandb_id
 from ddpm_lightning.runs.checks import check_config
 from ddpm_lightning.runs.ending import origin_of, say, tell
@@ -113,16 +115,13 @@ def _fit(run: Run) -> dict[str, Any]:
 
 def _fit_and_go_back(run: Run) -> None:
     """Train; a run that diverges goes back to its newest intact checkpoint, as often as its loss guard lets it."""
-    point = run.point
+    path = None if run.point is None else run.point.path
     while True:
-        path = None if point is None else point.path
         try:
             run.trainer.fit(run.module, datamodule=run.data, ckpt_path=path, weights_only=True)
             return
         except Diverged as error:
-            if (point := _back(run, error)) is None:
-                raise _with_newest(run, error) from error
-            _rewind(run, point)
+            path = _go_back(run, error)
         except MisconfigurationException as error:
             raise UserError(f"trainer: {one_line(error)}") from error
         except OSError as error:
@@ -130,31 +129,29 @@ def _fit_and_go_back(run: Run) -> None:
             raise UserError(f"{what}; fix it, then resume with resume={run.folder}") from error
 
 
-def _back(run: Run, error: Diverged) -> ResumePoint | None:
-    """The checkpoint that the loss guard lets the run go back to: the newest intact one of those that do not depend on the machine."""
-    guard, newest = run.callbacks.loss_guard, run.callbacks.newest
-    if guard is None or newest is None or not guard.may_go_back:
-        return None
-    before = first_intact(newest.by_steps_alone())
+def _go_back(run: Run, error: Diverged) -> Path | None:
+    """The checkpoint that the loss guard lets the run go back to: the newest intact one of those that do not depend on the machine.
+
+    Raises:
+        Diverged: where there is none, with the checkpoint before the error, which the user may resume from.
+    """
+    guard, newest = (first(run.trainer.callbacks, kind) for kind in (LossGuard, NewestCheckpoint))
+    best = [callback for callback in run.trainer.callbacks if isinstance(callback, BestCheckpoint)]
+    before = first_intact(newest.by_steps_alone()) if newest and guard and guard.may_go_back else None
     if before is None:
-        return None
+        saved = next(filter(None, (newest_intact(kept.folder) for kept in (newest, *best) if kept)), None)
+        words = f"the newest intact checkpoint is {saved}; " if saved else "nothing had been saved by then; "
+        raise Diverged(error.what, error.step, words) from error
     guard.go_back(error, step=before.step, accumulate=run.trainer.accumulate_grad_batches)
     say(
         f"{error.what} became NaN or infinite at step {error.step}: back to the checkpoint of step {before.step}, skipping the batches "
         "up to there"
     )
     if run.trainer.is_global_zero:
-        for best in run.callbacks.best:
-            best.forget_after(before.step)
-    return before.without_weights()
-
-
-def _with_newest(run: Run, error: Diverged) -> Diverged:
-    """The error with the checkpoint before it, which the user may resume from."""
-    folders = [callback.folder for callback in (run.callbacks.newest, *run.callbacks.best) if callback is not None]
-    saved = next((path for folder in folders if (path := newest_intact(folder)) is not None), None)
-    words = "nothing had been saved by then; " if saved is None else f"the newest intact checkpoint is {saved}; "
-    return Diverged(error.what, error.step, words)
+        for kept in best:
+            kept.forget_after(before.step)
+    _rewind(run, before)
+    return before.path
 
 
 @rank_zero_only

@@ -72,8 +72,8 @@ def test_optimizers_and_their_rates(choice, lr_scheduler):
 def test_callbacks(choice):
     config = of("callbacks", choice)
     built = build_callbacks(config, DDIM(2))
-    assert len(built.listed) == 2 + len(config.callbacks)  # with Randomness and StopSignals
-    assert all(isinstance(callback, Callback) for callback in built.listed)
+    assert len(built) == 2 + len(config.callbacks)  # with Randomness and StopSignals
+    assert all(isinstance(callback, Callback) for callback in built)
 
 
 @pytest.mark.parametrize("choice", choices("logger"))

@@ -125,7 +125,7 @@ def test_an_importance_draw_is_resumed_with_the_rest(tmp_path):
         seed_everything(0 if start is None else 1, verbose=False)
         config.trainer.max_steps, config.run_dir = steps, str(tmp_path / name)
         module, data = build_module(config), build("data", config.data)
-        built = build_callbacks(config, build("sampler", config.sampler)).listed
+        built = build_callbacks(config, build("sampler", config.sampler))
         callbacks = [c for c in built if type(c).__name__ in ("Randomness", "EMA", "NewestCheckpoint")]
         trainer: Trainer = build("trainer", config.trainer, callbacks=callbacks, logger=False)
         trainer.fit(module, datamodule=data, ckpt_path=start and str(start), weights_only=True if start else None)
