@@ -27,7 +27,7 @@ from ddpm_lightning.runs.changes import (
 )
 from ddpm_lightning.runs.loading import differing, load_checkpoint
 from ddpm_lightning.runs.soundness import is_state_of, lacking
-from ddpm_lightning.runs.trust import check_paths, check_targets
+from ddpm_lightning.runs.trust import check_targets
 
 __all__ = ["ResumePoint", "blamed", "first_intact", "newest_point", "refuse_another", "resume"]
 
@@ -107,8 +107,7 @@ def resume(config: DictConfig, folder: Path | None) -> tuple[DictConfig, ResumeP
         refuse_changes(before, now, folder)
         held = without_handed({**{key: value for key, value in now.items() if key not in held}, **held})
         typed = {*change(held, before, now)}
-    check_targets(held, "run", typed=typed)
-    check_paths(held, folder, typed=typed)
+    check_targets(held, "run", typed=typed, folder=folder)
     config = OmegaConf.create({**held, "resume": None, "run_dir": str(folder)})
     return config, point._replace(typed=frozenset(typed))
 

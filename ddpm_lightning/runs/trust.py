@@ -13,7 +13,7 @@ from ddpm_lightning import environment
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.records.yaml import NAMES, WRITTEN_TO
 
-__all__ = ["WANDB", "check_paths", "check_targets", "without_download"]
+__all__ = ["WANDB", "check_targets", "without_download"]
 
 WANDB = ("ddpm_lightning.loggers.WandbLogger", "lightning.pytorch.loggers.WandbLogger")  # the latter in old checkpoints
 _TENSORBOARD = "ddpm_lightning.loggers.TensorBoardLogger"
@@ -117,13 +117,14 @@ _ROLES = {
 }
 
 
-def check_targets(node: Any, role: str, *, typed: Collection[str] = ()) -> None:
+def check_targets(node: Any, role: str, *, typed: Collection[str] = (), folder: Path | None = None) -> None:
     """Refuse a config that is anything but plain, resolved data about this package's own parts, each in its place.
 
     Args:
         node: the config, or a part of it.
         role: what the part is: "run" of a whole config, else such as "denoiser", "data" or "sampler".
         typed: dotted keys whose values do not come from the checkpoint, since the user typed them.
+        folder: that of the run, outside of which nothing may be written; links are followed as writing follows them.
 
     Raises:
         UserError: that names what is refused.
@@ -142,51 +143,12 @@ def check_targets(node: Any, role: str, *, typed: Collection[str] = ()) -> None:
             left += [
                 (v, parts.get(k, parts.get("*", "")), f"{key}.{k}".lstrip("."), depth + 1) for k, v in node.items()
             ]
+            if folder is not None:
+                _check_paths(node, key, folder, typed)
         elif isinstance(node, list):
             left += [(child, role, f"{key}.{i}", depth + 1) for i, child in enumerate(node)]
         else:
             _check_value(node)
-
-
-def check_paths(node: Any, folder: Path, *, typed: Collection[str] = (), key: str = "") -> None:
-    """Refuse a config that would write outside of its run's folder, links followed as writing follows them.
-
-    Args:
-        node: the config, its own folder moved to where it lies.
-        folder: the run's.
-        typed: dotted keys that the user typed.
-        key: the node's.
-
-    Raises:
-        UserError: that names the key.
-    """
-    if isinstance(node, list):
-        node = dict(enumerate(node))
-    if not isinstance(node, Mapping) or key in typed:
-        return
-    for name, value in node.items():
-        below = f"{key}.{name}".lstrip(".")
-        check_paths(value, folder, typed=typed, key=below)
-        if not isinstance(value, str) or below in typed:
-            continue
-        path = value if name in WRITTEN_TO else None
-        if name in NAMES:  # behind save_dir, by loggers
-            path = os.path.join(str(node.get("save_dir", folder)), value)
-        if path is not None and not _is_inside(path, folder):
-            raise UserError(
-                f"the checkpoint asks to write to {below}={value}, outside of its run's folder: refused; if that is what you "
-                "want, type it"
-            )
-
-
-def _is_inside(path: str, folder: Path) -> bool:
-    """Whether a path, its links followed, lies in a folder; not where someone would read more than a path in it."""
-    if path.startswith("~") or set(path) & {"$", "\0"}:
-        return False
-    try:
-        return Path(os.path.realpath(path)).is_relative_to(folder.resolve())
-    except (OSError, ValueError):
-        return False
 
 
 def without_download(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,3 +180,26 @@ def _check_value(node: Any) -> None:
         raise UserError(f"the checkpoint's config holds {node!r:.200}, which is no plain value: refused")
     if isinstance(node, str) and node.strip().startswith("pipe:") and not environment.allows_pipes():
         raise UserError(f"the checkpoint's config runs a command ({node}): if you trust it, set DDPM_ALLOW_PIPE=1")
+
+
+def _check_paths(node: Mapping[str, Any], key: str, folder: Path, typed: Collection[str]) -> None:
+    for name, value in node.items():
+        below = f"{key}.{name}".lstrip(".")
+        if name not in (*WRITTEN_TO, *NAMES) or not isinstance(value, str) or below in typed:
+            continue
+        above = str(node.get("save_dir", folder)) if name in NAMES else ""  # loggers append names to it
+        if not _is_inside(os.path.join(above, value), folder):
+            raise UserError(
+                f"the checkpoint asks to write to {below}={value}, outside of its run's folder: refused; if that is what you "
+                "want, type it"
+            )
+
+
+def _is_inside(path: str, folder: Path) -> bool:
+    """Whether a path, its links followed, lies in a folder; not where someone would read more than a path in it."""
+    if path.startswith("~") or set(path) & {"$", "\0"}:
+        return False
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(folder.resolve())
+    except (OSError, ValueError):
+        return False
