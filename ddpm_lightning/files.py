@@ -43,8 +43,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, which becomes it at the end; after an error nothing is left of it.
 
     Raises:
-        UserError: where it cannot be made.
+        UserError: where the folder holds files, or cannot be made.
     """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty: give the name of a new folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

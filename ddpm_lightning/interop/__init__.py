@@ -10,15 +10,7 @@ from torch import Tensor
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import atomic_folder
-from ddpm_lightning.interop.files import (
-    WEIGHTS,
-    check_new,
-    read_json,
-    read_weights,
-    reading,
-    save_weights,
-    write_json,
-)
+from ddpm_lightning.interop.files import WEIGHTS, read_json, read_weights, reading, save_weights, write_json
 from ddpm_lightning.interop.layout import config_of, names, schedule_of, scheduler_of, settings_of
 from ddpm_lightning.models import UNet
 from ddpm_lightning.ranges import require, require_one_of
@@ -98,9 +90,7 @@ def to_diffusers(denoiser: Denoiser, folder: str | Path, *, image_size: Sequence
     Raises:
         UserError: where the folder holds files, or diffusers has no such network.
     """
-    folder, size = Path(folder), list(image_size or (32, 32))
-    check_new(folder)
-    model = denoiser.model
+    model, size = denoiser.model, list(image_size or (32, 32))
     if not isinstance(model, UNet):
         raise UserError(f"{type(model).__name__} has no counterpart among diffusers' U-Nets: export to safetensors")
     config = config_of(model, size)
@@ -119,7 +109,7 @@ def to_diffusers(denoiser: Denoiser, folder: str | Path, *, image_size: Sequence
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    with atomic_folder(folder) as out:
+    with atomic_folder(Path(folder)) as out:
         (out / "unet").mkdir()
         (out / "scheduler").mkdir()
         save_weights(state, out / "unet" / f"{WEIGHTS}.safetensors")
@@ -135,9 +125,7 @@ def save_safetensors(denoiser: Denoiser, config: Mapping[str, Any], folder: str 
     Raises:
         UserError: where the folder holds files.
     """
-    folder = Path(folder)
-    check_new(folder)
-    with atomic_folder(folder) as out:
+    with atomic_folder(Path(folder)) as out:
         state = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
         save_weights(state, out / "model.safetensors")
         write_json(out / "config.json", config)

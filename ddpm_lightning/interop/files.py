@@ -15,7 +15,7 @@ from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.records.torch import load_plain
 
-__all__ = ["WEIGHTS", "check_new", "read_json", "read_weights", "reading", "save_weights", "write_json"]
+__all__ = ["WEIGHTS", "read_json", "read_weights", "reading", "save_weights", "write_json"]
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -80,8 +80,3 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         digest.update(f"{name} {fingerprint(state[name])} ".encode())
     return digest.hexdigest()
-
-
-def check_new(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: give the name of a new folder")

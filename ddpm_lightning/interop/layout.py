@@ -49,11 +49,11 @@ FIXED = {
     "class_embed_type": (None,),
     "resnet_time_scale_shift": ("default", "scale_shift"),
 }
-BETA_SCHEDULES: dict[str, Callable[[int, float, float], NoiseSchedule]] = {
-    "linear": lambda T, start, end: schedules.linear(T, beta_start=start, beta_end=end),
-    "scaled_linear": lambda T, start, end: schedules.quadratic(T, beta_start=start, beta_end=end),
-    "squaredcos_cap_v2": lambda T, start, end: schedules.cosine(T),
-    "sigmoid": lambda T, start, end: schedules.sigmoid_beta(T, beta_start=start, beta_end=end),
+BETA_SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
+    "linear": schedules.linear,
+    "scaled_linear": schedules.quadratic,
+    "squaredcos_cap_v2": lambda T, beta_start, beta_end: schedules.cosine(T),
+    "sigmoid": schedules.sigmoid_beta,
 }
 
 
@@ -174,12 +174,8 @@ def schedule_of(config: Mapping[str, Any]) -> tuple[NoiseSchedule, str, bool]:
     else:
         kind = config.get("beta_schedule", "linear")
         require_one_of("beta_schedule", kind, [*BETA_SCHEDULES])
-        steps, start, end = (
-            config.get("num_train_timesteps", 1000),
-            config.get("beta_start", 1e-4),
-            config.get("beta_end", 0.02),
-        )
-        schedule = BETA_SCHEDULES[kind](steps, start, end)
+        ends = {"beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02)}
+        schedule = BETA_SCHEDULES[kind](config.get("num_train_timesteps", 1000), **ends)
     if config.get("rescale_betas_zero_snr"):
         schedule = schedules.rescale_zero_terminal_snr(schedule)
     return schedule, predictions[predicted], config.get("variance_type", "fixed_small") in ("learned", "learned_range")
