@@ -34,18 +34,17 @@ def build_loggers(nodes: DictConfig, run_dir: Path, *, tagged: bool = True) -> l
     loggers: list[Logger] = []
     for name in map(str, nodes):
         node = nodes[name]
-        if node._target_ not in WANDB:
-            loggers.append(build(f"logger.{name}", node))
-            continue
-        in_a_sweep = (run_dir.parent / SWEEP).exists()
-        extra: dict[str, Any] = {
-            "_target_": WANDB[0],
-            "id": _wandb_id(run_dir),
-            "name": node.name or "_".join(run_dir.parts[-2:]),
-            "group": node.group or (sweep_name(run_dir) if in_a_sweep else None),
-            "tags": [*node.tags, *(_choices() if tagged else [])],
-        }
-        loggers.append(build(f"logger.{name}", node, **extra))
+        ours: dict[str, Any] = {}
+        if node._target_ in WANDB:
+            in_a_sweep = (run_dir.parent / SWEEP).exists()
+            ours = {
+                "_target_": WANDB[0],
+                "id": _wandb_id(run_dir),
+                "name": node.name or "_".join(run_dir.parts[-2:]),
+                "group": node.group or (sweep_name(run_dir) if in_a_sweep else None),
+                "tags": [*node.tags, *(_choices() if tagged else [])],
+            }
+        loggers.append(build(f"logger.{name}", node, **ours))
     return loggers
 
 

@@ -33,31 +33,25 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
     """
     if status != "finished":
         end_children(run.trainer)
-    summary = _summary_of(run, status)
-    first = run.trainer.is_global_zero
-    if first:
+    summary = {
+        "status": status,
+        "steps": run.trainer.global_step,
+        "wall_seconds": round(run.record.wall_seconds, 1),
+        "parameters": run.parameters,
+        "processes": run.trainer.world_size,
+        **run.record.metrics(run.trainer),
+        "overrides": run.record.overrides,
+    }
+    if run.trainer.is_global_zero:
         with suppress(OSError):  # the disk may be what failed
             write_summary(run.folder, summary)
-    if first and signum == getattr(signal, "SIGUSR1", 0):
-        requeue()  # before W&B, which may take the time that SLURM leaves
+        if signum == getattr(signal, "SIGUSR1", 0):
+            requeue()  # before W&B, which may take the time that SLURM leaves
     exit_code = 0 if status == "finished" else 1
     uploads = [logger.finish(exit_code) for logger in run.loggers if isinstance(logger, WandbLogger)]
     if status != "failed":
         say(_final_message(run, summary, uploads))
     return summary
-
-
-def _summary_of(run: Run, status: str) -> dict[str, Any]:
-    record = run.record
-    return {
-        "status": status,
-        "steps": run.trainer.global_step,
-        "wall_seconds": round(record.wall_seconds, 1),
-        "parameters": run.parameters,
-        "processes": run.trainer.world_size,
-        **record.metrics(run.trainer),
-        "overrides": record.overrides,
-    }
 
 
 def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str | None]) -> str:
@@ -68,13 +62,9 @@ def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str |
     lines = ["", ", ".join([how, *losses])]
     checkpoint = folder / "checkpoints" / "last.ckpt"
     figures = [path for name in ("grid", "scatter") for path in by_step(folder / "samples", name, ".png")]
-    for name, path in (
-        ("checkpoint", checkpoint),
-        ("metrics", folder / "metrics.csv"),
-        *[("samples", path) for path in figures[-1:]],
-    ):
-        if path.exists():
-            lines.append(f"  {name:<11} {path}")
+    places = [("checkpoint", checkpoint), ("metrics", folder / "metrics.csv")]
+    places += [("samples", path) for path in figures[-1:]]
+    lines += [f"  {name:<11} {path}" for name, path in places if path.exists()]
     lines += [f"  {'W&B':<11} {where}" for where in uploads if where]
     if checkpoint.exists():
         plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
