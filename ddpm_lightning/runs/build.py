@@ -75,7 +75,7 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     seed_everything(config.seed, workers=True, verbose=False)
     module, sampler = _build_parts(config)
     data: ImageDataModule = build("data", _data_config(config, point))
-    if (point is None or point.path is None) and config.init_from is not None:
+    if (point is None or not point.checkpoint) and config.init_from is not None:
         _begin_with(module, Path(str(config.init_from)))
     data.setup()
     if point is not None:
@@ -165,10 +165,7 @@ def _begin_with(module: DDPM, path: Path) -> None:
     """Fine-tuning: another model's averaged weights in place of the initial ones."""
     model, theirs = module.denoiser.model, load_model(path, key="init_from")[0].model.state_dict()
     if wrong := differing(model.state_dict(), theirs):
-        raise UserError(
-            f"init_from={path} is another network: {len(wrong)} of its weights differ in name or shape, among them "
-            f"{', '.join(wrong[:3])}; choose the model=... that it was trained with"
-        )
+        raise UserError(f"init_from={path} is another network: {wrong}; choose the model=... that it was trained with")
     model.load_state_dict(theirs)
 
 

@@ -114,7 +114,7 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema") -> Denoi
         with torch.device("meta"):  # first without memory: the config may ask for more than there is
             ours = build("model", OmegaConf.create(config["model"])).state_dict(prefix="model.")
         if wrong := differing(ours, theirs):
-            raise ValueError(f"{len(wrong)} weights differ in name or shape, among them {', '.join(wrong[:3])}")
+            raise ValueError(wrong)
         denoiser: Denoiser = build("denoiser", OmegaConf.create(config))
         denoiser.load_state_dict(theirs)
     except UserError:
@@ -132,14 +132,11 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema") -> Denoi
     return denoiser.eval()
 
 
-def differing(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
-    """The names of the weights that only one of two networks has, or that differ in shape."""
-    names = {*ours, *theirs}
-    return sorted(
-        str(n)
-        for n in names
-        if n not in ours or not isinstance(theirs.get(n), Tensor) or ours[n].shape != theirs[n].shape
-    )
+def differing(ours: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> str:
+    """The weights that only one of two networks has, or that differ in shape, in words; empty where there are none."""
+    shapes = {name: weight.shape if isinstance(weight, Tensor) else None for name, weight in theirs.items()}
+    wrong = sorted(str(n) for n in {*ours, *theirs} if n not in ours or ours[n].shape != shapes.get(n))
+    return f"{len(wrong)} of its weights differ in name or shape, among them {', '.join(wrong[:3])}" if wrong else ""
 
 
 def newest_checkpoint() -> Path:

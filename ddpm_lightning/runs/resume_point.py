@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,26 +35,21 @@ log = logging.getLogger(__name__)
 
 
 class ResumePoint(NamedTuple):
-    """Where a run resumes from: its config, the overrides that made it, and the checkpoint; None where nothing had been saved.
+    """Where a run resumes from: its config, the overrides that made it, and the checkpoint; none where nothing had been saved.
 
     `typed` are the dotted keys that were typed when it was resumed.
     """
 
     config: dict[str, Any]
     overrides: Sequence[str]
-    path: Path | None
-    checkpoint: dict[str, Any] | None
-    typed: frozenset[str] = frozenset()
+    path: Path | None = None
+    checkpoint: Mapping[str, Any] = {}
+    typed: Collection[str] = ()
 
     @property
     def rows(self) -> int:
         """The rows of metrics.csv that the checkpoint knows of."""
-        return 0 if self.checkpoint is None else self.checkpoint["metrics_rows"]
-
-    @property
-    def step(self) -> int:
-        """The checkpoint's optimizer step."""
-        return 0 if self.checkpoint is None else self.checkpoint["global_step"]
+        return self.checkpoint.get("metrics_rows", 0)
 
     def check(self, module: DDPM, fingerprint: str) -> None:
         """Refuse to resume another network, or with other images or labels than the run has learned so far.
@@ -62,15 +57,14 @@ class ResumePoint(NamedTuple):
         Raises:
             UserError: that names weights which differ, or the fingerprints of the data.
         """
-        if self.checkpoint is None:
+        if not self.checkpoint:
             return
         average = self.checkpoint.get("ema_state_dict", {})
         averaged = {name: parameter for name, parameter in module.named_parameters() if name in average}
         wrong = differing(module.state_dict(), self.checkpoint["state_dict"]) or differing(averaged, average)
         if wrong:
             raise UserError(
-                f"resume: {self.path} is of another network: {len(wrong)} of its weights differ in name or shape, among them "
-                f"{', '.join(wrong[:3])}; leave model=..., data=... and schedule=... as they were"
+                f"resume: {self.path} is of another network: {wrong}; leave model=..., data=... and schedule=... as they were"
             )
         if not is_state_of(module, self.checkpoint["optimizer_states"]):
             raise UserError(
@@ -109,7 +103,7 @@ def resume(config: DictConfig, folder: Path | None) -> tuple[DictConfig, ResumeP
         typed = {*change(held, before, now)}
     check_targets(held, "run", typed=typed, folder=folder)
     config = OmegaConf.create({**held, "resume": None, "run_dir": str(folder)})
-    return config, point._replace(typed=frozenset(typed))
+    return config, point._replace(typed=typed)
 
 
 def newest_point(folder: Path, *, warn: bool = True) -> ResumePoint:
@@ -136,7 +130,7 @@ def newest_point(folder: Path, *, warn: bool = True) -> ResumePoint:
         typed = read_record(folder / ".hydra" / "overrides.yaml")
     if not isinstance(config, dict):
         raise UserError(f"resume={folder}: its config.yaml is not a config; give a folder that train.py made")
-    return ResumePoint(config, typed if isinstance(typed, list) else [], None, None)
+    return ResumePoint(config, typed if isinstance(typed, list) else [])
 
 
 def first_intact(paths: Sequence[Path], *, warn: bool = True) -> ResumePoint | None:

@@ -142,14 +142,15 @@ def _go_back(run: Run, error: Diverged) -> Path | None:
         saved = next(filter(None, (newest_intact(kept.folder) for kept in (newest, *best) if kept)), None)
         words = f"the newest intact checkpoint is {saved}; " if saved else "nothing had been saved by then; "
         raise Diverged(error.what, error.step, words) from error
-    guard.go_back(error, step=before.step, accumulate=run.trainer.accumulate_grad_batches)
+    step = before.checkpoint["global_step"]
+    guard.go_back(error, step=step, accumulate=run.trainer.accumulate_grad_batches)
     say(
-        f"{error.what} became NaN or infinite at step {error.step}: back to the checkpoint of step {before.step}, skipping the batches "
-        "up to there"
+        f"{error.what} became NaN or infinite at step {error.step}: back to the checkpoint of step {step}, skipping the batches up to "
+        "there"
     )
     if run.trainer.is_global_zero:
         for kept in best:
-            kept.forget_after(before.step)
+            kept.forget_after(step)
     _rewind(run, before)
     return before.path
 
