@@ -37,7 +37,7 @@ def check_config(config: DictConfig) -> None:
     Raises:
         UserError: that names the key, its value and the fix.
     """
-    _check_finite(config)
+    _check_finite(OmegaConf.to_container(config, resolve=False))
     require("seed", config.seed, f"0..{2**32 - 1}")
     require("data.channels", config.data.channels, "1..4096")
     size = config.data.image_size
@@ -112,16 +112,11 @@ def _check_trainer(trainer: DictConfig) -> None:
     for key, share in (("limit_train_batches", "(0, 1]"), ("limit_val_batches", "[0, 1]")):
         if not is_integer(trainer[key]):
             require(f"trainer.{key}", trainer[key], share, optional=True, hint="a share, or a number of batches")
-    require_one_of(
-        "trainer.precision",
-        str(trainer.precision),
-        ("32-true", "bf16-mixed", "16-mixed", "32"),
-        hint="weights and their average are kept in float32",
-    )
+    precisions, hint = ("32-true", "bf16-mixed", "16-mixed", "32"), "weights and their average are kept in float32"
+    require_one_of("trainer.precision", str(trainer.precision), precisions, hint=hint)
     require("trainer.gradient_clip_val", trainer.gradient_clip_val, "(0, inf)", optional=True)
     interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
-    share_of_epoch = isinstance(interval, float) and trainer.check_val_every_n_epoch is not None
-    if share_of_epoch:
+    if isinstance(interval, float) and trainer.check_val_every_n_epoch is not None:
         require("trainer.val_check_interval", interval, "(0, 1]", hint="a share of an epoch")
     elif not is_integer(interval) or interval % accumulate:
         raise UserError(
@@ -150,12 +145,9 @@ def _check_devices(trainer: DictConfig) -> None:
         )
 
 
-def _check_finite(config: DictConfig) -> None:
-    nodes: list[tuple[str, Any]] = [("", OmegaConf.to_container(config, resolve=False))]
-    while nodes:
-        key, node = nodes.pop()
-        if isinstance(node, dict | list):
-            items = node.items() if isinstance(node, dict) else enumerate(node)
-            nodes += [(f"{key}.{name}".lstrip("."), child) for name, child in items]
-        elif isinstance(node, float) and not math.isfinite(node):
-            raise UserError(f"{key} must be a finite number, got {node}")
+def _check_finite(node: Any, key: str = "") -> None:
+    if isinstance(node, dict | list):
+        for name, child in node.items() if isinstance(node, dict) else enumerate(node):
+            _check_finite(child, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, float) and not math.isfinite(node):
+        raise UserError(f"{key} must be a finite number, got {node}")
