@@ -53,12 +53,6 @@ class Run:
         """The number of weights."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
-    @property
-    def length(self) -> str:
-        """How long it trains, in words."""
-        trainer = self.trainer
-        return f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
-
 
 def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     """Build a run's parts; what is wrong with the data, too, is found here.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
 
-import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
@@ -24,19 +23,12 @@ class ProcessGroup:
     world_size: int = 1
     local_rank: int = 0
 
-    def to_zero(
-        self, images: Tensor | None, owner: int, *, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> Tensor | None:
-        """Send images of this shape and type from their owner to rank zero, where they are returned."""
-        if owner == 0 or self.rank not in (0, owner):
-            return images
-        if self.rank == owner:
-            assert images is not None
-            dist.send(images.contiguous(), 0)
-            return None
-        images = torch.empty(shape, dtype=dtype)
-        dist.recv(images, owner)
-        return images
+    def gather(self, mine: Tensor | None) -> list[Tensor]:
+        """On rank zero the tensors of all ranks that have one, in order."""
+        tensors = [mine] * self.world_size
+        if self.world_size > 1:
+            dist.gather_object(mine, tensors if self.rank == 0 else None)
+        return [tensor for tensor in tensors if tensor is not None and self.rank == 0]
 
     def progress(self, what: str, total: int, unit: str) -> "tqdm[NoReturn]":
         """A progress bar, which only rank zero shows, and only in a terminal."""

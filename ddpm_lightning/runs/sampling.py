@@ -64,19 +64,17 @@ def _ours(out: Path) -> list[Path]:
 
 
 def _sample_batches(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -> list[Tensor]:
-    """All batches in order on rank zero; the other ranks' own are sent there."""
-    collected = []
+    """All batches in order on rank zero; in each round every rank samples one, and sends it there."""
+    collected: list[Tensor] = []
     batches = torch.arange(config.num_samples).split(config.batch_size)
-    dtype = torch.float32 if setup.points else torch.uint8
     with group.progress("sampling", len(batches) * setup.steps, "step") as progress:
-        for number, indices in enumerate(batches):
-            owner, batch = number % group.world_size, None
-            if owner == group.rank:
-                batch = setup.samples(config.seed, indices.tolist(), progress.update)
-            batch = group.to_zero(batch, owner, shape=(len(indices), *setup.shape), dtype=dtype)
-            if batch is not None:
-                collected.append(batch)
-                progress.update(setup.steps * (owner != 0))
+        for first in range(0, len(batches), group.world_size):
+            mine = None
+            if first + group.rank < len(batches):
+                mine = setup.samples(config.seed, batches[first + group.rank].tolist(), progress.update)
+            found = group.gather(mine)
+            progress.update(setup.steps * (len(found) - 1))
+            collected += found
     return collected
 
 

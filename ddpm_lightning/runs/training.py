@@ -85,8 +85,10 @@ def _best(metric: str, summary: Mapping[str, Any]) -> float | None:
 
 def _begin(run: Run) -> None:
     """Write the run's config to its folder, which is put back to where the run resumes from, and start the loggers."""
-    say(f"Training {run.parameters:,} parameters for {run.length}, {run.trainer.world_size} process(es): {run.folder}")
-    run.trainer.loggers = [run.csv, *run.loggers]
+    trainer = run.trainer
+    length = f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
+    say(f"Training {run.parameters:,} parameters for {length}, {trainer.world_size} process(es): {run.folder}")
+    trainer.loggers = [run.csv, *run.loggers]
     keep_wandb_id(run.folder, run.loggers)
     _write_yaml(run.folder / "config.yaml", run.record.config)
     if run.point is not None:
