@@ -14,18 +14,16 @@ from ddpm_lightning.runs.instantiate import of_points
 
 __all__ = ["check_config"]
 
-# What is of no use for the other kind of data, and what to choose there.
-_FOR_IMAGES = {
-    "ddpm_lightning.models.UNet": "model=mlp",
-    "ddpm_lightning.models.DiT": "model=mlp",
-    "ddpm_lightning.callbacks.GenerationMetrics": "callbacks=points",
-    "ddpm_lightning.callbacks.Neighbours": "callbacks=points",
-    "ddpm_lightning.callbacks.SampleGrid": "callbacks=points",
-    "ddpm_lightning.callbacks.Trajectory": "callbacks=points",
-}
-_FOR_POINTS = {
-    "ddpm_lightning.models.MLP": "model=unet_tiny",
-    "ddpm_lightning.callbacks.Scatter": "callbacks=default",
+# What kind of data some parts are for, and what to choose for the other.
+_MADE_FOR = {
+    "ddpm_lightning.models.UNet": ("images", "model=mlp"),
+    "ddpm_lightning.models.DiT": ("images", "model=mlp"),
+    "ddpm_lightning.models.MLP": ("points", "model=unet_tiny"),
+    "ddpm_lightning.callbacks.GenerationMetrics": ("images", "callbacks=points"),
+    "ddpm_lightning.callbacks.Neighbours": ("images", "callbacks=points"),
+    "ddpm_lightning.callbacks.SampleGrid": ("images", "callbacks=points"),
+    "ddpm_lightning.callbacks.Trajectory": ("images", "callbacks=points"),
+    "ddpm_lightning.callbacks.Scatter": ("points", "callbacks=default"),
 }
 
 
@@ -83,17 +81,16 @@ def _check_metric(config: DictConfig) -> None:
     measured = ["val/loss"] if of_points(config.data) else ["val/loss", "val/bits_per_dim"]
     if config.callbacks.get("generation_metrics") is not None:
         measured += ["val/fid", "val/kid"]
-    require_one_of(
-        "optimized_metric", config.optimized_metric, measured, hint="callbacks=fid measures val/fid and val/kid"
-    )
+    hint = "callbacks=fid measures val/fid and val/kid"
+    require_one_of("optimized_metric", config.optimized_metric, measured, hint=hint)
 
 
 def _check_kinds(config: DictConfig) -> None:
-    points = of_points(config.data)
+    given = "points" if of_points(config.data) else "images"
     callbacks = {f"callbacks.{name}": node for name, node in config.callbacks.items() if isinstance(node, DictConfig)}
     for key, node in {"model": config.model, **callbacks}.items():
-        if choice := (_FOR_IMAGES if points else _FOR_POINTS).get(node.get("_target_")):
-            made, given = ("images", "points") if points else ("points", "images")
+        made, choice = _MADE_FOR.get(node.get("_target_"), (given, ""))
+        if made != given:
             data = f"data.channels={config.data.channels}, data.image_size={config.data.image_size}"
             raise UserError(f"{key}._target_={node._target_} is for {made}, and {data} are {given}: choose {choice}")
 

@@ -28,7 +28,6 @@ __all__ = [
     "newest_checkpoint",
     "run_dir_of",
 ]
-_NEEDED = ("config", "state_dict")
 
 
 def load_denoiser(checkpoint: str | Path, *, weights: str = "ema") -> Denoiser:
@@ -74,7 +73,9 @@ def load_checkpoint(path: str | Path, *, key: str = "ckpt_path") -> dict[str, An
         if not path.is_file():  # reading a pipe would wait forever
             raise FileNotFoundError("there is no such file")
         checkpoint = load_plain(path)
-        if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in _NEEDED):
+        if not isinstance(checkpoint, dict) or not all(
+            isinstance(checkpoint.get(k), dict) for k in ("config", "state_dict")
+        ):
             raise ValueError("it is not a checkpoint of ddpm_lightning: it lacks config or weights")
     except (OSError, ValueError) as error:
         raise UserError(
