@@ -2,17 +2,16 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.errors import Stopped, UserError, brief
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.records.yaml import Vocabulary, read_record
 from ddpm_lightning.run_folder import checkpoints_in, refuse_links_out
@@ -29,7 +28,7 @@ from ddpm_lightning.runs.loading import differing, load_checkpoint
 from ddpm_lightning.runs.soundness import is_state_of, lacking
 from ddpm_lightning.runs.trust import check_targets
 
-__all__ = ["ResumePoint", "blamed", "first_intact", "newest_point", "refuse_another", "resume"]
+__all__ = ["ResumePoint", "first_intact", "newest_point", "refuse_another", "resume"]
 
 log = logging.getLogger(__name__)
 
@@ -162,23 +161,3 @@ def refuse_another(config: DictConfig, folder: Path) -> None:
                 f"{os.path.relpath(folder)} holds a run with {key}={old}, not {new}: resume the sweep as it was by "
                 f"-m resume={os.path.relpath(folder.parent)}, or leave hydra.sweep.dir away to start another"
             )
-
-
-@contextmanager
-def blamed(folder: Path | None, still: Callable[[], bool]) -> Iterator[None]:
-    """Blame an unforeseen error on the folder that a run resumes from, in one sentence.
-
-    Args:
-        folder: the run's; None for a new run, whose errors are raised as they are.
-        still: whether the error, when it comes, may be the checkpoint's.
-    """
-    try:
-        yield
-    except (UserError, Stopped, OSError, MisconfigurationException):
-        raise
-    except Exception as error:
-        if folder is None or not still():
-            raise
-        raise UserError(
-            f"{folder} cannot be resumed from ({brief(error)}): give another folder; DDPM_TRACEBACK=1 shows where it failed"
-        ) from error

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.callbacks import BestCheckpoint, LossGuard, NewestCheckpoint
-from ddpm_lightning.errors import Diverged, Stopped, UserError
+from ddpm_lightning.errors import Diverged, Stopped, UserError, brief
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.run_folder import (
     has_finished,
@@ -30,7 +30,7 @@ from ddpm_lightning.runs.checks import check_config
 from ddpm_lightning.runs.ending import origin_of, say, tell
 from ddpm_lightning.runs.instantiate import one_line
 from ddpm_lightning.runs.processes import in_processes_of_its_own, take_gpu
-from ddpm_lightning.runs.resume_point import ResumePoint, blamed, first_intact, refuse_another, resume
+from ddpm_lightning.runs.resume_point import ResumePoint, first_intact, refuse_another, resume
 
 __all__ = ["train"]
 
@@ -51,7 +51,7 @@ def train(config: DictConfig) -> float | None:
 
 def _train(config: DictConfig, resumed_from: Path | None) -> float | None:
     run: Run | None = None
-    with blamed(resumed_from, lambda: run is None or not run.record.has_saved):
+    try:
         config, point = resume(config, resumed_from)
         check_config(config)
         run = build_run(config, point)
@@ -61,6 +61,14 @@ def _train(config: DictConfig, resumed_from: Path | None) -> float | None:
         with only_one_run(run.folder) if is_first else nullcontext():
             _begin(run)
             return _best(config.optimized_metric, _fit(run))
+    except (UserError, Stopped, OSError, MisconfigurationException):
+        raise
+    except Exception as error:  # a strange checkpoint leads to any of them
+        if resumed_from is None or (run is not None and run.record.has_saved):
+            raise
+        raise UserError(
+            f"{resumed_from} cannot be resumed from ({brief(error)}): give another folder; DDPM_TRACEBACK=1 shows where it failed"
+        ) from error
 
 
 def _train_job(config: DictConfig) -> float | None:
