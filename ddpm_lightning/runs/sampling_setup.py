@@ -69,7 +69,7 @@ class SamplingSetup:
     def evaluations(self) -> int:
         """Network evaluations per image; one with guidance and one without count as two."""
         scale = None if self.labels is None else self.guided.scale
-        return count_evaluations(self.sampler, self.denoiser.schedule, scale, device=self.device)
+        return count_evaluations(self.sampler, self.denoiser.schedule, scale)
 
     def seconds_per_evaluation(self, batch_size: int) -> float:
         """Measured seconds of one network evaluation of one image in a batch of this size."""
@@ -136,18 +136,10 @@ def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:
         raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
 
 
-def count_evaluations(
-    sampler: Sampler, schedule: NoiseSchedule, scale: float | None = None, *, device: torch.device | None = None
-) -> int:
-    """Network evaluations per image, see `SamplingSetup.evaluations`.
-
-    Args:
-        sampler: noise to image.
-        schedule: on the device.
-        scale: of guidance; None without labels.
-        device: where it is counted; None for the CPU.
-    """
-    for step in sampler.trajectory(_Nothing(schedule), torch.zeros(1, 1, 1, 1, device=device)):
+def count_evaluations(sampler: Sampler, schedule: NoiseSchedule, scale: float | None = None) -> int:
+    """Network evaluations per image with this scale of guidance, None without labels; see `SamplingSetup.evaluations`."""
+    x = torch.zeros(1, 1, 1, 1, device=schedule.alpha_bar.device)
+    for step in sampler.trajectory(_Nothing(schedule), x):
         count = step.evaluations
     return count * (1 if scale in (None, 0, 1) else 2)
 
