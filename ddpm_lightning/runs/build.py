@@ -45,6 +45,7 @@ class Run:
     data: ImageDataModule
     csv: CSVLogger
     loggers: list[Logger]
+    callbacks: list[Callback]
     record: StoreRun
     trainer: Trainer
 
@@ -88,7 +89,7 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     trainer = _build_trainer(config, [record, *callbacks], folder)
     if config.compile:
         compile_model(module.denoiser, trainer.strategy.root_device)
-    return Run(folder, point, module, data, csv, loggers, record, trainer)
+    return Run(folder, point, module, data, csv, loggers, callbacks, record, trainer)
 
 
 def build_module(config: DictConfig) -> DDPM:

@@ -69,7 +69,7 @@ def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str |
     if checkpoint.exists():
         plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
         argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
-        raw = "" if first(run.trainer.callbacks, EMA) else " weights=raw"
+        raw = "" if first(run.callbacks, EMA) else " weights=raw"
         lines.append(f"Next: python sample.py {argument}{raw}")
     return "\n".join(lines)
 

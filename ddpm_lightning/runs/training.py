@@ -145,8 +145,8 @@ def _go_back(run: Run, error: Diverged) -> Path | None:
     Raises:
         Diverged: where there is none, with the checkpoint before the error, which the user may resume from.
     """
-    guard, newest = (first(run.trainer.callbacks, kind) for kind in (LossGuard, NewestCheckpoint))
-    best = [callback for callback in run.trainer.callbacks if isinstance(callback, BestCheckpoint)]
+    guard, newest = (first(run.callbacks, kind) for kind in (LossGuard, NewestCheckpoint))
+    best = [callback for callback in run.callbacks if isinstance(callback, BestCheckpoint)]
     before = first_intact(newest.by_steps_alone()) if newest and guard and guard.may_go_back else None
     if before is None:
         saved = next(filter(None, (newest_intact(kept.folder) for kept in (newest, *best) if kept)), None)
