@@ -42,7 +42,7 @@ def lacking(checkpoint: Mapping[str, Any]) -> list[str]:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, has parts of these types, or is a mapping of numbers; integers are such as can be reckoned with."""
+    """Whether a value is of a type, a mapping with parts of these types, or a mapping of numbers; an integer must be below 10¹⁸."""
     if isinstance(kind, dict):
         return isinstance(value, Mapping) and all(_is(value.get(key), inside) for key, inside in kind.items())
     if kind == _METRICS:
