@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddpm_lightning import environment
@@ -21,8 +21,9 @@ __all__ = [
     "settings",
 ]
 
-_DEFAULT = re.compile(r"  - ([\w/]+): ([\w/]+)(?:\s+# (.*))?")
-_SETTING = re.compile(r"(\w+):\s+(.+?)(?:\s+# (.*))?")
+_DEFAULTS = re.compile(r"^defaults:\n(?:  - .*\n?)*", re.MULTILINE)
+_DEFAULT = re.compile(r"^  - /?([\w/]+): ([\w/]+)(?: +# (.*))?$", re.MULTILINE)
+_SETTING = re.compile(r"^(\w+): +(.+?)(?: +# (.*))?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Group:
     """A group of conf/: `name=choice` on the command line, and what it is by default, or None where nothing is."""
 
     name: str
-    default: str | None
-    about: str
+    default: str | None = None
+    about: str = ""
     listed: bool = True  # else it is added with a plus
 
 
@@ -76,7 +77,7 @@ def groups(conf: Path, script: str) -> list[Group]:
         found += [top, *_inside(conf, top)]
     known = {group.name for name in scripts(conf) for group in _defaults(conf / f"{name}.yaml")}
     others = [name for name in all_groups(conf) if "/" not in name and name not in known]
-    return found + [Group(name, None, "", listed=False) for name in others]
+    return found + [Group(name, listed=False) for name in others]
 
 
 def all_groups(conf: Path) -> list[str]:
@@ -92,44 +93,32 @@ def choices(conf: Path, group: str) -> list[str]:
 
 def about(path: Path) -> str:
     """The first comment line of a YAML file, or the comment at the end of its first line; empty where it has neither."""
-    lines = [line for line in _lines(path) if line and not line.startswith("# @")]
-    head, mark, comment = (lines or [""])[0].partition("# ")
+    first = next((line for line in _text(path).splitlines() if line and not line.startswith("# @")), "")
+    head, mark, comment = first.partition("# ")
     if not mark or (head and not head.endswith(": ")):
         return ""
     return comment if comment.endswith("..") else comment.removesuffix(".")
 
 
-def _defaults(path: Path) -> list[Group]:
-    """The groups in a file's defaults list; what overrides others is left out."""
-    found = [match for line in _defaults_list(path) if (match := _DEFAULT.fullmatch(line))]
-    return [Group(match[1].lstrip("/"), None if match[2] == "null" else match[2], match[3] or "") for match in found]
-
-
 def settings(conf: Path, script: str) -> list[Setting]:
     """The top-level settings of a script that are one value each."""
-    lines = _lines(conf / f"{script}.yaml")
-    return [Setting(match[1], match[2], match[3] or "") for line in lines if (match := _SETTING.fullmatch(line))]
+    return [Setting(*found) for found in _SETTING.findall(_text(conf / f"{script}.yaml"))]
+
+
+def _defaults(path: Path) -> list[Group]:
+    """The groups in a file's defaults list; what overrides others is left out."""
+    listed = _DEFAULTS.search(_text(path))
+    found = _DEFAULT.findall(listed[0]) if listed else []
+    return [Group(name, None if choice == "null" else choice, comment) for name, choice, comment in found]
 
 
 def _inside(conf: Path, top: Group) -> Iterator[Group]:
-    chosen = {group.name: group for group in _defaults(conf / top.name / f"{top.default}.yaml")} if top.default else {}
+    chosen = {f"{top.name}/{inner.name}": inner for inner in _defaults(conf / top.name / f"{top.default}.yaml")}
     for name in all_groups(conf):
         if name.startswith(f"{top.name}/"):
-            inner = chosen.get(name.removeprefix(f"{top.name}/"))
-            yield Group(name, inner.default if inner else None, inner.about if inner else "")
+            yield replace(chosen.get(name, Group(name)), name=name)
 
 
-def _defaults_list(path: Path) -> Iterator[str]:
-    inside = False
-    for line in _lines(path):
-        if line == "defaults:":
-            inside = True
-        elif inside and not line.startswith("  - "):
-            return
-        elif inside:
-            yield line
-
-
-def _lines(path: Path) -> list[str]:
-    """A file's lines; none where there is no such file, as for a script that has no conf/ beside it."""
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+def _text(path: Path) -> str:
+    """A file's text; none where there is no such file, as for a script that has no conf/ beside it."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
