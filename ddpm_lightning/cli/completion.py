@@ -1,5 +1,6 @@
 """The Tab key: `eval "$(python train.py -sc install=bash)"`, and what the shell then asks for at each press of it."""
 
+import glob
 import os
 import re
 import shlex
@@ -11,14 +12,14 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ddpm_lightning.cli import menu
 from ddpm_lightning.ranges import require_one_of
 
-__all__ = ["answer_shell", "asks_for_completion", "completions"]
+__all__ = ["FLAGS", "answer_shell", "completions"]
 
-_FLAGS = ("-sc", "--shell-completion", "--shell_completion")
+FLAGS = ("-sc", "--shell-completion", "--shell_completion")
 _COMMANDS = "python python3 torchrun"
 
 _BASH = """_ddpm_lightning_complete() {{
@@ -51,18 +52,13 @@ _UNINSTALL = {
 }
 
 
-def asks_for_completion(argv: Sequence[str]) -> bool:
-    """Whether a command line comes from a shell, or prepares one."""
-    return any(argument in _FLAGS for argument in argv)
-
-
 def answer_shell(script: Path, argv: Sequence[str]) -> str:
     """What to print: the lines to evaluate for `install=` and `uninstall=`, one completion a line for `query=`.
 
     Raises:
         UserError: for another shell or action.
     """
-    wish = next((argument for argument in argv if argument not in _FLAGS), "")
+    wish = next((argument for argument in argv if argument not in FLAGS), "")
     choices = [f"{action}={shell}" for action in ("install", "uninstall", "query") for shell in _INSTALL]
     require_one_of("-sc", wish, choices)
     action, _, shell = wish.partition("=")
@@ -115,10 +111,10 @@ def _keys(conf: Path, script: str, words: Sequence[str], begun: str, mark: str) 
     if "/" in begun or mark == "+":
         return
     parent, dot, last = begun.rpartition(".")
-    node = _select(_compose(conf, script, words), parent)
-    for name in map(str, node) if isinstance(node, DictConfig) else ():
-        if name.startswith(last) and (parent or begun.startswith("hydra") or name != "hydra"):
-            yield f"{parent}{dot}{name}" + ("." if _is_section(node, name) else end)
+    section = _entry(_compose(conf, script, words), parent)
+    for name, entry in section.items() if isinstance(section, dict) else ():
+        if str(name).startswith(last) and (parent or begun.startswith("hydra") or name != "hydra"):
+            yield f"{parent}{dot}{name}" + ("." if isinstance(entry, dict) else end)
 
 
 def _values(conf: Path, script: str, words: Sequence[str], key: str, begun: str) -> Iterator[str]:
@@ -132,21 +128,17 @@ def _values(conf: Path, script: str, words: Sequence[str], key: str, begun: str)
     if listed:
         yield from (f"{key}={before}{comma}{each}" for each in listed if each.startswith(last))
         return
-    if not begun:
-        node, _, name = key.rpartition(".")
-        value = _plain(_select(_compose(conf, script, words), node), name)
-        if isinstance(value, bool):
-            yield from (f"{key}=false", f"{key}=true")
-            return
-        if isinstance(value, int | float | str) and re.fullmatch(r"[\w./,:+-]*", str(value)):
-            yield f"{key}={value}"
-            return
-    if begun or re.search(r"(path|dir|root|from|resume)$", key):
+    value = None if begun else _entry(_compose(conf, script, words), key)
+    if isinstance(value, bool):
+        yield from (f"{key}=false", f"{key}=true")
+    elif isinstance(value, int | float | str) and re.fullmatch(r"[\w./,:+-]*", str(value)):
+        yield f"{key}={value}"
+    elif begun or re.search(r"(path|dir|root|from|resume)$", key):
         yield from (f"{key}={path}" for path in _paths(begun))
 
 
 def _compose(conf: Path, script: str, words: Sequence[str]) -> Any:
-    """The config of what is typed so far: of a list of values the first, and without what cannot be read."""
+    """The config of what is typed so far, as it is written: of a list of values the first, and without what cannot be read."""
     typed = [
         re.sub(r"^([^=]+=[\w./-]+),.*", r"\1", word)
         for word in words
@@ -155,7 +147,7 @@ def _compose(conf: Path, script: str, words: Sequence[str]) -> Any:
     with initialize_config_dir(str(conf), version_base="1.3"):
         for overrides in (typed, [word for word in typed if (conf / word.partition("=")[0]).is_dir()], []):
             try:
-                return compose(script, overrides, return_hydra_config=True)
+                return OmegaConf.to_container(compose(script, overrides, return_hydra_config=True))
             except Exception:  # what is wrong is said when the line is run
                 continue
     return None
@@ -169,28 +161,15 @@ def _hydra_options(conf: Path, group: str) -> list[str]:
         return loader.get_group_options(group, results_filter=kind)
 
 
-def _select(config: Any, path: str) -> Any:
+def _entry(config: Any, path: str) -> Any:
     for name in path.split(".") if path else ():
-        config = _plain(config, name)
+        config = config.get(name) if isinstance(config, dict) else None
     return config
-
-
-def _plain(node: Any, name: str) -> Any:
-    """A node's entry as it is written, interpolations and all."""
-    entry = node._get_node(name) if isinstance(node, DictConfig) and name in node.keys() else None  # noqa: SIM118  `in` resolves
-    return entry if entry is None or OmegaConf.is_config(entry) else entry._value()
-
-
-def _is_section(node: Any, name: Any) -> bool:
-    return isinstance(_plain(node, name), DictConfig) and not node._get_node(name)._is_none()
 
 
 def _paths(begun: str) -> Iterator[str]:
     folder, slash, last = begun.rpartition("/")
-    try:
-        entries = sorted(Path(folder + slash or ".").expanduser().iterdir())
-    except OSError:
-        return
-    for entry in entries:
-        if entry.name.startswith(last) and (last or not entry.name.startswith(".")) and " " not in entry.name:
-            yield f"{folder}{slash}{entry.name}" + "/" * entry.is_dir()
+    root = os.path.expanduser(folder + slash)
+    for name in sorted(glob.glob(f"{glob.escape(last)}*", root_dir=root or None)):
+        if " " not in name:
+            yield f"{folder}{slash}{name}" + "/" * os.path.isdir(root + name)

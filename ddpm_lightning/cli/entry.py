@@ -13,8 +13,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ddpm_lightning import environment
-from ddpm_lightning.cli.completion import answer_shell, asks_for_completion
-from ddpm_lightning.cli.help import asks_for_help, show_help
+from ddpm_lightning.cli import completion, help
 from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, run_name
 from ddpm_lightning.cli.mistakes import check_groups, is_foreseen, sentence
 from ddpm_lightning.cli.resume import complete_arguments
@@ -68,13 +67,13 @@ def user_errors() -> Iterator[None]:
 def _is_answered(argv: Sequence[str], main: Callable[[], Any]) -> bool:
     """Print the help or the shell's completions, if they are asked for."""
     script = Path(sys.argv[0]).resolve()
-    if asks_for_help(argv) and (script.parent / "conf" / f"{script.stem}.yaml").exists():
-        show_help(script, (sys.modules[main.__module__].__doc__ or script.stem).partition(":")[0])
-        return True
-    if asks_for_completion(argv):
-        print(answer_shell(script, argv))
-        return True
-    return False
+    if {*help.FLAGS} & {*argv} and (script.parent / "conf" / f"{script.stem}.yaml").exists():
+        help.show_help(script, (sys.modules[main.__module__].__doc__ or script.stem).partition(":")[0])
+    elif {*completion.FLAGS} & {*argv}:
+        print(completion.answer_shell(script, argv))
+    else:
+        return False
+    return True
 
 
 def _end(error: BaseException) -> NoReturn:
@@ -97,10 +96,8 @@ def _job_name(overrides: Sequence[str]) -> str:
     return re.sub(r"[^A-Za-z0-9.,+-]+", "_", ",".join(swept(overrides))).strip("_")[:80]
 
 
-def _out_channels(channels: int, learned_variance: bool) -> int:
-    return 2 * channels if learned_variance else channels
-
-
 OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
-OmegaConf.register_new_resolver("out_channels", _out_channels, replace=True)
+OmegaConf.register_new_resolver(
+    "out_channels", lambda channels, learned: 2 * channels if learned else channels, replace=True
+)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ddpm_lightning.cli import menu
 
-__all__ = ["asks_for_help", "help_text", "show_help"]
+__all__ = ["FLAGS", "help_text", "show_help"]
+
+FLAGS = ("-h", "--help")
 
 _EXAMPLES = {
     "train": {
@@ -37,11 +39,6 @@ _ENVIRONMENT = {
     "DDPM_CACHE=FOLDER": "keeps classifiers, Inception's weights and reference features there, not in ~/.cache/ddpm_lightning",
     "DDPM_ALLOW_PIPE=1": "lets a checkpoint's config run the commands (pipe:...) that its data are read with",
 }
-
-
-def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether a command line asks for help, whatever else it says."""
-    return bool({"-h", "--help"} & {*argv})
 
 
 def show_help(script: Path, does: str) -> None:
@@ -114,21 +111,18 @@ def _table(rows: Iterable[tuple[str, str]], width: int, *, indent: str = "  ") -
     """Two columns; what is too long for the first one has its comment below."""
     rows = [*rows]
     room = min(max((len(key) for key, _ in rows), default=0), max(16, width // 3 - len(indent)))
+    hang = " " * (len(indent) + room + 2)
     for key, what in rows:
         left = f"{indent}{key:{room}}  "
-        hang = " " * (len(indent) + room + 2)
-        if not what:
+        if len(key) > room or not what:
             yield left.rstrip()
-        elif len(key) > room:
-            yield f"{indent}{key}"
-            yield from _wrap(what, hang, width)
-        else:
-            first, *others = _wrap(what, hang, width)
-            yield left + first.lstrip()
-            yield from others
+            left = hang
+        yield from _wrap(what, left, width, hang=hang)
 
 
-def _wrap(text: str, indent: str, width: int) -> list[str]:
+def _wrap(text: str, indent: str, width: int, *, hang: str | None = None) -> list[str]:
+    """Lines that begin with the indent, or with `hang` from the second on."""
+    below = indent if hang is None else hang
     return textwrap.wrap(
-        text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        text, width, initial_indent=indent, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
     )
