@@ -27,7 +27,6 @@ __all__ = [
     "is_going_on",
     "newest_intact",
     "only_one_run",
-    "refuse_links_out",
     "refuse_pipes",
     "refuse_used",
     "release",
@@ -42,7 +41,7 @@ SWEEP = "multirun.yaml"  # in a sweep's folder: its config
 FAILED_JOBS = "failed_jobs"  # in a sweep's folder: a file for each job that failed
 
 _LOCK = ".lock"
-_SUMMARY = 2**20  # bytes at most
+_JSON = 2**20  # bytes at most
 _LEFTOVER = re.compile(  # the names that `replace_file` gives to our own files while they are written
     r"\.((step_\d+|last|best)\.ckpt|config\.yaml|overrides\.yaml|(summary|evaluation\w*)\.json|metrics\.csv|[a-z_\d]+\.(png|gif)|"
     r"\d+-\d+\.npz)\.\d+",
@@ -89,32 +88,23 @@ def newest_intact(saved: Path) -> Path | None:
     return None
 
 
-def refuse_links_out(folder: Path) -> None:
-    """Refuse to write into a folder with a link that leads out of it, at any depth: what is written or deleted there lies elsewhere.
+def refuse_pipes(folder: Path, *, and_links_out: bool = False) -> None:
+    """Refuse a folder that holds, at any depth, anything but files, folders and links: reading a pipe would never end.
+
+    Args:
+        folder: the folder.
+        and_links_out: whether links that lead out of it are refused, too: what is written or deleted there lies elsewhere.
 
     Raises:
-        UserError: that names the link, or something that is neither a file nor a folder.
+        UserError: that names what is refused.
     """
-    _refuse_odd(folder, links_out=True)
-
-
-def refuse_pipes(folder: Path) -> None:
-    """Refuse to read a folder that holds anything but files, folders and links: reading a pipe would never end.
-
-    Raises:
-        UserError: that names it.
-    """
-    _refuse_odd(folder, links_out=False)
-
-
-def _refuse_odd(folder: Path, *, links_out: bool) -> None:
     inside = folder.resolve()
     for at, folders, files in os.walk(folder):
         for path in [Path(at) / name for name in (*folders, *files)]:
             target, odd = Path(os.path.realpath(path)), ""
             if os.path.lexists(target) and not (target.is_file() or target.is_dir()):
                 odd = "neither a file nor a folder"
-            elif links_out and path.is_symlink() and not target.is_relative_to(inside):
+            elif and_links_out and path.is_symlink() and not target.is_relative_to(inside):
                 odd = f"a link to {target}, outside of {folder}"
             if odd:
                 raise UserError(f"{path} is {odd}: remove it, or put a copy in its place")
@@ -136,16 +126,8 @@ def refuse_used(folder: Path) -> None:
 
 def summary_of(folder: Path) -> dict[str, Any]:
     """The run's summary; empty for a run that has none, or one whose checksum is wrong."""
-    path = folder / "summary.json"
-    try:
-        if not path.is_file() or path.stat().st_size > _SUMMARY:
-            return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(found, dict) or found.pop("sha256", None) not in (None, _digest(found)):
-        return {}
-    return found
+    found = _read_json(folder / "summary.json")
+    return found if found.pop("sha256", None) in (None, _digest(found)) else {}
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -165,13 +147,21 @@ def has_finished(folder: Path) -> bool:
 
 def failed_jobs_in(folder: Path) -> dict[float, dict[str, str]]:
     """What a sweep's failed jobs left in its folder, by their numbers: "overrides" and "why"."""
-    found: dict[float, dict[str, str]] = {}
-    for path in (folder / FAILED_JOBS).glob("[0-9]*.json"):
-        with suppress(OSError, ValueError, RecursionError):
-            note = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(note, dict):
-                found[int(path.stem)] = {key: str(note.get(key, "")) for key in ("overrides", "why")}
-    return dict(sorted(found.items()))
+    notes = {path.stem: _read_json(path) for path in (folder / FAILED_JOBS).glob("*.json")}
+    return {
+        int(number): {key: str(notes[number].get(key, "")) for key in ("overrides", "why")}
+        for number in sorted(filter(str.isdecimal, notes), key=int)
+        if notes[number]
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty for a file that holds none or cannot be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        if path.is_file() and path.stat().st_size <= _JSON:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+    return {}
 
 
 def configs_below(folder: Path) -> list[Path]:

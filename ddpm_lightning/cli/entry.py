@@ -38,7 +38,7 @@ def run(main: Callable[[], Any]) -> None:
         check_groups(sys.argv[1:])
         sys.argv[1:] = complete_arguments(sys.argv[1:])
         main()
-        if (sweep := Sweep.started()) and (failures := sweep.failures()):
+        if (sweep := Sweep.started) and (failures := sweep.failures()):
             sys.exit(f"error: {failures}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -78,7 +78,7 @@ def _is_answered(argv: Sequence[str], main: Callable[[], Any]) -> bool:
 
 def _end(error: BaseException) -> NoReturn:
     """Say what is wrong, on the screen or to the sweep that started this process, and exit with 1."""
-    if sweep := Sweep.started():
+    if sweep := Sweep.started:
         sweep.remove_refused()
         if not is_foreseen(error) and (failures := sweep.failures()):
             sys.exit(f"error: {failures}")  # the error is what a sweeper makes of them

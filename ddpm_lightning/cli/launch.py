@@ -12,7 +12,7 @@ from ddpm_lightning import environment
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
 
-__all__ = ["agreed", "check_sweep_allowed", "end_with_parent", "is_sweep", "run_name"]
+__all__ = ["agreed", "check_sweep_allowed", "end_with_parent", "is_sweep", "run_name", "value_of"]
 
 
 def run_name() -> str:
@@ -77,11 +77,14 @@ def agreed(key: str, value: Callable[[], str]) -> str:
     return store.get(key).decode()
 
 
+def value_of(key: str, argv: Sequence[str]) -> str | None:
+    """What a command line gives a key, the last time where it does so more than once."""
+    values = [argument.removeprefix(f"{key}=") for argument in argv if argument.startswith(f"{key}=")]
+    return values[-1].strip("'\"").replace(r"\'", "'") if values else None
+
+
 def _preset(argv: Sequence[str]) -> str:
-    chosen = [
-        text.removeprefix("sweep=") for text in (argument.lstrip("+") for argument in argv) if text[:6] == "sweep="
-    ]
-    return chosen[-1] if chosen else ""
+    return value_of("sweep", [argument.lstrip("+") for argument in argv]) or ""
 
 
 def _now() -> str:

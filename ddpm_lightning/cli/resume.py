@@ -6,7 +6,7 @@ from typing import Any
 
 from ddpm_lightning import environment
 from ddpm_lightning.cli import menu
-from ddpm_lightning.cli.launch import agreed, is_sweep
+from ddpm_lightning.cli.launch import agreed, is_sweep, value_of
 from ddpm_lightning.cli.sweeps import planned
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
@@ -16,7 +16,7 @@ from ddpm_lightning.run_folder import (
     has_finished,
     hold,
     is_going_on,
-    refuse_links_out,
+    refuse_pipes,
     unfinished_runs,
 )
 
@@ -33,7 +33,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     Raises:
         UserError: where there is no such run or sweep, another process uses its folder, or a sweep's record asks for more.
     """
-    asked = _value_of("resume", argv)
+    asked = value_of("resume", argv)
     if asked in (None, "null", "") or environment.started_by_lightning():  # with a complete command line
         return list(argv)
     if is_sweep(argv) or (Path(asked) / SWEEP).exists():
@@ -42,10 +42,10 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
 
 
 def _complete_run(asked: str, argv: Sequence[str]) -> list[str]:
-    run_dir = _value_of("run_dir", argv) or _value_of("hydra.run.dir", argv)
+    run_dir = value_of("run_dir", argv) or value_of("hydra.run.dir", argv)
     folder = Path(agreed("resume", lambda: str(_run_folder(asked, run_dir))))
     if environment.is_first():
-        refuse_links_out(folder)
+        refuse_pipes(folder, and_links_out=True)
         hold(folder)
     from ddpm_lightning.runs.resume_point import newest_point  # torch is imported only when there is work
 
@@ -66,7 +66,7 @@ def _complete_run(asked: str, argv: Sequence[str]) -> list[str]:
 def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
     """A sweep once more in its folder: its jobs see for themselves how far they came."""
     folder = _found("sweep", asked, SWEEP, _unfinished_sweeps)
-    refuse_links_out(folder)
+    refuse_pipes(folder, and_links_out=True)
     sweep = recorded_sweep(folder)
     typed = [
         argument for argument in argv if not argument.startswith("resume=") and argument not in ("-m", "--multirun")
@@ -120,8 +120,3 @@ def _vocabulary(script: Any, *, hydra: bool) -> Vocabulary:
     require_one_of("the script in the folder's record", str(script)[:50], menu.scripts(conf))
     groups = {group.name for group in menu.groups(conf, script)}
     return Vocabulary(groups, {setting.key for setting in menu.settings(conf, script)}, hydra=hydra)
-
-
-def _value_of(key: str, argv: Sequence[str]) -> str | None:
-    values = [argument.removeprefix(f"{key}=") for argument in argv if argument.startswith(f"{key}=")]
-    return values[-1].strip("'\"").replace(r"\'", "'") if values else None

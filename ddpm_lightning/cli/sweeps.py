@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
@@ -33,7 +33,7 @@ from ddpm_lightning.run_folder import (
     failed_jobs_in,
     has_finished,
     hold,
-    refuse_links_out,
+    refuse_pipes,
     refuse_used,
     remove_unbegun,
 )
@@ -108,14 +108,10 @@ class Sweep:
         folder: multirun/<day>/<time>, or what hydra.sweep.dir says.
     """
 
+    started: ClassVar["Sweep | None"] = None  # the one that this process started, if it did
+
     def __init__(self, folder: Path):
         self._folder, self._notes = folder, folder / FAILED_JOBS
-
-    @classmethod
-    def started(cls) -> "Sweep | None":
-        """The sweep that this process started, if it did."""
-        folder = environment.current().sweep
-        return cls(Path(folder)) if folder else None
 
     def begin(self, config: DictConfig) -> None:
         """Hold the folder, record the sweep in it, and let the jobs know how many they are, wherever a launcher runs them.
@@ -128,8 +124,9 @@ class Sweep:
         if (self._folder / SWEEP).exists() and any(self._folder.glob("*/config.yaml")):
             self._refuse_another(config)
         hold(self._folder)
-        refuse_links_out(self._folder)
-        environment.update(sweep=str(self._folder), sweep_process=os.getpid(), swept=keys, num_jobs=jobs)
+        refuse_pipes(self._folder, and_links_out=True)
+        environment.update(swept=keys, num_jobs=jobs)
+        Sweep.started = self
         shutil.rmtree(self._notes, ignore_errors=True)
         with replace_file(self._folder / SWEEP) as file:
             OmegaConf.save(config, file)

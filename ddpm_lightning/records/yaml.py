@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import is_integer
+from ddpm_lightning.ranges import within
 from ddpm_lightning.records.moved import rename_targets
 from ddpm_lightning.run_folder import SWEEP
 
@@ -104,25 +104,20 @@ def recorded_sweep(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: where its record cannot be read, or is none of a sweep.
     """
-    record = None
-    with suppress(UserError):  # it is said below what is expected
-        record = read_record(folder / SWEEP)
-    found = record.get("hydra") if isinstance(record, dict) else None
-    hydra: dict[str, Any] = found if isinstance(found, dict) else {}
-    overrides, sweeper, job = (hydra.get(key) for key in ("overrides", "sweeper", "job"))
-    if not (
-        isinstance(overrides, dict)
-        and _are_texts(overrides.get("hydra"))
-        and _are_texts(overrides.get("task"))
-        and isinstance(sweeper, dict)
-        and isinstance(sweeper.get("params"), dict | None)
-        and is_integer(sweeper.get("n_trials", 1))
-        and isinstance(job, dict)
-    ):
-        raise UserError(
-            f"{folder / SWEEP} must be the record of a sweep, and is damaged or another file: choose another folder"
-        )
-    return hydra
+    with suppress(UserError, TypeError, KeyError, AttributeError):  # it is said below what is expected
+        hydra: dict[str, Any] = read_record(folder / SWEEP)["hydra"]
+        overrides, sweeper = hydra["overrides"], hydra["sweeper"]
+        if (
+            _are_texts(overrides["hydra"])
+            and _are_texts(overrides["task"])
+            and isinstance(sweeper.get("params"), dict | None)
+            and within(sweeper.get("n_trials", 1), "1..")
+            and isinstance(hydra["job"], dict)
+        ):
+            return hydra
+    raise UserError(
+        f"{folder / SWEEP} must be the record of a sweep, and is damaged or another file: choose another folder"
+    )
 
 
 def quoted(path: Path) -> str:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.records.yaml import Vocabulary, read_record
-from ddpm_lightning.run_folder import checkpoints_in, refuse_links_out
+from ddpm_lightning.run_folder import checkpoints_in, refuse_pipes
 from ddpm_lightning.runs.changes import (
     as_replayed,
     change,
@@ -89,7 +89,7 @@ def resume(config: DictConfig, folder: Path | None) -> tuple[DictConfig, ResumeP
     if folder is None:
         return config, None
     folder = folder.resolve()
-    refuse_links_out(folder)
+    refuse_pipes(folder, and_links_out=True)
     point = newest_point(folder)
     held = moved(point.config, str(point.config.get("run_dir")), str(folder))
     typed: set[str] = set()

@@ -15,7 +15,7 @@ from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
 from ddpm_lightning.ranges import require, require_one_of
-from ddpm_lightning.run_folder import refuse_links_out
+from ddpm_lightning.run_folder import refuse_pipes
 from ddpm_lightning.runs.build import compile_model
 from ddpm_lightning.runs.instantiate import build, of_points
 from ddpm_lightning.runs.loading import load_model, newest_checkpoint
@@ -129,7 +129,7 @@ def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:
             raise UserError(
                 f"{out} is a link to {out.resolve()}, outside of its run's folder: remove it, or give out_dir=..."
             )
-        refuse_links_out(out)
+        refuse_pipes(out, and_links_out=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

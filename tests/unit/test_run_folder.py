@@ -12,7 +12,6 @@ from ddpm_lightning.run_folder import (
     checkpoints_in,
     hold,
     is_going_on,
-    refuse_links_out,
     refuse_pipes,
     release,
     remove_unbegun,
@@ -38,20 +37,20 @@ def test_links_out_of_a_folder_are_refused_at_any_depth(tmp_path):
     other.mkdir()
     (run / "last").symlink_to("checkpoints")  # inside
     (run / "wandb" / "debug.log").symlink_to(other)  # W&B's own
-    refuse_links_out(run)
+    refuse_pipes(run, and_links_out=True)
     for place in (run / "metrics.csv", run / "checkpoints" / "x", run / "samples"):
         place.symlink_to(other / "x")
         with pytest.raises(UserError, match=f"{place} is a link to {other / 'x'}, outside of"):
-            refuse_links_out(run)
+            refuse_pipes(run, and_links_out=True)
         place.unlink()
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     (tmp_path / "run").mkdir()
     os.mkfifo(tmp_path / "run" / "summary.json")
-    for refuse in (refuse_links_out, refuse_pipes):
+    for and_links_out in (False, True):
         with pytest.raises(UserError, match="summary.json is neither a file nor a folder: remove it"):
-            refuse(tmp_path)
+            refuse_pipes(tmp_path, and_links_out=and_links_out)
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
