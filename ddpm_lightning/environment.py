@@ -36,34 +36,26 @@ class Launch:
     Args:
         script: the entry point that the user started.
         main_process: the id of the process that Lightning starts the other ranks from; 0 for none.
-        sweep: the folder of the sweep that this process started.
-        num_jobs: the sweep's number of jobs; 0 where it is unknown.
+        num_jobs: the number of jobs of the sweep that runs here; 0 where it is unknown.
         swept: the keys in which the jobs differ.
         job: the sweep's job that runs here, such as "job 2 of 3".
         error_file: where a sweep's job in a process of its own leaves its error message.
-        sweep_process: the process whose `sweep` it is.
         job_parent: the process that started the job whose `error_file` it is.
     """
 
     script: str = ""
     main_process: int = 0
-    sweep: str = ""
     num_jobs: int = 0
     swept: list[str] = field(default_factory=list)
     job: str = ""
     error_file: str = ""
-    sweep_process: int = 0
     job_parent: int = 0
 
 
 def current() -> Launch:
-    """This process's record; what is one process's alone, its children do not see."""
+    """This process's record; the error file is one job's alone, the processes that it starts do not see it."""
     launch = Launch(**json.loads(os.environ.get(_LAUNCH, "{}")))
-    if launch.sweep_process != os.getpid():
-        launch = replace(launch, sweep="")
-    if launch.job_parent != os.getppid():
-        launch = replace(launch, error_file="")
-    return launch
+    return launch if launch.job_parent == os.getppid() else replace(launch, error_file="")
 
 
 def update(**changes: Any) -> None:

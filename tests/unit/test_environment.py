@@ -6,15 +6,6 @@ from pathlib import Path
 from ddpm_lightning import environment
 
 
-def test_a_sweep_is_its_own_process_alone(monkeypatch):
-    monkeypatch.delenv("DDPM_LAUNCH", raising=False)
-    environment.update(sweep="folder", sweep_process=os.getpid(), num_jobs=3)
-    assert environment.current().sweep == "folder"
-    monkeypatch.setattr(os, "getpid", lambda: 1)
-    assert environment.current().sweep == ""
-    assert environment.current().num_jobs == 3
-
-
 def test_an_error_file_is_the_jobs_alone(monkeypatch):
     job = environment.for_a_job(Path("error"))
     monkeypatch.setenv("DDPM_LAUNCH", job["DDPM_LAUNCH"])
