@@ -143,7 +143,6 @@ def linear(
     """
     require("beta_start", beta_start, "(0, 1]")
     require("beta_end", beta_end, "(0, 1]")
-    require("num_steps", num_steps, _STEPS)
     if rescale:
         fewest = math.ceil(1000 * max(beta_start, beta_end))
         require("num_steps", num_steps, f"{fewest}..", hint="with rescale=true, fewer steps make betas larger than 1")
@@ -156,7 +155,6 @@ def quadratic(num_steps: int = 1000, *, beta_start: float = 0.00085, beta_end: f
 
     diffusers calls this curve "scaled_linear", the code of latent diffusion "linear", and that of Ho et al. 2020 "quad".
     """
-    require("num_steps", num_steps, _STEPS)
     require("beta_start", beta_start, "(0, 1]")
     require("beta_end", beta_end, "(0, 1]")
     return from_betas(_linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_steps) ** 2)
@@ -164,9 +162,8 @@ def quadratic(num_steps: int = 1000, *, beta_start: float = 0.00085, beta_end: f
 
 def constant(num_steps: int = 1000, *, beta: float = 0.01) -> NoiseSchedule:
     """β_t = β at every step, ᾱ_t = (1 − β)^t (tried in Ho et al. 2020, appendix B); "const" in their code."""
-    require("num_steps", num_steps, _STEPS)
     require("beta", beta, "(0, 1]")
-    return from_betas(torch.full((num_steps,), beta, dtype=torch.float64))
+    return from_betas(_linspace(beta, beta, num_steps))
 
 
 def sigmoid_beta(num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
@@ -174,7 +171,6 @@ def sigmoid_beta(num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: f
 
     diffusers calls this curve "sigmoid", and its defaults are ours; GeoDiff itself has T = 5000, 1e-7 and 0.002.
     """
-    require("num_steps", num_steps, _STEPS)
     require("beta_start", beta_start, "(0, 1]")
     require("beta_end", beta_end, "(0, 1]")
     return from_betas(torch.sigmoid(_linspace(-6, 6, num_steps)) * (beta_end - beta_start) + beta_start)
@@ -185,7 +181,6 @@ def cosine(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) 
 
     diffusers calls this curve "squaredcos_cap_v2".
     """
-    require("num_steps", num_steps, _STEPS)
     require("s", s, "[0, 1]")
     require("max_beta", max_beta, "(0, 1]")
     f = torch.cos((_times(num_steps) + s) / (1 + s) * math.pi / 2) ** 2
@@ -209,7 +204,6 @@ def shifted_cosine(
         image_size: side in pixels, or [height, width], which counts as the square of the same area.
         noise_d: the side at which nothing is shifted; smaller images get less noise.
     """
-    require("num_steps", num_steps, _STEPS)
     sides = list(image_size) if isinstance(image_size, Sequence) else [image_size, image_size]
     if len(sides) != 2 or not all(map(is_integer, sides)):
         raise ValueError(f"image_size must be a positive integer or [height, width], got {image_size}")
@@ -229,7 +223,6 @@ def sigmoid(
 
     Proposed by Jabri et al. 2022. diffusers' "sigmoid" is another curve, with the sigmoid on β: `sigmoid_beta`.
     """
-    require("num_steps", num_steps, _STEPS)
     require("end", end, "(-inf, inf)")
     require("start", start, f"(-inf, {end})")
     require("tau", tau, "(0, inf)")
@@ -245,7 +238,6 @@ def laplace(num_steps: int = 1000, *, mu: float = 0.0, b: float = 0.5) -> NoiseS
     λ_T would be −∞: the logarithm's argument stops at 1e-6, as diffusers' does, so that ᾱ_T is small but not 0.
     diffusers' "laplace" has √σ(λ) where ᾱ belongs: its ᾱ is the root of this one.
     """
-    require("num_steps", num_steps, _STEPS)
     require("mu", mu, "(-inf, inf)")
     require("b", b, "(0, inf)")
     away = _times(num_steps)[1:] - 0.5
@@ -265,10 +257,14 @@ def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def _times(num_steps: int) -> Tensor:
-    return torch.arange(num_steps + 1, dtype=torch.float64) / num_steps  # t/T for t = 0..T
+    """(T+1,) t/T for t = 0..T."""
+    require("num_steps", num_steps, _STEPS)
+    return torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
 
 
 def _linspace(first: float, last: float, num_steps: int) -> Tensor:
+    """(T,) values in equal steps for t = 1..T."""
+    require("num_steps", num_steps, _STEPS)
     return torch.linspace(first, last, num_steps, dtype=torch.float64)
 
 
