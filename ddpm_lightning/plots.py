@@ -105,13 +105,10 @@ def _schedules(made: Mapping[str, NoiseSchedule]) -> Figure:
         left.plot(t, alpha_bar, label=name, **style)
         middle.plot(t[1:], log_snr[1:], **style)  # ∞ at t = 0
         right.plot(t[1:], schedule.betas, **style)
-    left.set_title("ᾱ: the signal's share of the variance")
-    middle.set_title("log SNR = log ᾱ/(1 − ᾱ)")
-    right.set_title("β: the noise of one step")
-    right.set_yscale("log")
-    for axes in (left, middle, right):
-        _label(axes, "t")
-        axes.set_xlim(0, len(alpha_bar) - 1)
+    last = len(alpha_bar) - 1
+    _frame(left, xlabel="t", xlim=(0, last), title="ᾱ: the signal's share of the variance")
+    _frame(middle, xlabel="t", xlim=(0, last), title="log SNR = log ᾱ/(1 − ᾱ)")
+    _frame(right, xlabel="t", xlim=(0, last), title="β: the noise of one step", yscale="log")
     return figure
 
 
@@ -125,13 +122,9 @@ def draw_bits_by_step(path: Path, bits: Sequence[float]) -> None:
     left, right = figure.subplots(1, 2)
     t = range(1, len(bits) + 1)
     left.plot(t, bits, color="#0072B2")
-    left.set_yscale("log")
-    left.set_title("bits per dimension of the step at t")
     right.plot(t, list(accumulate(bits)), color="#D55E00")
-    right.set_title("sum over the steps 1..t")
-    for axes in (left, right):
-        _label(axes, "t")
-        axes.set_xlim(0, len(bits))
+    _frame(left, xlabel="t", xlim=(0, len(bits)), title="bits per dimension of the step at t", yscale="log")
+    _frame(right, xlabel="t", xlim=(0, len(bits)), title="sum over the steps 1..t")
     _save(figure, path)
 
 
@@ -152,8 +145,7 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
         color, dashes = line_style(index)
         x, y, deviation = zip(*sorted(points), strict=True)
         axes.errorbar(x, y, deviation, label=name, color=color, linestyle=dashes, marker="o", markersize=5, capsize=3)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _frame(axes, xlabel="network evaluations per image", ylabel=metric, xscale="log", yscale="log")
     ticks: list[float] = []
     for tick in sorted({point[0] for points in curves.values() for point in points}):
         if not ticks or tick > 1.15 * ticks[-1]:  # or their numbers would overlap
@@ -162,8 +154,6 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
-    _label(axes, "network evaluations per image")
-    axes.set_ylabel(metric)
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
     _save(figure, path)
@@ -214,8 +204,7 @@ def _curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log: bo
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_title(title)
-    _label(axes, x_label)
+    _frame(axes, xlabel=x_label, title=title)
     if outside:
         figure.legend(loc="outside lower left", frameon=False, fontsize=9)
     elif len(curves) > 1:
@@ -252,8 +241,8 @@ def _pixels(figure: Figure) -> Tensor:
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1)
 
 
-def _label(axes: Axes, x_label: str) -> None:
-    axes.set_xlabel(x_label)
+def _frame(axes: Axes, **settings: Any) -> None:
+    axes.set(**settings)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
