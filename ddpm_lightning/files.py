@@ -71,25 +71,18 @@ def check_zip(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damage = _damage(archive, path.stat().st_size)
+            members = archive.infolist()
+            if len({member.filename for member in members}) < len(members):
+                raise ValueError("two of its members have one name")
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+            if packed or sum(member.file_size for member in members) > path.stat().st_size:
+                raise ValueError("it unpacks to more bytes than it has")
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong")
     except OSError:
         raise
     except Exception as error:  # zipfile raises what it comes upon in damaged bytes
-        damage = " ".join(str(error).split()) or type(error).__name__
-    if damage:
-        raise ValueError(damage)
-
-
-def _damage(archive: zipfile.ZipFile, size: int) -> str:
-    """What is wrong with a zip file of this many bytes; empty for an intact one."""
-    members = archive.infolist()
-    if len({member.filename for member in members}) < len(members):
-        return "two of its members have one name"
-    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if packed or sum(member.file_size for member in members) > size:
-        return "it unpacks to more bytes than it has"
-    damaged = archive.testzip()
-    return f"the checksum of {damaged} is wrong" if damaged else ""
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def try_lock(path: Path, *, create: bool = True) -> int | None:
