@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -19,9 +19,11 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code; a user's error is printed as one sentence."""
-    arguments = _parser().parse_args(argv)
+    options = vars(_parser().parse_args(argv))
+    run = options.pop("run")
     try:
-        arguments.run(arguments)
+        for line in run(**options):
+            print(line, flush=True)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 1
@@ -42,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m ddpm_lightning", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[..., Iterable[Any]], about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         made.set_defaults(run=run)
         return made
@@ -66,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("checkpoint", type=Path)
     export.add_argument("folder", type=Path)
     export.add_argument("--weights", default="ema", metavar="ema|raw", help="%(default)s")
-    export.add_argument("--format", default="diffusers", metavar="diffusers|safetensors", help="%(default)s")
+    export.add_argument(
+        "--format", dest="form", default="diffusers", metavar="diffusers|safetensors", help="%(default)s"
+    )
 
     about = (
         "compare the runs in a folder, such as a sweep's: report.html and report.md are written into it; W&B dashboards"
@@ -80,44 +84,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _schedules(arguments: argparse.Namespace) -> None:
+def _schedules(out: Path, num_steps: int) -> Iterator[Path]:
     from ddpm_lightning.plots import draw_schedules  # imported late, since torch is slow
 
-    require_one_of("the suffix of --out", arguments.out.suffix, [".png"])
-    draw_schedules(arguments.out, num_steps=arguments.num_steps)
-    print(arguments.out)
+    require_one_of("the suffix of --out", out.suffix, [".png"])
+    draw_schedules(out, num_steps=num_steps)
+    yield out
 
 
-def _likelihood(arguments: argparse.Namespace) -> None:
+def _likelihood(checkpoint: Path, **options: Any) -> Iterator[Path]:
     from ddpm_lightning.evaluation.bits import measure_bits_per_dim
 
-    options = {"weights": arguments.weights, "num_images": arguments.num_images, "variance": arguments.variance}
-    print(measure_bits_per_dim(arguments.checkpoint, **options))
+    yield measure_bits_per_dim(checkpoint, **options)
 
 
-def _features(arguments: argparse.Namespace) -> None:
+def _features(overrides: Sequence[str]) -> Iterator[str]:
     from ddpm_lightning.evaluation.features import train_classifier
 
-    print(train_classifier(arguments.overrides))
+    yield train_classifier(overrides)
 
 
-def _export(arguments: argparse.Namespace) -> None:
+def _export(checkpoint: Path, folder: Path, **options: Any) -> Iterator[Path]:
     from ddpm_lightning.runs.export import export
 
-    export(arguments.checkpoint, arguments.folder, weights=arguments.weights, form=arguments.format)
-    print(arguments.folder)
+    export(checkpoint, folder, **options)
+    yield folder
 
 
-def _report(arguments: argparse.Namespace) -> None:
-    if not arguments.wandb and (arguments.folder is None or arguments.project or arguments.entity):
+def _report(folder: Path | None, *, wandb: bool, **options: Any) -> Iterable[Any]:
+    if not wandb and (folder is None or any(options.values())):
         raise UserError("report requires a folder of runs or --wandb; --project and --entity require --wandb")
     from ddpm_lightning.report import report_with_dashboard, write_report
 
-    if not arguments.wandb:
-        print(*write_report(arguments.folder), sep="\n")
-        return
-    for line in report_with_dashboard(arguments.folder, project=arguments.project, entity=arguments.entity):
-        print(line, flush=True)
+    return report_with_dashboard(folder, **options) if folder is None or wandb else write_report(folder)
 
 
 if __name__ == "__main__":
