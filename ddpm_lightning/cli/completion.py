@@ -107,7 +107,7 @@ def _keys(conf: Path, script: str, words: Sequence[str], begun: str, mark: str) 
     groups = [group.name for group in menu.groups(conf, script)] if mark != "+" else menu.all_groups(conf)
     yield from (name + end for name in groups if name.startswith(begun))
     if begun.startswith("hydra/"):
-        yield from (f"hydra/{name}=" for name in _hydra_options(conf, "hydra") if name.startswith(begun[6:]))
+        yield from (f"hydra/{name}=" for name in _options(conf, "hydra") if name.startswith(begun[6:]))
     if "/" in begun or mark == "+":
         return
     parent, dot, last = begun.rpartition(".")
@@ -119,13 +119,8 @@ def _keys(conf: Path, script: str, words: Sequence[str], begun: str, mark: str) 
 
 def _values(conf: Path, script: str, words: Sequence[str], key: str, begun: str) -> Iterator[str]:
     before, comma, last = begun.rpartition(",")
-    if key.startswith("hydra/"):
-        listed = _hydra_options(conf, key)
-    elif (conf / key).is_dir():
-        listed = menu.choices(conf, key)
-    else:
-        listed = next((setting.values for setting in menu.settings(conf, script) if setting.key == key), [])
-    if listed:
+    settings = {setting.key: setting.values for setting in menu.settings(conf, script)}
+    if listed := _options(conf, key) or settings.get(key):
         yield from (f"{key}={before}{comma}{each}" for each in listed if each.startswith(last))
         return
     value = None if begun else _entry(_compose(conf, script, words), key)
@@ -153,12 +148,11 @@ def _compose(conf: Path, script: str, words: Sequence[str]) -> Any:
     return None
 
 
-def _hydra_options(conf: Path, group: str) -> list[str]:
-    """Hydra's own groups, or the choices of one of them, those of installed plugins among them."""
+def _options(conf: Path, group: str) -> list[str]:
+    """The choices of a group, those of installed plugins among them, or Hydra's own groups; empty for what is no group."""
     kind = ObjectType.GROUP if group == "hydra" else ObjectType.CONFIG
     with initialize_config_dir(str(conf), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        return loader.get_group_options(group, results_filter=kind)
+        return GlobalHydra.instance().config_loader().get_group_options(group, results_filter=kind)
 
 
 def _entry(config: Any, path: str) -> Any:
