@@ -104,11 +104,11 @@ def save_png(image: Tensor, path: Path) -> None:
         _pillow(image).save(file, format="png")
 
 
-def save_gif(frames: Sequence[Tensor], path: Path, *, milliseconds: int = 100, hold: int = 2000) -> None:
-    """Write uint8 images (C, H, W) of 1 or 3 channels as a looping animation; `hold` is the last frame's time in milliseconds."""
+def save_gif(frames: Sequence[Tensor], path: Path) -> None:
+    """Write uint8 images (C, H, W) of 1 or 3 channels as a looping animation of 100 ms a frame, the last one 2 s."""
     path.parent.mkdir(parents=True, exist_ok=True)
     first, *others = map(_pillow, frames)
-    times = [milliseconds] * len(others) + [hold]
+    times = [100] * len(others) + [2000]
     with replace_file(path, "wb") as file:
         first.save(file, format="gif", save_all=True, append_images=others, duration=times, loop=0)
 

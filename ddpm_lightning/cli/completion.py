@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def answer_shell(script: Path, argv: Sequence[str]) -> str:
     action, _, shell = wish.partition("=")
     conf = script.parent / "conf"
     if action == "query":
-        return "\n".join(_answer(conf, os.environ))
+        return "\n".join(_answer(conf))
     names = menu.scripts(conf)
     text = (_INSTALL if action == "install" else _UNINSTALL)[shell]
     return text.format(
@@ -76,16 +76,16 @@ def answer_shell(script: Path, argv: Sequence[str]) -> str:
     )
 
 
-def _answer(conf: Path, environment: Mapping[str, str]) -> list[str]:
+def _answer(conf: Path) -> list[str]:
     """The completions of the line that a shell holds; of each, bash needs what follows the last of its word breaks."""
-    line = environment.get("COMP_LINE", "")
-    line = line[: int(environment.get("COMP_POINT") or len(line))]
+    line = os.environ.get("COMP_LINE", "")
+    line = line[: int(os.environ.get("COMP_POINT") or len(line))]
     match = re.search(rf"(?:^|[\s/])({'|'.join(menu.scripts(conf))})\.py\s+(.*)", line, re.DOTALL)
     if not match:
         return []
     words = match[2].split()
     word = words.pop() if words and not line[-1].isspace() else ""
-    breaks = {*environment.get("COMP_WORDBREAKS", "")} & {"=", ":"}
+    breaks = {*os.environ.get("COMP_WORDBREAKS", "")} & {"=", ":"}
     start = max((word.rfind(mark) + 1 for mark in breaks), default=0)
     return [found[start:] for found in completions(conf, match[1], words, word)]
 

@@ -18,7 +18,7 @@ from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, run_
 from ddpm_lightning.cli.mistakes import check_groups, is_foreseen, sentence
 from ddpm_lightning.cli.resume import complete_arguments
 from ddpm_lightning.cli.sweeps import Sweep, swept
-from ddpm_lightning.run_folder import remove_unbegun
+from ddpm_lightning.run_folder import SWEEP, remove_unbegun
 
 __all__ = ["run", "sentence", "user_errors"]
 
@@ -79,7 +79,7 @@ def _is_answered(argv: Sequence[str], main: Callable[[], Any]) -> bool:
 def _end(error: BaseException) -> NoReturn:
     """Say what is wrong, on the screen or to the sweep that started this process, and exit with 1."""
     if sweep := Sweep.started:
-        sweep.remove_refused()
+        remove_unbegun(sweep.folder, SWEEP)  # where it was refused before its first job
         if not is_foreseen(error) and (failures := sweep.failures()):
             sys.exit(f"error: {failures}")  # the error is what a sweeper makes of them
     error_file, is_first = environment.current().error_file, environment.is_first_on_node()

@@ -35,7 +35,6 @@ from ddpm_lightning.run_folder import (
     hold,
     refuse_pipes,
     refuse_used,
-    remove_unbegun,
 )
 
 __all__ = ["Jobs", "Report", "Sweep", "planned", "swept"]
@@ -111,7 +110,7 @@ class Sweep:
     started: ClassVar["Sweep | None"] = None  # the one that this process started, if it did
 
     def __init__(self, folder: Path):
-        self._folder, self._notes = folder, folder / FAILED_JOBS
+        self.folder, self._notes = folder, folder / FAILED_JOBS
 
     def begin(self, config: DictConfig) -> None:
         """Hold the folder, record the sweep in it, and let the jobs know how many they are, wherever a launcher runs them.
@@ -121,31 +120,27 @@ class Sweep:
         """
         _check_numbers(config.hydra)
         keys, jobs = planned(config.hydra)
-        if (self._folder / SWEEP).exists() and any(self._folder.glob("*/config.yaml")):
+        if (self.folder / SWEEP).exists() and any(self.folder.glob("*/config.yaml")):
             self._refuse_another(config)
-        hold(self._folder)
-        refuse_pipes(self._folder, and_links_out=True)
+        hold(self.folder)
+        refuse_pipes(self.folder, and_links_out=True)
         environment.update(swept=keys, num_jobs=jobs)
         Sweep.started = self
         shutil.rmtree(self._notes, ignore_errors=True)
-        with replace_file(self._folder / SWEEP) as file:
+        with replace_file(self.folder / SWEEP) as file:
             OmegaConf.save(config, file)
 
     def _refuse_another(self, config: DictConfig) -> None:
         """The jobs of another sweep would have other numbers, and so other folders."""
-        before = recorded_sweep(self._folder)
+        before = recorded_sweep(self.folder)
         now: Any = OmegaConf.to_container(config.hydra)
         if any(
             now[part].get(key) != before[part].get(key) for part, key in (("overrides", "task"), ("sweeper", "params"))
         ):
             raise UserError(
-                f"hydra.sweep.dir={self._folder} holds another sweep, started with {' '.join(before['overrides']['task'])}: "
-                f"resume that one with -m resume={self._folder} and nothing else, or choose another folder"
+                f"hydra.sweep.dir={self.folder} holds another sweep, started with {' '.join(before['overrides']['task'])}: "
+                f"resume that one with -m resume={self.folder} and nothing else, or choose another folder"
             )
-
-    def remove_refused(self) -> None:
-        """Leave nothing of a sweep that was refused before its first job."""
-        remove_unbegun(self._folder, SWEEP)
 
     def forget(self, job: int) -> None:
         """Remove the note of a job that failed in an earlier start."""
@@ -157,7 +152,7 @@ class Sweep:
         A note is a file, since a launcher may run the jobs in other processes or on other machines.
         """
         if isinstance(error.__cause__, Stopped):
-            again = shlex.quote(f"resume={os.path.relpath(self._folder)}")
+            again = shlex.quote(f"resume={os.path.relpath(self.folder)}")
             print(f"Resume with: python train.py -m {again}", flush=True)
             return False
         if isinstance(error, SystemExit) and "submitit" in hydra.launcher._target_:
@@ -175,7 +170,7 @@ class Sweep:
 
     def failures(self) -> str:
         """The number of failed jobs and, on a line each, their numbers, overrides and errors; empty where none failed."""
-        failed = failed_jobs_in(self._folder)
+        failed = failed_jobs_in(self.folder)
         if not failed:
             return ""
         all_failed = len(failed) == environment.current().num_jobs

@@ -202,10 +202,8 @@ def _all(value: Any, test: Any) -> bool:
 
 def length(sweep: RangeSweep) -> float:
     """About how many values a range has, without listing them."""
-    if not sweep.step:
-        return float("inf")
-    numbers = sweep.range()
-    return abs((float(numbers.stop) - float(numbers.start)) / float(numbers.step)) if numbers.step else float("inf")
+    start, stop, step = (float(number or 0) for number in (sweep.start, sweep.stop, sweep.step))
+    return abs((stop - start) / step) if step else float("inf")
 
 
 def _is_choice(value: Any) -> bool:
@@ -228,9 +226,8 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         names = [str(name) for name in value]
-        return not any(n.startswith("_") or n in (*WRITTEN_TO, *NAMES) for n in names) and all(
-            map(_is_plain, value.values())
-        )
+        acts = any(name.startswith("_") or name in (*WRITTEN_TO, *NAMES) for name in names)
+        return not acts and all(map(_is_plain, value.values()))
     return True
 
 
