@@ -21,21 +21,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning import environment
+from ddpm_lightning import environment, run_folder
 from ddpm_lightning.cli.mistakes import is_foreseen, sentence
 from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.records.yaml import length, recorded_sweep
-from ddpm_lightning.run_folder import (
-    FAILED_JOBS,
-    SWEEP,
-    failed_jobs_in,
-    has_finished,
-    hold,
-    refuse_pipes,
-    refuse_used,
-)
 
 __all__ = ["Jobs", "Report", "Sweep", "planned", "swept"]
 
@@ -57,8 +48,8 @@ class Jobs(Callback):
             return  # nothing is trained, or the folder is held already, or by another process of this run
         with _refused():
             folder = Path(config.hydra.run.dir)
-            refuse_used(folder)
-            hold(folder)
+            run_folder.refuse_used(folder)
+            run_folder.hold(folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _refused():
@@ -72,7 +63,7 @@ class Jobs(Callback):
         of = environment.current().num_jobs
         job = f"job {hydra.job.num + 1}" + (f" of {of}" if of else "")
         environment.update(job=job)
-        finished, end = has_finished(Path(hydra.runtime.output_dir)), ""
+        finished, end = run_folder.has_finished(Path(hydra.runtime.output_dir)), ""
         if finished:
             end = ", which has finished before"
         elif of and self._seconds:
@@ -84,7 +75,7 @@ class Jobs(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         hydra = config.hydra
-        if self._begun is not None and hydra.job.num not in failed_jobs_in(Path(hydra.sweep.dir)):
+        if self._begun is not None and hydra.job.num not in run_folder.failed_jobs_in(Path(hydra.sweep.dir)):
             self._seconds.append(time.monotonic() - self._begun)
 
 
@@ -110,7 +101,7 @@ class Sweep:
     started: ClassVar["Sweep | None"] = None  # the one that this process started, if it did
 
     def __init__(self, folder: Path):
-        self.folder, self._notes = folder, folder / FAILED_JOBS
+        self.folder, self._notes = folder, folder / run_folder.FAILED_JOBS
 
     def begin(self, config: DictConfig) -> None:
         """Hold the folder, record the sweep in it, and let the jobs know how many they are, wherever a launcher runs them.
@@ -120,14 +111,14 @@ class Sweep:
         """
         _check_numbers(config.hydra)
         keys, jobs = planned(config.hydra)
-        if (self.folder / SWEEP).exists() and any(self.folder.glob("*/config.yaml")):
+        if (self.folder / run_folder.SWEEP).exists() and any(self.folder.glob("*/config.yaml")):
             self._refuse_another(config)
-        hold(self.folder)
-        refuse_pipes(self.folder, and_links_out=True)
+        run_folder.hold(self.folder)
+        run_folder.refuse_pipes(self.folder, and_links_out=True)
         environment.update(swept=keys, num_jobs=jobs)
         Sweep.started = self
         shutil.rmtree(self._notes, ignore_errors=True)
-        with replace_file(self.folder / SWEEP) as file:
+        with replace_file(self.folder / run_folder.SWEEP) as file:
             OmegaConf.save(config, file)
 
     def _refuse_another(self, config: DictConfig) -> None:
@@ -170,7 +161,7 @@ class Sweep:
 
     def failures(self) -> str:
         """The number of failed jobs and, on a line each, their numbers, overrides and errors; empty where none failed."""
-        failed = failed_jobs_in(self.folder)
+        failed = run_folder.failed_jobs_in(self.folder)
         if not failed:
             return ""
         all_failed = len(failed) == environment.current().num_jobs
