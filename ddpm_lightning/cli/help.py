@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ddpm_lightning.cli import menu
@@ -40,6 +40,15 @@ _ENVIRONMENT = {
     "DDPM_ALLOW_PIPE=1": "lets a checkpoint's config run the commands (pipe:...) that its data are read with",
 }
 
+_MORE = {
+    "{run} --cfg job": "every setting that there is; any of them can be given, as in sampler.num_steps=20",
+    "{run} {group}=... --cfg job -p {group}": "those of one choice of {group}",
+    "{run} -m KEY=A,B": "a sweep: one job for each value",
+    "{run} +KEY=VALUE, ~KEY": "add a setting that conf/ does not have; take one away",
+    'eval "$({run} -sc install=bash)"': "completes groups, choices and settings with the Tab key: docs/completion.md",
+    "{run} --hydra-help": "Hydra's own flags",
+}
+
 
 def show_help(script: Path, does: str) -> None:
     """Print a script's help, as wide as the terminal, or 100 characters where there is none."""
@@ -61,16 +70,16 @@ def help_text(conf: Path, script: str, *, does: str, width: int) -> str:
     """
     run = f"python {script}.py"
     groups = menu.groups(conf, script)
+    names = {"run": run, "group": groups[0].name if groups else "hydra"}
+    settings = [(f"{setting.key}={setting.value}", setting.about) for setting in menu.settings(conf, script)]
+    more = [(command.format(**names), what.format(**names)) for command, what in _MORE.items()]
     parts = [
         [*_wrap(f"{does.rstrip('.')}.", "", width), "", f"  {run} GROUP=CHOICE ... KEY=VALUE ..."],
         ["Examples", *_examples(_EXAMPLES.get(script, {}), width)],
         ["Groups, and what each of them can be (* is the default)"],
         *(_group(conf, group, width) for group in groups),
-        [
-            "Settings, with their defaults",
-            *_table([(f"{s.key}={s.value}", s.about) for s in menu.settings(conf, script)], width),
-        ],
-        ["More", *_table(_more(run, groups), width)],
+        ["Settings, with their defaults", *_table(settings, width)],
+        ["More", *_table(more, width)],
         ["Environment variables", *_table(_ENVIRONMENT.items(), width)],
     ]
     return "\n\n".join("\n".join(part) for part in parts)
@@ -84,21 +93,6 @@ def _group(conf: Path, group: menu.Group, width: int) -> list[str]:
         for name in menu.choices(conf, group.name)
     ]
     return [*lines, *_table(rows, width, indent="    ")]
-
-
-def _more(run: str, groups: Sequence[menu.Group]) -> list[tuple[str, str]]:
-    first = groups[0].name if groups else "hydra"
-    return [
-        (f"{run} --cfg job", "every setting that there is; any of them can be given, as in sampler.num_steps=20"),
-        (f"{run} {first}=... --cfg job -p {first}", f"those of one choice of {first}"),
-        (f"{run} -m KEY=A,B", "a sweep: one job for each value"),
-        (f"{run} +KEY=VALUE, ~KEY", "add a setting that conf/ does not have; take one away"),
-        (
-            f'eval "$({run} -sc install=bash)"',
-            "completes groups, choices and settings with the Tab key: docs/completion.md",
-        ),
-        (f"{run} --hydra-help", "Hydra's own flags"),
-    ]
 
 
 def _examples(examples: dict[str, str], width: int) -> Iterator[str]:
@@ -120,9 +114,7 @@ def _table(rows: Iterable[tuple[str, str]], width: int, *, indent: str = "  ") -
         yield from _wrap(what, left, width, hang=hang)
 
 
-def _wrap(text: str, indent: str, width: int, *, hang: str | None = None) -> list[str]:
+def _wrap(text: str, indent: str, width: int, *, hang: str = "") -> list[str]:
     """Lines that begin with the indent, or with `hang` from the second on."""
-    below = indent if hang is None else hang
-    return textwrap.wrap(
-        text, width, initial_indent=indent, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
-    )
+    wrapper = textwrap.TextWrapper(width, indent, hang or indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(text)
