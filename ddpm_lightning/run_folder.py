@@ -178,15 +178,13 @@ def unfinished_runs(*roots: str) -> list[Path]:
 
 def is_going_on(folder: Path) -> bool:
     """Whether a process trains in this folder."""
-    try:
-        if not (folder / _LOCK).is_file():
-            return False
-        lock = try_lock(folder / _LOCK, create=False)
-    except OSError:
-        return False
-    if lock is not None:
-        os.close(lock)
-    return lock is None
+    with suppress(OSError):
+        if (folder / _LOCK).is_file():
+            lock = try_lock(folder / _LOCK, create=False)
+            if lock is None:
+                return True
+            os.close(lock)
+    return False
 
 
 @contextmanager

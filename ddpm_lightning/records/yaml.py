@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from ddpm_lightning.errors import UserError
@@ -165,7 +165,7 @@ class Vocabulary:
         key = override.key_or_group
         if override.package is not None or not re.fullmatch(r"[\w./-]+", key, re.ASCII):
             return "it names a package"
-        return self._hydra(key, override) if key.startswith("hydra") else self._own(key, value)
+        return self._hydra(key, value) if key.startswith("hydra") else self._own(key, value)
 
     def _own(self, key: str, value: Any) -> str | None:
         first, *others = re.split(r"[./]", key)
@@ -179,8 +179,7 @@ class Vocabulary:
             return "it names no file of a config group"
         return None if _all(value, _is_plain) else "its value is more than plain data"
 
-    def _hydra(self, key: str, override: Override) -> str | None:
-        value = override.value()
+    def _hydra(self, key: str, value: Any) -> str | None:
         if not self._with_hydra:
             return "it sets what Hydra itself does"
         if key.startswith(_PARAMS) and isinstance(value, str | int | float | QuotedString):
