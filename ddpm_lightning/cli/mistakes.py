@@ -99,12 +99,11 @@ def _unknown_group(text: str) -> str:
         return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         return f"{menu.entry_point().name} has no config group {unknown[1]}: {_way_out(unknown[1], _groups())}"
-    if unknown := re.match(r"Could not delete '([^'=]+)=([^']*)'\. No match in the defaults list", text):
-        choices = menu.choices(menu.conf_folder(), unknown[1])
-        return f"~{unknown[1]}={unknown[2]} takes nothing away: {_way_out(unknown[2], choices)}"
-    if unknown := re.match(r"Could not delete (?:from config\. )?'([^']+)'\.? (?:does not exist|No match)", text):
-        names = [*_groups(), *(setting.key for setting in menu.settings(menu.conf_folder(), menu.entry_point().stem))]
-        return f"~{unknown[1]} takes nothing away: {_way_out(unknown[1], names)}"
+    if unknown := re.match(r"Could not delete (?:from config\. )?'(([^'=]+)=?([^']*))'", text):
+        typed, key, choice = unknown.groups()
+        settings = [setting.key for setting in menu.settings(menu.conf_folder(), menu.entry_point().stem)]
+        names = menu.choices(menu.conf_folder(), key) if choice else [*_groups(), *settings]
+        return f"~{typed} takes nothing away: {_way_out(choice or key, names)}"
     return ""
 
 
