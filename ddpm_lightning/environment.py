@@ -5,7 +5,7 @@ The package's own variables are read here alone.
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ class Launch:
 
 def current() -> Launch:
     """This process's record; the error file is one job's alone, the processes that it starts do not see it."""
-    launch = Launch(**json.loads(os.environ.get(_LAUNCH, "{}")))
+    told = json.loads(os.environ.get(_LAUNCH, "{}"))  # by another version, where a job has waited in a queue
+    launch = Launch(**{one.name: told[one.name] for one in fields(Launch) if one.name in told})
     return launch if launch.job_parent == os.getppid() else replace(launch, error_file="")
 
 
