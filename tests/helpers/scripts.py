@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.helpers.configs import ROOT
+from tests.helpers.forked import start_all
 
 
 def run_folders(cwd, root="outputs"):
@@ -15,17 +16,22 @@ def run_folders(cwd, root="outputs"):
 
 
 def script(name, *args, cwd, env=None, timeout=300):
-    """Run an entry point as a user does, without any W&B key."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / name), *args],
-        cwd=cwd,
-        env=_clean(cwd) | (env or {}),
-        timeout=timeout,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    """Run an entry point as a user does, without any W&B key; forked, but where the interpreter itself reads the environment."""
+    if any(key.startswith("PYTHON") for key in env or {}):
+        return subprocess.run(
+            [sys.executable, str(ROOT / name), *args],
+            cwd=cwd,
+            env=_clean(cwd) | env,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    start = {"argv": [name, *args], "cwd": str(cwd), "env": _clean(cwd) | (env or {}), "seconds": timeout}
+    (result,) = start_all([start])
+    assert result["seconds"] < timeout, result
+    return subprocess.CompletedProcess([name, *args], result["code"], result["out"], result["err"])
 
 
 @contextmanager
