@@ -1,10 +1,11 @@
 """Network + schedule + prediction type: an estimate of x_0 from x_t."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from ddpm_lightning.data.source import Condition
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
@@ -27,7 +28,8 @@ class Denoiser(nn.Module):
     variance: log σ² = (1+v)/2 · log β_{t|u} + (1−v)/2 · log β̃_{t|u} (Nichol & Dhariwal 2021, Eq. 15).
 
     Args:
-        model: called as model(x, t, y) with t of shape (B,) in 0..T−1.
+        model: called as model(x, t, y) with t of shape (B,) in 0..T−1. A model with labels says `num_classes`; one with
+            another condition has a method `null(y)`, which gives the condition that stands for none, shaped as y.
         schedule: the forward process.
         prediction: "epsilon", "x0" or "v".
         learned_variance: whether the second half of the network's output is the variance's v.
@@ -54,11 +56,24 @@ class Denoiser(nn.Module):
         """The model's number of labels, which is also the label that stands for none; None without labels."""
         return getattr(self.model, "num_classes", None)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The estimate of x_0, like x_t; t in 1..T, (B, 1, 1, 1) or (); y: (B,) labels, or None for no label."""
+    @property
+    def conditional(self) -> bool:
+        """Whether the model has a condition that can be left away: labels, or one with a null of its own."""
+        return self.num_classes is not None or hasattr(self.model, "null")
+
+    def null(self, y: Condition) -> Condition:
+        """The condition that stands for none, shaped as y: what the model's own `null` says, or the label `num_classes`."""
+        own: Callable[[Condition], Condition] | None = getattr(self.model, "null", None)
+        if own is not None:
+            return own(y)
+        assert isinstance(y, Tensor)
+        return torch.full_like(y, self.num_classes or 0)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
+        """The estimate of x_0, like x_t; t in 1..T, (B, 1, 1, 1) or (); y: (B,) labels or another condition, None for none."""
         return self.x0_from(self.split(self.predict(x_t, t, y))[0], x_t, t)
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
         """The network's raw output; the one place where it is given t−1 ("t == 0 is diffused for one step").
 
         Raises:
@@ -69,7 +84,7 @@ class Denoiser(nn.Module):
         return self.model(x_t, (t - 1).reshape(-1).expand(len(x_t)), y)
 
     def estimate(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, *, u: Tensor | None = None
+        self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The estimate of x_0 and the log-variance of the reverse step t → u (by default t−1), None unless it is learned."""
         out, v = self.split(self.predict(x_t, t, y))
@@ -117,22 +132,22 @@ class Denoiser(nn.Module):
 class Guided(nn.Module):
     """Classifier-free guidance: x̂_0 = x̂_0(x_t) + w·(x̂_0(x_t, y) − x̂_0(x_t)) (Ho & Salimans 2022, Eq. 6, whose w is one less).
 
-    The same in ε and in v, since x̂_0 is linear in both. At w = 1 it is the denoiser with its labels, at w = 0 the one
+    The same in ε and in v, since x̂_0 is linear in both. At w = 1 it is the denoiser with its condition, at w = 0 the one
     without, and either takes one evaluation of the network; any other scale takes two, in one batch. A learned variance is
-    that of the model with labels.
+    that of the model with its condition.
 
     Args:
-        denoiser: trained with labels, of which some were dropped.
+        denoiser: trained with labels or another condition, of which some were dropped.
         scale: w.
 
     Raises:
-        ValueError: for a scale below 0, or one that changes something and a denoiser without labels.
+        ValueError: for a scale below 0, or one that changes something and a denoiser without a condition.
     """
 
     def __init__(self, denoiser: Denoiser, scale: float):
         super().__init__()
         require("guidance_scale", scale, "[0, inf)")
-        if scale != 1 and denoiser.num_classes is None:
+        if scale != 1 and not denoiser.conditional:
             raise UserError(f"guidance_scale must be 1 for a model trained without labels, got {scale}")
         self.denoiser = denoiser
         self.scale = scale
@@ -142,22 +157,30 @@ class Guided(nn.Module):
         """That of the denoiser."""
         return self.denoiser.schedule
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
         """The guided estimate of x_0; the arguments are those of `Denoiser`."""
         return self.estimate(x_t, t, y)[0]
 
     def estimate(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, *, u: Tensor | None = None
+        self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """As `Denoiser.estimate`, guided."""
-        if y is None or self.scale in (0, 1):
-            return self.denoiser.estimate(x_t, t, y if self.scale else None, u=u)
-        none = torch.full_like(y, self.denoiser.num_classes or 0)
-        x_twice, y_both = torch.cat([x_t, x_t]), torch.cat([y, none])
+        if y is None or self.scale == 1:
+            return self.denoiser.estimate(x_t, t, y, u=u)
+        none = self.denoiser.null(y)
+        if self.scale == 0:
+            return self.denoiser.estimate(x_t, t, none, u=u)
+        x_twice, y_both = torch.cat([x_t, x_t]), _joined(y, none)
         x0, log_variance = self.denoiser.estimate(x_twice, _twice(t), y_both, u=None if u is None else _twice(u))
         labelled, unlabelled = x0.chunk(2)
         guided = torch.lerp(unlabelled, labelled, self.scale)
         return guided, None if log_variance is None else log_variance.chunk(2)[0]
+
+
+def _joined(first: Condition, second: Condition) -> Condition:
+    if isinstance(first, Mapping):
+        return {key: torch.cat([value, second[key]]) for key, value in first.items()}  # type: ignore[index]
+    return torch.cat([first, second])  # type: ignore[list-item]
 
 
 def _twice(t: Tensor) -> Tensor:

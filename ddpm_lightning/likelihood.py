@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddpm_lightning.data.source import Condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
@@ -59,7 +60,7 @@ class BitsPerDim:
 def bits_per_dim(
     denoiser: Denoiser,
     x0: Tensor,
-    y: Tensor | None = None,
+    y: Condition | None = None,
     *,
     variance: str | None = None,
     clip: float | None = 1.0,
@@ -104,7 +105,7 @@ def estimate_law(schedule: NoiseSchedule) -> Tensor:
 def estimate_bits_per_dim(
     denoiser: Denoiser,
     x0: Tensor,
-    y: Tensor | None = None,
+    y: Condition | None = None,
     *,
     uniform: Tensor,
     variance: str | None = None,

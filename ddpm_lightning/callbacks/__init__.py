@@ -1,7 +1,7 @@
 """What happens beside the training step."""
 
 from ddpm_lightning.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, NewestCheckpoint
-from ddpm_lightning.callbacks.ema import EMA
+from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.generation_metrics import GenerationMetrics
 from ddpm_lightning.callbacks.loss_guard import LossGuard
 from ddpm_lightning.callbacks.pictures.grid import SampleGrid
@@ -32,4 +32,5 @@ __all__ = [
     "StopSignals",
     "TrainingMetrics",
     "Trajectory",
+    "averaged_weights",
 ]

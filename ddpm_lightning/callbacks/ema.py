@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ddpm_lightning.ranges import require
@@ -18,9 +19,9 @@ __all__ = ["EMA", "averaged_weights"]
 class EMA(Callback):
     """θ̄ ← d·θ̄ + (1−d)·θ after every optimiser step, with d_n = min(decay, (1+n)/(10+n)) (Ho et al. 2020, d = 0.9999).
 
-    The warm-up, as in TensorFlow's `ExponentialMovingAverage`, lets a short run forget its random start. Only parameters are averaged;
-    the raw weights stay in the module, but for the time of a validation and of `averaged_weights`. The average goes
-    into the checkpoint as "ema_state_dict", under the names of "state_dict".
+    The warm-up, as in TensorFlow's `ExponentialMovingAverage`, lets a short run forget its random start. Only parameters are
+    averaged, without those of the loss; the raw weights stay in the module, but for the time of a validation and of
+    `averaged_weights`. The average goes into the checkpoint as "ema_state_dict", under the names of "state_dict".
 
     Args:
         decay: the decay that the warm-up ends in.
@@ -48,7 +49,7 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `setup`: here the module is on its device, and a resumed run's weights are loaded.
-        for name, parameter in pl_module.named_parameters():
+        for name, parameter in _averaged(pl_module):
             saved = self._average.get(name, parameter.detach())
             self._average[name] = shared_like(saved, parameter).to(parameter.device, copy=True)
 
@@ -57,10 +58,8 @@ class EMA(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._steps:
             return  # gradients are still being accumulated
-        raw = [parameter.detach() for parameter in pl_module.parameters()]
-        get_ema_multi_avg_fn(self.current_decay)(
-            [self._average[name] for name, _ in pl_module.named_parameters()], raw, 0
-        )
+        raw = {name: parameter.detach() for name, parameter in _averaged(pl_module)}
+        get_ema_multi_avg_fn(self.current_decay)([self._average[name] for name in raw], [*raw.values()], 0)
         self._steps = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,10 +83,15 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
-        for name, parameter in pl_module.named_parameters():
+        for name, parameter in _averaged(pl_module):
             raw = parameter.detach().clone()
             parameter.copy_(self._average[name])
             self._average[name].copy_(raw)
+
+
+def _averaged(pl_module: LightningModule) -> Iterator[tuple[str, Parameter]]:
+    """The parameters with an average: all but the loss's own, which nothing is sampled with."""
+    return ((name, p) for name, p in pl_module.named_parameters() if not name.startswith("loss."))
 
 
 @contextmanager

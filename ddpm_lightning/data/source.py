@@ -1,7 +1,7 @@
 """The batches of a training step, and the source that serves them: a dataset in memory, or a stream."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -10,19 +10,35 @@ from torch import Tensor
 
 from ddpm_lightning.ranges import require
 
-__all__ = ["Batch", "EndlessLoader", "Form", "Share", "Source"]
+__all__ = ["Batch", "Condition", "EndlessLoader", "Form", "Share", "Source"]
+
+
+Condition = Tensor | Mapping[str, Tensor]  # labels (B,), or any tensors with the batch first
 
 
 class Batch(NamedTuple):
     """What a training step gets; also a whole part of a dataset in memory.
 
-    x0: (B, C, H, W), of images uint8 from the loader and float32 in [−1, 1] from the data module on; y: (B,) int64 labels
-    or None; ids: (B,) int64, each image's number within its dataset.
+    x0: (B, C, H, W), of images uint8 from the loader and float32 in [−1, 1] from the data module on; y: (B,) int64 labels,
+    another condition or None; ids: (B,) int64, each image's number within its dataset.
     """
 
     x0: Tensor
-    y: Tensor | None
+    y: Any  # labels in our own batches
     ids: Tensor
+
+    @classmethod
+    def of(cls, given: Any, first: int = 0) -> "Batch":
+        """A batch as any loader gives it: this one's own, images (B, C, H, W) in [−1, 1] alone, or with their labels.
+
+        Args:
+            given: what the loader gave.
+            first: the number of the first image, where the loader gave none.
+        """
+        if isinstance(given, cls):
+            return given
+        x0, y = (given, None) if isinstance(given, Tensor) else (*given, None)[:2]
+        return cls(x0, y, torch.arange(first, first + len(x0)))
 
 
 class Form(NamedTuple):

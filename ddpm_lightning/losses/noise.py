@@ -32,7 +32,8 @@ class NoiseDraw:
         noise = torch.randn_like(x0)
         if self.offset_noise == 0:
             return noise
-        return noise + self.offset_noise * torch.randn_like(x0[:, :, :1, :1])
+        first = (slice(None), slice(None), *[slice(1)] * (x0.ndim - 2))
+        return noise + self.offset_noise * torch.randn_like(x0[first])
 
     def perturbed(self, noise: Tensor) -> Tensor:
         """The noise that x_t is made with: ε itself, or ε + γ ξ."""

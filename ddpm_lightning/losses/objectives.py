@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm_lightning.data.source import Condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.likelihood import VARIANCES, vlb_term
 from ddpm_lightning.losses.noise import NoiseDraw
@@ -70,7 +71,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None
+        self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
     ) -> Tensor:
         """The loss of each image, (B,), in the precision of the schedule's tables: float32."""
 
@@ -92,7 +93,7 @@ class Loss(Objective):
         self.distance = distance if distance is not None else MSE()
 
     def forward(
-        self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None
+        self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
     ) -> Tensor:
         out, _ = denoiser.split(_in_full(denoiser.predict(x_t, t, y), denoiser))
         return self.of_output(denoiser, out, x0, noise, t)
@@ -117,7 +118,7 @@ class VLB(Objective):
         self.variance = variance
 
     def forward(
-        self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None
+        self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
     ) -> Tensor:
         raw = denoiser.predict(x_t, t, y)
         return denoiser.schedule.num_steps * vlb_term(denoiser, raw, x0, x_t, t, variance=self.variance)
@@ -154,7 +155,7 @@ class Hybrid(Loss):
             raise ValueError("the hybrid loss trains a learned variance: choose learned_variance=true")
 
     def forward(
-        self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None
+        self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
     ) -> Tensor:
         out, v = denoiser.split(_in_full(denoiser.predict(x_t, t, y), denoiser))
         assert v is not None

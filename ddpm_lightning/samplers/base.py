@@ -9,6 +9,7 @@ from typing import Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from ddpm_lightning.data.source import Condition
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.samplers.spacings import SPACINGS
 from ddpm_lightning.schedules import NoiseSchedule
@@ -24,10 +25,10 @@ class DenoiserLike(Protocol):
     @property
     def schedule(self) -> NoiseSchedule: ...
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, /) -> Tensor: ...
+    def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None, /) -> Tensor: ...
 
     def estimate(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, *, u: Tensor | None = None
+        self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]: ...
 
 
@@ -146,7 +147,7 @@ class Sampler(ABC):
         self,
         denoiser: DenoiserLike,
         x: Tensor,
-        y: Tensor | None = None,
+        y: Condition | None = None,
         *,
         times: Sequence[int] | None = None,
         randn: Noise = torch.randn_like,
@@ -188,7 +189,7 @@ class Sampler(ABC):
         self,
         denoiser: DenoiserLike,
         x: Tensor,
-        y: Tensor | None = None,
+        y: Condition | None = None,
         *,
         times: Sequence[int] | None = None,
         randn: Noise = torch.randn_like,
