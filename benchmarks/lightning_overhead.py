@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize
 
-import ddpm_lightning.cli.entry  # noqa: F401  registers the resolvers of conf/
 from ddpm_lightning.runs.build import build_module
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.processes import keep_freed_memory

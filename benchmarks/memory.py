@@ -13,7 +13,6 @@ from typing import Any
 from hydra import compose, initialize
 from lightning.pytorch import Callback
 
-import ddpm_lightning.cli.entry  # noqa: F401  registers the resolvers of conf/
 from ddpm_lightning.runs import build, train
 
 

@@ -1,58 +1,34 @@
-"""Denoising diffusion probabilistic models with PyTorch Lightning, Hydra and Weights & Biases."""
+"""Denoising diffusion probabilistic models with PyTorch Lightning, Hydra and Weights & Biases.
+
+The public names are those of `__init__.pyi`. Each is imported when it is first used, so that the command line answers before torch is loaded.
+"""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-# Imported when first asked for: the command line answers before torch is loaded.
-_HOMES = {
-    "NoiseSchedule": "schedules",
-    "DiT": "models",
-    "MLP": "models",
-    "UNet": "models",
-    "PREDICTIONS": "denoiser",
-    "Denoiser": "denoiser",
-    "Guided": "denoiser",
-    "Step": "samplers",
-    "Sampler": "samplers",
-    "Ancestral": "samplers",
-    "DDIM": "samplers",
-    "DPMSolver2M": "samplers",
-    "Heun": "samplers",
-    "UniPC": "samplers",
-    "Loss": "losses",
-    "bits_per_dim": "likelihood",
-    "DDPM": "module",
-    "ImageDataModule": "data.datamodule",
-    "EMA": "callbacks",
-    "load_denoiser": "runs",
-    "from_diffusers": "interop",
-    "to_diffusers": "interop",
-    "UserError": "errors",
-}
-_MODULES = (
-    "schedules",
-    "images",
-    "models",
-    "denoiser",
-    "samplers",
-    "losses",
-    "likelihood",
-    "interop",
-    "module",
-    "callbacks",
-    "runs",
+import lazy_loader
+from omegaconf import OmegaConf
+
+__version__ = "0.1.0"
+
+# The folder of the configs: inside the package in a wheel, at the top of the repository beside it.
+CONF_DIR = next(
+    str(place) for place in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if place.is_dir()
 )
 
-__all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+def _register(name: str, module: str, **options: bool) -> None:
+    """A resolver of conf/, as in `${run_name:}`, for configs that Hydra's own `compose` reads, too."""
+
+    def resolve(*values: Any) -> Any:
+        return getattr(import_module(f"{__name__}.cli.{module}"), name)(*values)
+
+    OmegaConf.register_new_resolver(name, resolve, replace=True, **options)
 
 
-def __dir__() -> list[str]:
-    return sorted(__all__)
+_register("run_name", "launch", use_cache=True)
+_register("job_name", "sweeps")
+OmegaConf.register_new_resolver("out_channels", lambda channels, learned: (1 + learned) * channels, replace=True)

@@ -1,6 +1,7 @@
-"""Utilities: compare noise schedules, evaluate likelihood, train feature classifiers, export models, build reports."""
+"""Train, sample and evaluate; compare noise schedules, evaluate likelihood, train feature classifiers, export models, build reports."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,22 @@ from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["main"]
 
+_PROGRAMS = {
+    "train": "train a diffusion model: ddpm-train, or train.py",
+    "sample": "sample images from a checkpoint: ddpm-sample, or sample.py",
+    "evaluate": "compare a checkpoint's samples with its data: ddpm-evaluate, or evaluate.py",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code; a user's error is printed as one sentence."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in _PROGRAMS:  # a process of its own, which Lightning can start once more for each rank
+        os.execv(sys.executable, [sys.executable, "-m", f"ddpm_lightning.cli.{argv[0]}", *argv[1:]])
+    sys.path.append(os.getcwd())  # for a user's own package
     options = vars(_parser().parse_args(argv))
     run = options.pop("run")
+    environment.update(trust=options.pop("trust", []))
     try:
         for line in run(**options):
             print(line, flush=True)
@@ -41,13 +53,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m ddpm_lightning", description=__doc__, allow_abbrev=False)
+    installed = Path(sys.argv[0]).stem == "ddpm"
+    parser = _Parser(prog="ddpm" if installed else "python -m ddpm_lightning", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, run: Callable[..., Iterable[Any]], about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         made.set_defaults(run=run)
         return made
+
+    def trust(command: argparse.ArgumentParser) -> None:
+        about = "packages of your own that a checkpoint may name, as in --trust mylab"
+        command.add_argument(
+            "--trust", metavar="PACKAGE", action="extend", type=lambda text: text.split(","), default=[], help=about
+        )
+
+    for name, about in _PROGRAMS.items():  # listed here, and run before this parser
+        commands.add_parser(name, help=about)
 
     schedules = command("schedules", _schedules, "plot alpha_bar, log SNR and beta of all noise schedules side by side")
     schedules.add_argument("--out", type=Path, default=Path("schedules.png"), metavar="FILE.png", help="%(default)s")
@@ -56,16 +78,19 @@ def _parser() -> argparse.ArgumentParser:
     about = "bits per dimension of a checkpoint on its run's validation images, term by term and by t"
     likelihood = command("likelihood", _likelihood, about)
     likelihood.add_argument("checkpoint", type=Path)
+    trust(likelihood)
     likelihood.add_argument("--weights", default="ema", metavar="ema|raw", help="%(default)s")
     likelihood.add_argument("--num-images", type=int, metavar="N", help="all")
     likelihood.add_argument("--variance", metavar="small|large", help="the learned one, or small")
 
     about = "train the classifier that evaluate.py compares by, on a dataset's own labels, and store it"
     features = command("features", _features, about)
+    features.add_argument("--config-dir", "-cd", type=Path, metavar="FOLDER", help="configs of your own")
     features.add_argument("overrides", nargs="+", metavar="data=NAME", help="and other overrides of evaluate.py")
 
     export = command("export", _export, "write a checkpoint's model as a diffusers folder or as safetensors")
     export.add_argument("checkpoint", type=Path)
+    trust(export)
     export.add_argument("folder", type=Path)
     export.add_argument("--weights", default="ema", metavar="ema|raw", help="%(default)s")
     export.add_argument(
@@ -77,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report = command("report", _report, about)
     report.add_argument("folder", type=Path, nargs="?")
+    trust(report)
     wandb = "save the dashboard of the runs' W&B project, too; without a folder, only this"
     report.add_argument("--wandb", action="store_true", help=wandb)
     report.add_argument("--project", metavar="NAME", help="of --wandb; the runs' own, or ddpm_lightning")
@@ -98,10 +124,10 @@ def _likelihood(checkpoint: Path, **options: Any) -> Iterator[Path]:
     yield measure_bits_per_dim(checkpoint, **options)
 
 
-def _features(overrides: Sequence[str]) -> Iterator[str]:
+def _features(overrides: Sequence[str], **options: Any) -> Iterator[str]:
     from ddpm_lightning.evaluation.features import train_classifier
 
-    yield train_classifier(overrides)
+    yield train_classifier(overrides, **options)
 
 
 def _export(checkpoint: Path, folder: Path, **options: Any) -> Iterator[Path]:

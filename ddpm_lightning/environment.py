@@ -13,6 +13,7 @@ __all__ = [
     "Launch",
     "allows_pipes",
     "cache_folder",
+    "command",
     "current",
     "for_a_job",
     "is_first",
@@ -21,6 +22,7 @@ __all__ = [
     "srun_tasks",
     "started_by_lightning",
     "started_by_torchrun",
+    "trusted",
     "update",
 ]
 
@@ -34,7 +36,9 @@ class Launch:
     """How a process was started; the processes that it starts inherit the record.
 
     Args:
-        script: the entry point that the user started.
+        script: the file that the user started, such as train.py, or an installed package's ddpm-train.
+        program: train, sample or evaluate.
+        trust: the packages whose code a checkpoint may name, as the user has typed them.
         main_process: the id of the process that Lightning starts the other ranks from; 0 for none.
         num_jobs: the number of jobs of the sweep that runs here; 0 where it is unknown.
         swept: the keys in which the jobs differ.
@@ -44,6 +48,8 @@ class Launch:
     """
 
     script: str = ""
+    program: str = ""
+    trust: list[str] = field(default_factory=list)
     main_process: int = 0
     num_jobs: int = 0
     swept: list[str] = field(default_factory=list)
@@ -64,9 +70,18 @@ def update(**changes: Any) -> None:
     os.environ[_LAUNCH] = json.dumps(asdict(replace(current(), **changes)))
 
 
+def command(program: str) -> str:
+    """How to start a program in the way that the user started this one: `python train.py`, or `ddpm-train` if installed."""
+    script = Path(current().script)
+    if script.parent.name == "cli":
+        return f"python -m ddpm_lightning {program}"
+    return f"python {program}.py" if script.name == f"{current().program}.py" else f"ddpm-{program}"
+
+
 def for_a_job(error_file: Path) -> dict[str, str]:
     """The variables of a fresh process for this sweep's job: no ranks, nor the one SLURM task of a launcher."""
-    launch = Launch(script=current().script, job=current().job, error_file=str(error_file), job_parent=os.getpid())
+    now = current()
+    launch = Launch(script=now.script, trust=now.trust, job=now.job, error_file=str(error_file), job_parent=os.getpid())
     kept = {key: value for key, value in os.environ.items() if not key.startswith((*_RANKS, *_TASKS))}
     return {**kept, _LAUNCH: json.dumps(asdict(launch))}
 
@@ -103,6 +118,11 @@ def shows_traceback() -> bool:
 def cache_folder() -> Path:
     """The folder for what is computed once: $DDPM_CACHE, or ~/.cache/ddpm_lightning."""
     return Path(os.environ.get("DDPM_CACHE") or Path.home() / ".cache" / "ddpm_lightning")
+
+
+def trusted() -> list[str]:
+    """The packages that the user trusts: those of trust=[...] on the command line, and of DDPM_TRUST=mylab,other."""
+    return [*current().trust, *filter(None, os.environ.get("DDPM_TRUST", "").split(","))]
 
 
 def allows_pipes() -> bool:

@@ -1,4 +1,4 @@
-"""The Tab key: `eval "$(python train.py -sc install=bash)"`, and what the shell then asks for at each press of it."""
+"""The Tab key: `eval "$(ddpm-train -sc install=bash)"`, and what the shell then asks for at each press of it."""
 
 import glob
 import os
@@ -14,13 +14,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
+from ddpm_lightning import environment
 from ddpm_lightning.cli import menu
 from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["FLAGS", "answer_shell", "completions"]
 
 FLAGS = ("-sc", "--shell-completion", "--shell_completion")
-_COMMANDS = "python python3 torchrun"
+_STARTERS = ("python", "python3", "torchrun")
 
 _BASH = """_ddpm_lightning_complete() {{
     COMPREPLY=()
@@ -38,7 +39,7 @@ _FISH = """function _ddpm_lightning_complete
     {python} {script} -sc query=fish 2>/dev/null
 end
 function _ddpm_lightning_asked
-    string match -qr '({names})\\.py\\s' -- (commandline -cp)
+    string match -qr '({names})\\s' -- (commandline -cp)
 end
 for name in {commands}
     complete -c $name -n _ddpm_lightning_asked -x -a '(_ddpm_lightning_complete)'
@@ -52,7 +53,7 @@ _UNINSTALL = {
 }
 
 
-def answer_shell(script: Path, argv: Sequence[str]) -> str:
+def answer_shell(argv: Sequence[str]) -> str:
     """What to print: the lines to evaluate for `install=` and `uninstall=`, one completion a line for `query=`.
 
     Raises:
@@ -62,68 +63,68 @@ def answer_shell(script: Path, argv: Sequence[str]) -> str:
     choices = [f"{action}={shell}" for action in ("install", "uninstall", "query") for shell in _INSTALL]
     require_one_of("-sc", wish, choices)
     action, _, shell = wish.partition("=")
-    conf = script.parent / "conf"
     if action == "query":
-        return "\n".join(_answer(conf))
-    names = menu.scripts(conf)
+        return "\n".join(_answer())
+    scripts = [script for name in menu.programs() for script in (f"{name}.py", f"ddpm-{name}")]
     text = (_INSTALL if action == "install" else _UNINSTALL)[shell]
     return text.format(
         python=shlex.quote(sys.executable),
-        script=shlex.quote(str(script)),
-        patterns="|".join(f"*{name}.py\\ *" for name in names),
-        names="|".join(names),
-        commands=_COMMANDS,
+        script=shlex.quote(environment.current().script),
+        patterns="|".join(f"*{script}\\ *" for script in scripts),
+        names="|".join(map(re.escape, scripts)),
+        commands=" ".join([*_STARTERS, *(script for script in scripts if script.startswith("ddpm-"))]),
     )
 
 
-def _answer(conf: Path) -> list[str]:
+def _answer() -> list[str]:
     """The completions of the line that a shell holds; of each, bash needs what follows the last of its word breaks."""
     line = os.environ.get("COMP_LINE", "")
     line = line[: int(os.environ.get("COMP_POINT") or len(line))]
-    match = re.search(rf"(?:^|[\s/])({'|'.join(menu.scripts(conf))})\.py\s+(.*)", line, re.DOTALL)
+    names = "|".join(menu.programs())
+    match = re.search(rf"(?:^|[\s/])(?:({names})\.py|ddpm-({names}))\s+(.*)", line, re.DOTALL)
     if not match:
         return []
-    words = match[2].split()
+    program, words = match[1] or match[2], match[3].split()
     word = words.pop() if words and not line[-1].isspace() else ""
     breaks = {*os.environ.get("COMP_WORDBREAKS", "")} & {"=", ":"}
     start = max((word.rfind(mark) + 1 for mark in breaks), default=0)
-    return [found[start:] for found in completions(conf, match[1], words, word)]
+    return [found[start:] for found in completions(menu.folders(words), program, words, word)]
 
 
-def completions(conf: Path, script: str, words: Sequence[str], word: str) -> list[str]:
-    """The words that a begun word of a script's command line can become.
+def completions(confs: Sequence[Path], program: str, words: Sequence[str], word: str) -> list[str]:
+    """The words that a begun word of a program's command line can become.
 
     Args:
         words: those before it, which say what is chosen already.
     """
     mark = word[:1] if word[:1] in ("+", "~") else ""
     key, equals, value = word.removeprefix(mark).partition("=")
-    found = _values(conf, script, words, key, value) if equals else _keys(conf, script, words, key, mark)
+    found = _values(confs, program, words, key, value) if equals else _keys(confs, program, words, key, mark)
     return sorted({mark + each for each in found})
 
 
-def _keys(conf: Path, script: str, words: Sequence[str], begun: str, mark: str) -> Iterator[str]:
+def _keys(confs: Sequence[Path], program: str, words: Sequence[str], begun: str, mark: str) -> Iterator[str]:
     end = "" if mark == "~" else "="
-    groups = [group.name for group in menu.groups(conf, script)] if mark != "+" else menu.all_groups(conf)
+    groups = [group.name for group in menu.groups(confs, program)] if mark != "+" else menu.all_groups(confs)
     yield from (name + end for name in groups if name.startswith(begun))
     if begun.startswith("hydra/"):
-        yield from (f"hydra/{name}=" for name in _options(conf, "hydra") if name.startswith(begun[6:]))
+        yield from (f"hydra/{name}=" for name in _options(confs, "hydra") if name.startswith(begun[6:]))
     if "/" in begun or mark == "+":
         return
     parent, dot, last = begun.rpartition(".")
-    section = _entry(_compose(conf, script, words), parent)
+    section = _entry(_compose(confs, program, words), parent)
     for name, entry in section.items() if isinstance(section, dict) else ():
         if str(name).startswith(last) and (parent or begun.startswith("hydra") or name != "hydra"):
             yield f"{parent}{dot}{name}" + ("." if isinstance(entry, dict) else end)
 
 
-def _values(conf: Path, script: str, words: Sequence[str], key: str, begun: str) -> Iterator[str]:
+def _values(confs: Sequence[Path], program: str, words: Sequence[str], key: str, begun: str) -> Iterator[str]:
     before, comma, last = begun.rpartition(",")
-    settings = {setting.key: setting.values for setting in menu.settings(conf, script)}
-    if listed := _options(conf, key) or settings.get(key):
+    settings = {setting.key: setting.values for setting in menu.settings(confs, program)}
+    if listed := _options(confs, key) or settings.get(key):
         yield from (f"{key}={before}{comma}{each}" for each in listed if each.startswith(last))
         return
-    value = None if begun else _entry(_compose(conf, script, words), key)
+    value = None if begun else _entry(_compose(confs, program, words), key)
     if isinstance(value, bool):
         yield from (f"{key}=false", f"{key}=true")
     elif isinstance(value, int | float | str) and re.fullmatch(r"[\w./,:+-]*", str(value)):
@@ -132,27 +133,30 @@ def _values(conf: Path, script: str, words: Sequence[str], key: str, begun: str)
         yield from (f"{key}={path}" for path in _paths(begun))
 
 
-def _compose(conf: Path, script: str, words: Sequence[str]) -> Any:
+def _compose(confs: Sequence[Path], program: str, words: Sequence[str]) -> Any:
     """The config of what is typed so far, as it is written: of a list of values the first, and without what cannot be read."""
     typed = [
         re.sub(r"^([^=]+=[\w./-]+),.*", r"\1", word)
         for word in words
         if re.fullmatch(r"[+~]*[\w./@]+(=[^\"']*)?", word)
     ]
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        for overrides in (typed, [word for word in typed if (conf / word.partition("=")[0]).is_dir()], []):
+    own = [f"hydra.searchpath=[{','.join(map(str, confs[1:]))}]"]
+    groups = {*menu.all_groups(confs)}
+    with initialize_config_dir(str(confs[0]), version_base="1.3"):
+        for overrides in (typed, [word for word in typed if word.partition("=")[0] in groups], []):
             try:
-                return OmegaConf.to_container(compose(script, overrides, return_hydra_config=True))
+                return OmegaConf.to_container(compose(program, [*own, *overrides], return_hydra_config=True))
             except Exception:  # what is wrong is said when the line is run
                 continue
     return None
 
 
-def _options(conf: Path, group: str) -> list[str]:
+def _options(confs: Sequence[Path], group: str) -> list[str]:
     """The choices of a group, those of installed plugins among them, or Hydra's own groups; empty for what is no group."""
     kind = ObjectType.GROUP if group == "hydra" else ObjectType.CONFIG
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        return GlobalHydra.instance().config_loader().get_group_options(group, results_filter=kind)
+    with initialize_config_dir(str(confs[0]), version_base="1.3"):
+        hydras = GlobalHydra.instance().config_loader().get_group_options(group, results_filter=kind)
+    return sorted({*hydras, *menu.choices(confs, group)})
 
 
 def _entry(config: Any, path: str) -> Any:

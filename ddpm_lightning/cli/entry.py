@@ -8,36 +8,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
 from ddpm_lightning import environment
-from ddpm_lightning.cli import completion, help
-from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, run_name
+from ddpm_lightning.cli import completion, help, menu
+from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, split_flags, value_of
 from ddpm_lightning.cli.mistakes import check_groups, is_foreseen, sentence
 from ddpm_lightning.cli.resume import complete_arguments
-from ddpm_lightning.cli.sweeps import Sweep, swept
+from ddpm_lightning.cli.sweeps import Sweep
 from ddpm_lightning.run_folder import SWEEP, remove_unbegun
 
 __all__ = ["run", "sentence", "user_errors"]
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Run a Hydra entry point; a user's error is printed as one sentence, and the exit code is 1.
+def run(program: Callable[[DictConfig], Any]) -> None:
+    """Run a program by the config of its name; a user's error is printed as one sentence, and the exit code is 1.
 
     With DDPM_TRACEBACK=1 in the environment its traceback is shown instead.
     """
+    name = program.__name__
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
-    environment.update(script=os.path.abspath(sys.argv[0]))
+    environment.update(script=os.path.abspath(sys.argv[0]), program=name)
+    if trust := value_of("trust", [argument.lstrip("+") for argument in sys.argv[1:]]):
+        environment.update(trust=re.findall(r"[\w.]+", trust))  # from what is typed alone, before a record adds to it
+    sys.path.append(os.getcwd())  # for a user's own package; last, so that it hides nothing that is installed
     try:
-        if _is_answered(sys.argv[1:], main):
+        if _is_answered(sys.argv[1:], program):
             return
         end_with_parent()
-        check_sweep_allowed(sys.argv)
+        check_sweep_allowed(sys.argv[1:])
         check_groups(sys.argv[1:])
-        sys.argv[1:] = complete_arguments(sys.argv[1:])
-        main()
+        flags, overrides = split_flags(complete_arguments(sys.argv[1:]))
+        sys.argv[1:] = [*flags, *overrides]  # Hydra's parser does not read overrides before a flag and behind it
+        hydra.main(version_base="1.3", config_path=str(menu.conf_folder()), config_name=name)(program)()
         if (sweep := Sweep.started) and (failures := sweep.failures()):
             sys.exit(f"error: {failures}")
     except KeyboardInterrupt:
@@ -50,27 +56,26 @@ def run(main: Callable[[], Any]) -> None:
 @contextmanager
 def user_errors() -> Iterator[None]:
     """End with a user's error before Hydra, which would add lines of its own; in a sweep the job fails, and the others run."""
-    hydra = HydraConfig.get()
-    in_a_sweep = hydra.mode == RunMode.MULTIRUN
+    started = HydraConfig.get()
+    in_a_sweep = started.mode == RunMode.MULTIRUN
     try:
         yield
     except (Exception, SystemExit) as error:
         if is_foreseen(error):
-            remove_unbegun(Path(hydra.runtime.output_dir), ".hydra", "train.log", job=in_a_sweep)
-        if in_a_sweep and Sweep(Path(hydra.sweep.dir)).continues_after(error, hydra):
+            remove_unbegun(Path(started.runtime.output_dir), ".hydra", "train.log", job=in_a_sweep)
+        if in_a_sweep and Sweep(Path(started.sweep.dir)).continues_after(error, started):
             return
         if in_a_sweep or not is_foreseen(error):
             raise
         _end(error)
 
 
-def _is_answered(argv: Sequence[str], main: Callable[[], Any]) -> bool:
+def _is_answered(argv: Sequence[str], program: Callable[..., Any]) -> bool:
     """Print the help or the shell's completions, if they are asked for."""
-    script = Path(sys.argv[0]).resolve()
-    if {*help.FLAGS} & {*argv} and (script.parent / "conf" / f"{script.stem}.yaml").exists():
-        help.show_help(script, (sys.modules[main.__module__].__doc__ or script.stem).partition(":")[0])
+    if {*help.FLAGS} & {*argv}:
+        help.show_help(program.__name__, (sys.modules[program.__module__].__doc__ or "").partition(":")[0])
     elif {*completion.FLAGS} & {*argv}:
-        print(completion.answer_shell(script, argv))
+        print(completion.answer_shell(argv))
     else:
         return False
     return True
@@ -89,15 +94,3 @@ def _end(error: BaseException) -> NoReturn:
         raise error
     sys.stdout.flush()
     sys.exit(f"error: {sentence(error)}" if is_first and not error_file else 1)
-
-
-def _job_name(overrides: Sequence[str]) -> str:
-    """A folder name of at most 80 characters from what distinguishes a job, without what a shell or Hydra would read."""
-    return re.sub(r"[^A-Za-z0-9.,+-]+", "_", ",".join(swept(overrides))).strip("_")[:80]
-
-
-OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
-OmegaConf.register_new_resolver(
-    "out_channels", lambda channels, learned: 2 * channels if learned else channels, replace=True
-)

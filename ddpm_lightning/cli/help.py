@@ -1,12 +1,13 @@
-"""`python train.py --help`: what a script does, each group with its choices, and the settings, as conf/ has them at the moment."""
+"""`ddpm-train --help`: what a program does, each group with its choices, and the settings, as conf/ has them at the moment."""
 
 import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ddpm_lightning import environment
 from ddpm_lightning.cli import menu
 
 __all__ = ["FLAGS", "help_text", "show_help"]
@@ -15,28 +16,29 @@ FLAGS = ("-h", "--help")
 
 _EXAMPLES = {
     "train": {
-        "python train.py": "digits, in a minute or two on a CPU: no account, no download",
-        "python train.py model=unet_small schedule=cosine prediction=v trainer.max_steps=500": "choices and settings",
-        "python train.py experiment=digits_conditional": "an experiment by name",
-        "python train.py -m schedule=linear,cosine seed=0,1": "a sweep: one job for each combination, and a report",
-        "python train.py resume=auto": "resumes the newest unfinished run",
+        "{train}": "digits, in a minute or two on a CPU: no account, no download",
+        "{train} model=unet_small schedule=cosine prediction=v trainer.max_steps=500": "choices and settings",
+        "{train} experiment=digits_conditional": "an experiment by name",
+        "{train} -m schedule=linear,cosine seed=0,1": "a sweep: one job for each combination, and a report",
+        "{train} resume=auto": "resumes the newest unfinished run",
     },
     "sample": {
-        "python sample.py": "64 images from the newest run",
-        "python sample.py sampler=ddim sampler.num_steps=20 format=png": "in seconds, one file for each",
-        "python sample.py ckpt_path=outputs/<day>/<time> num_samples=1000 format=npz": "from this run, as one array",
-        'python sample.py "labels=[3,7]" guidance_scale=2': "of a model that was trained with labels",
+        "{sample}": "64 images from the newest run",
+        "{sample} sampler=ddim sampler.num_steps=20 format=png": "in seconds, one file for each",
+        "{sample} ckpt_path=outputs/<day>/<time> num_samples=1000 format=npz": "from this run, as one array",
+        '{sample} "labels=[3,7]" guidance_scale=2': "of a model that was trained with labels",
     },
     "evaluate": {
-        "python evaluate.py num_samples=1500 sampler=dpmpp_2m sampler.num_steps=20": "the newest run",
-        "python evaluate.py -m num_samples=1500 sampler=ancestral,ddim sampler.num_steps=10,50": "a table of samplers",
-        "python evaluate.py ckpt_path=outputs/<day>/<time> features=inception": "as the papers compare",
+        "{evaluate} num_samples=1500 sampler=dpmpp_2m sampler.num_steps=20": "the newest run",
+        "{evaluate} -m num_samples=1500 sampler=ancestral,ddim sampler.num_steps=10,50": "a table of samplers",
+        "{evaluate} ckpt_path=outputs/<day>/<time> features=inception": "as the papers compare",
     },
 }
 
 _ENVIRONMENT = {
     "DDPM_TRACEBACK=1": "shows an error's traceback, not one sentence",
     "DDPM_CACHE=FOLDER": "keeps classifiers, Inception's weights and reference features there, not in ~/.cache/ddpm_lightning",
+    "DDPM_TRUST=mylab,other": "packages that checkpoints may name, as trust=[mylab,other]",
     "DDPM_ALLOW_PIPE=1": "lets a checkpoint's config run the commands (pipe:...) that its data are read with",
 }
 
@@ -44,59 +46,65 @@ _MORE = {
     "{run} --cfg job": "every setting that there is; any of them can be given, as in sampler.num_steps=20",
     "{run} {group}=... --cfg job -p {group}": "those of one choice of {group}",
     "{run} -m KEY=A,B": "a sweep: one job for each value",
+    "{run} --config-dir FOLDER model=MINE": "choices of your own, from a folder like conf/: docs/project.md",
     "{run} +KEY=VALUE, ~KEY": "add a setting that conf/ does not have; take one away",
     'eval "$({run} -sc install=bash)"': "completes groups, choices and settings with the Tab key: docs/completion.md",
     "{run} --hydra-help": "Hydra's own flags",
 }
 
 
-def show_help(script: Path, does: str) -> None:
-    """Print a script's help, as wide as the terminal, or 100 characters where there is none."""
+def show_help(program: str, does: str) -> None:
+    """Print a program's help, as wide as the terminal, or 100 characters where there is none."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # Greek letters in a terminal that has none
     width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 140))
     try:
-        print(help_text(script.parent / "conf", script.stem, does=does, width=width), flush=True)
+        print(help_text(menu.folders(sys.argv[1:]), program, does=does, width=width), flush=True)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def help_text(conf: Path, script: str, *, does: str, width: int) -> str:
-    """A script's help.
+def help_text(confs: Sequence[Path], program: str, *, does: str, width: int) -> str:
+    """A program's help.
 
     Args:
-        does: what the script does, in a line.
+        confs: the config folders, see `menu.folders`.
+        program: train, sample or evaluate.
+        does: what the program does, in a line.
         width: characters in a line.
     """
-    run = f"python {script}.py"
-    groups = menu.groups(conf, script)
-    names = {"run": run, "group": groups[0].name if groups else "hydra"}
-    settings = [(f"{setting.key}={setting.value}", setting.about) for setting in menu.settings(conf, script)]
-    more = [(command.format(**names), what.format(**names)) for command, what in _MORE.items()]
+    names = {name: environment.command(name) for name in menu.programs()}
+    groups = menu.groups(confs, program)
+    run, names["run"], names["group"] = names[program], names[program], groups[0].name
+    settings = [(f"{setting.key}={setting.value}", setting.about) for setting in menu.settings(confs, program)]
     parts = [
         [*_wrap(f"{does.rstrip('.')}.", "", width), "", f"  {run} GROUP=CHOICE ... KEY=VALUE ..."],
-        ["Examples", *_examples(_EXAMPLES.get(script, {}), width)],
+        ["Examples", *_examples(_filled(_EXAMPLES[program], names), width)],
         ["Groups, and what each of them can be (* is the default)"],
-        *(_group(conf, group, width) for group in groups),
+        *(_group(confs, group, width) for group in groups),
         ["Settings, with their defaults", *_table(settings, width)],
-        ["More", *_table(more, width)],
+        ["More", *_table(_filled(_MORE, names), width)],
         ["Environment variables", *_table(_ENVIRONMENT.items(), width)],
     ]
     return "\n\n".join("\n".join(part) for part in parts)
 
 
-def _group(conf: Path, group: menu.Group, width: int) -> list[str]:
+def _filled(rows: dict[str, str], names: dict[str, str]) -> list[tuple[str, str]]:
+    return [(command.format(**names), what.format(**names)) for command, what in rows.items()]
+
+
+def _group(confs: Sequence[Path], group: menu.Group, width: int) -> list[str]:
     head = f"{'' if group.listed else '+'}{group.name}="
     lines = _wrap(f"{head}  {group.about}".rstrip(), "  ", width)
     rows = [
-        (f"{'*' if name == group.default else ' '} {name}", menu.about(conf / group.name / f"{name}.yaml"))
-        for name in menu.choices(conf, group.name)
+        (f"{'*' if name == group.default else ' '} {name}", menu.about(confs, f"{group.name}/{name}"))
+        for name in menu.choices(confs, group.name)
     ]
     return [*lines, *_table(rows, width, indent="    ")]
 
 
-def _examples(examples: dict[str, str], width: int) -> Iterator[str]:
-    for command, what in examples.items():
+def _examples(examples: list[tuple[str, str]], width: int) -> Iterator[str]:
+    for command, what in examples:
         yield f"  {command}"
         yield from _wrap(what, "      ", width)
 

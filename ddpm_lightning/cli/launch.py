@@ -6,13 +6,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from pathlib import Path
+
+from hydra._internal.utils import get_args_parser
 
 from ddpm_lightning import environment
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
 
-__all__ = ["agreed", "check_sweep_allowed", "end_with_parent", "is_sweep", "run_name", "value_of"]
+__all__ = ["agreed", "check_sweep_allowed", "end_with_parent", "is_sweep", "run_name", "split_flags", "value_of"]
 
 
 def run_name() -> str:
@@ -30,23 +31,20 @@ def is_sweep(argv: Sequence[str]) -> bool:
 
 
 def check_sweep_allowed(argv: Sequence[str]) -> None:
-    """Refuse a sweep that each of several processes would start, and one for another script.
-
-    Args:
-        argv: the command line, the script first.
+    """Refuse a sweep that each of several processes would start, and one for another program.
 
     Raises:
         UserError: that says what to type instead.
     """
-    preset, script = _preset(argv), Path(argv[0]).stem
+    preset, program = _preset(argv), environment.current().program
     if is_sweep(argv) and (environment.started_by_torchrun() or environment.srun_tasks() > 1):
         raise UserError(
             "-m: a sweep starts its jobs' processes itself, so start it without torchrun or srun, "
-            "as in `python train.py -m seed=0,1 trainer=ddp trainer.devices=2`"
+            f"as in `{environment.command('train')} -m seed=0,1 trainer=ddp trainer.devices=2`"
         )
     right = {"samplers": "evaluate", "schedules": "train", "predictions": "train", "optuna": "train"}.get(preset)
-    if right and script in ("train", "evaluate"):
-        require_one_of(f"the script for sweep={preset}", script, [right])
+    if right and program in ("train", "evaluate"):
+        require_one_of(f"the program for sweep={preset}", program, [right])
 
 
 def end_with_parent() -> None:
@@ -75,6 +73,19 @@ def agreed(key: str, value: Callable[[], str]) -> str:
     if os.environ["RANK"] == "0":
         store.compare_set(key, "", value())  # the first value stays, however often it is asked for
     return store.get(key).decode()
+
+
+def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line's flags, each followed by its value where it has one of its own, and the overrides."""
+    valued = {name for action in get_args_parser()._actions if action.nargs is None for name in action.option_strings}
+    flags: list[str] = []
+    overrides: list[str] = []
+    left = iter(argv)
+    for argument in left:
+        (flags if argument.startswith("-") else overrides).append(argument)
+        if argument in valued:
+            flags += [value for value in [next(left, None)] if value is not None]
+    return flags, overrides
 
 
 def value_of(key: str, argv: Sequence[str]) -> str | None:

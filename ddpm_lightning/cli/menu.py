@@ -1,25 +1,27 @@
-"""What conf/ offers, read from its files without Hydra: groups, their choices, top-level settings, and a line about each."""
+"""What conf/ and a user's own config folders offer, read without Hydra: groups, their choices, settings, and a line about each."""
 
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ddpm_lightning import environment
+from ddpm_lightning import CONF_DIR, environment
 
 __all__ = [
+    "CONFIG_DIR",
     "Group",
     "Setting",
     "about",
     "all_groups",
     "choices",
     "conf_folder",
-    "entry_point",
+    "folders",
     "groups",
-    "scripts",
+    "programs",
     "settings",
 ]
+
+CONFIG_DIR = ("--config-dir", "-cd")
 
 _DEFAULTS = re.compile(r"^defaults:\n(?:  - .*\n?)*", re.MULTILINE)
 _DEFAULT = re.compile(r"^  - /?([\w/]+): ([\w/]+)(?: +# (.*))?$", re.MULTILINE)
@@ -38,7 +40,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Setting:
-    """A top-level setting of a script: `key=value` on the command line, and the comment beside it."""
+    """A top-level setting of a program: `key=value` on the command line, and the comment beside it."""
 
     key: str
     value: str
@@ -53,72 +55,80 @@ class Setting:
         return listed[0].split(" | ") if listed else []
 
 
-def entry_point() -> Path:
-    """The entry point that the user started."""
-    return Path(environment.current().script or sys.argv[0]).resolve()
-
-
 def conf_folder() -> Path:
-    """The configs beside the script that the user started, or else our own."""
-    beside = entry_point().parent / "conf"
-    return beside if (beside / "train.yaml").is_file() else Path(__file__).parents[2] / "conf"
+    """The package's configs, or those beside the script that the user started."""
+    script = environment.current().script
+    beside = Path(script).resolve().parent / "conf"
+    return beside if script and (beside / "train.yaml").is_file() else Path(CONF_DIR)
 
 
-def scripts(conf: Path) -> list[str]:
-    """The names of the entry points that have a config beside the groups: evaluate, sample and train."""
-    return sorted(path.stem for path in conf.glob("*.yaml"))
+def folders(argv: Sequence[str]) -> list[Path]:
+    """The config folders of a command line: ours, then those of --config-dir and hydra.searchpath."""
+    found = [conf_folder()]
+    for i, argument in enumerate(argv):
+        key, equals, value = argument.partition("=")
+        if key in CONFIG_DIR and (value or argv[i + 1 :]):
+            found.append(Path(value if equals else argv[i + 1]))
+        elif key == "hydra.searchpath":
+            found += [Path(path.strip("'\" ").removeprefix("file://")) for path in value.strip("[]'\"").split(",")]
+    return [folder.expanduser().absolute() for folder in found]
 
 
-def groups(conf: Path, script: str) -> list[Group]:
-    """The groups of a script in the order of its defaults list, each with those inside it; new ones that no script lists come last."""
-    listed = _defaults(conf / f"{script}.yaml")
+def programs() -> list[str]:
+    """The names of the programs, each of which has a config beside the groups: evaluate, sample and train."""
+    return sorted(path.stem for path in conf_folder().glob("*.yaml"))
+
+
+def groups(confs: Sequence[Path], program: str) -> list[Group]:
+    """The groups of a program in the order of its defaults list, each with those inside it; new ones that no program lists come last."""
     found = []
-    for top in listed:
-        found += [top, *_inside(conf, top)]
-    known = {group.name for name in scripts(conf) for group in _defaults(conf / f"{name}.yaml")}
-    others = [name for name in all_groups(conf) if "/" not in name and name not in known]
+    for top in _defaults(confs, program):
+        found += [top, *_inside(confs, top)]
+    known = {group.name for name in programs() for group in _defaults(confs, name)}
+    others = [name for name in all_groups(confs) if "/" not in name and name not in known]
     return found + [Group(name, listed=False) for name in others]
 
 
-def all_groups(conf: Path) -> list[str]:
+def all_groups(confs: Sequence[Path]) -> list[str]:
     """The names of all groups but Hydra's own."""
-    folders = {path.parent.relative_to(conf).as_posix() for path in conf.rglob("*.yaml")}
-    return sorted(name for name in folders if name != "." and name.partition("/")[0] != "hydra")
+    found = {path.parent.relative_to(conf).as_posix() for conf in confs for path in conf.rglob("*.yaml")}
+    return sorted(name for name in found if name != "." and name.partition("/")[0] != "hydra")
 
 
-def choices(conf: Path, group: str) -> list[str]:
+def choices(confs: Sequence[Path], group: str) -> list[str]:
     """The names of a group's files."""
-    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+    return sorted({path.stem for conf in confs for path in (conf / group).glob("*.yaml")})
 
 
-def about(path: Path) -> str:
-    """The first comment line of a YAML file, or the comment at the end of its first line; empty where it has neither."""
-    first = next((line for line in _text(path).splitlines() if line and not line.startswith("# @")), "")
+def about(confs: Sequence[Path], name: str) -> str:
+    """The first comment line of a config, or the comment at the end of its first line; empty where it has neither."""
+    first = next((line for line in _text(confs, name).splitlines() if line and not line.startswith("# @")), "")
     head, mark, comment = first.partition("# ")
     if not mark or (head and not head.endswith(": ")):
         return ""
     return comment if comment.endswith("..") else comment.removesuffix(".")
 
 
-def settings(conf: Path, script: str) -> list[Setting]:
-    """The top-level settings of a script that are one value each."""
-    return [Setting(*found) for found in _SETTING.findall(_text(conf / f"{script}.yaml"))]
+def settings(confs: Sequence[Path], program: str) -> list[Setting]:
+    """The top-level settings of a program that are one value each."""
+    return [Setting(*found) for found in _SETTING.findall(_text(confs, program))]
 
 
-def _defaults(path: Path) -> list[Group]:
-    """The groups in a file's defaults list; what overrides others is left out."""
-    listed = _DEFAULTS.search(_text(path))
+def _defaults(confs: Sequence[Path], name: str) -> list[Group]:
+    """The groups in a config's defaults list; what overrides others is left out."""
+    listed = _DEFAULTS.search(_text(confs, name))
     found = _DEFAULT.findall(listed[0]) if listed else []
     return [Group(name, None if choice == "null" else choice, comment) for name, choice, comment in found]
 
 
-def _inside(conf: Path, top: Group) -> Iterator[Group]:
-    chosen = {f"{top.name}/{inner.name}": inner for inner in _defaults(conf / top.name / f"{top.default}.yaml")}
-    for name in all_groups(conf):
+def _inside(confs: Sequence[Path], top: Group) -> Iterator[Group]:
+    chosen = {f"{top.name}/{inner.name}": inner for inner in _defaults(confs, f"{top.name}/{top.default}")}
+    for name in all_groups(confs):
         if name.startswith(f"{top.name}/"):
             yield replace(chosen.get(name, Group(name)), name=name)
 
 
-def _text(path: Path) -> str:
-    """A file's text; none where there is no such file, as for a script that has no conf/ beside it."""
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+def _text(confs: Sequence[Path], name: str) -> str:
+    """The text of the first file of a name, as Hydra finds it; none where there is no such file."""
+    path = next((path for conf in confs if (path := conf / f"{name}.yaml").is_file()), None)
+    return path.read_text(encoding="utf-8") if path else ""

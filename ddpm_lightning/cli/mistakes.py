@@ -1,13 +1,16 @@
 """An error in one sentence; for a wrong name on the command line, with the nearest right one."""
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_lightning import environment
 from ddpm_lightning.cli import menu
 from ddpm_lightning.errors import UserError, brief
 
@@ -32,7 +35,7 @@ def check_groups(argv: Sequence[str]) -> None:
     for argument in argv:
         key, _, value = argument.partition("=")
         group = key.lstrip("+").replace(".", "/")
-        if "." in key and value in menu.choices(menu.conf_folder(), group):
+        if "." in key and value in menu.choices(_confs(), group):
             raise UserError(f"{argument} sets a key, and {group} is a config group: did you mean {group}={value}?")
 
 
@@ -83,7 +86,7 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
     if "not in struct" in str(cause):
         if cause.parent_node._get_parent() is None:  # at the top, where groups can be given, too
             if key in (groups := {*_groups()}):
-                files = ", ".join(menu.choices(menu.conf_folder(), key))
+                files = ", ".join(menu.choices(_confs(), key))
                 return f"nothing is chosen for {key}: choose one of its files ({files}), and leave ~{key} away"
             names = (names | groups) - {"hydra"}
             names |= {"hydra/launcher", "hydra/sweeper"} if key.startswith("hydra") else set()
@@ -98,11 +101,11 @@ def _unknown_group(text: str) -> str:
     if _NO_NULL in text:
         return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"{menu.entry_point().name} has no config group {unknown[1]}: {_way_out(unknown[1], _groups())}"
+        return f"{environment.command(environment.current().program)} has no config group {unknown[1]}: {_way_out(unknown[1], _groups())}"
     if unknown := re.match(r"Could not delete (?:from config\. )?'(([^'=]+)=?([^']*))'", text):
         typed, key, choice = unknown.groups()
-        settings = [setting.key for setting in menu.settings(menu.conf_folder(), menu.entry_point().stem)]
-        names = menu.choices(menu.conf_folder(), key) if choice else [*_groups(), *settings]
+        settings = [setting.key for setting in menu.settings(_confs(), environment.current().program)]
+        names = menu.choices(_confs(), key) if choice else [*_groups(), *settings]
         return f"~{typed} takes nothing away: {_way_out(choice or key, names)}"
     return ""
 
@@ -133,4 +136,8 @@ def _paths(node: object, above: str = "") -> Iterator[str]:
 
 
 def _groups() -> list[str]:
-    return [group.name for group in menu.groups(menu.conf_folder(), menu.entry_point().stem)]
+    return [group.name for group in menu.groups(_confs(), environment.current().program)]
+
+
+def _confs() -> list[Path]:
+    return menu.folders(sys.argv[1:])

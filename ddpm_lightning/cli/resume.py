@@ -6,7 +6,7 @@ from typing import Any
 
 from ddpm_lightning import environment
 from ddpm_lightning.cli import menu
-from ddpm_lightning.cli.launch import agreed, is_sweep, value_of
+from ddpm_lightning.cli.launch import agreed, is_sweep, split_flags, value_of
 from ddpm_lightning.cli.sweeps import planned
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
@@ -49,10 +49,9 @@ def _complete_run(asked: str, argv: Sequence[str]) -> list[str]:
         hold(folder)
     from ddpm_lightning.runs.resume_point import newest_point  # torch is imported only when there is work
 
-    typed = [argument for argument in argv if not argument.startswith(("resume=", "hydra.run.dir=", "run_dir="))]
-    flags = [argument for argument in typed if argument.startswith("-")]
-    overrides = [argument for argument in typed if not argument.startswith("-")]
-    before = _vocabulary("train", hydra=False).replayable(newest_point(folder, warn=False).overrides)
+    flags, typed = split_flags(argv)
+    typed = [override for override in typed if not override.startswith(("resume=", "hydra.run.dir=", "run_dir="))]
+    before = _vocabulary("train", argv, hydra=False).replayable(newest_point(folder, warn=False).overrides)
     # Hydra's record of the overrides is left as it is: training adds to it when it has found nothing wrong.
     resume = [
         f"resume={quoted(folder)}",
@@ -60,7 +59,7 @@ def _complete_run(asked: str, argv: Sequence[str]) -> list[str]:
         "hydra.output_subdir=null",
         "hydra.mode=RUN",
     ]
-    return [*flags, *before, *overrides, *resume]
+    return [*flags, *before, *typed, *resume]
 
 
 def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
@@ -68,12 +67,11 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
     folder = _found("sweep", asked, SWEEP, _unfinished_sweeps)
     refuse_pipes(folder, and_links_out=True)
     sweep = recorded_sweep(folder)
-    typed = [
-        argument for argument in argv if not argument.startswith("resume=") and argument not in ("-m", "--multirun")
-    ]
+    flags, typed = split_flags(argv)
+    typed = [override for override in typed if not override.startswith("resume=")]
     before = [text for kind in ("hydra", "task") for text in sweep["overrides"][kind]]
     before = [text for text in before if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-    words = _vocabulary(sweep["job"].get("config_name"), hydra=True)
+    words = _vocabulary(sweep["job"].get("config_name"), argv, hydra=True)
     for text in before:
         if text not in typed and (why := words.objection(text)):
             raise UserError(
@@ -81,7 +79,8 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
                 f"yourself beside resume={folder}"
             )
     more = [text for text in typed if text not in before]  # the jobs keep their order, and so their numbers
-    return ["-m", *before, *more, f"hydra.sweep.dir={quoted(folder)}"]
+    flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    return ["-m", *flags, *before, *more, f"hydra.sweep.dir={quoted(folder)}"]
 
 
 def _run_folder(asked: str, run_dir: str | None) -> Path:
@@ -115,8 +114,9 @@ def _unfinished_sweeps() -> Iterator[Path]:
             yield record.parent
 
 
-def _vocabulary(script: Any, *, hydra: bool) -> Vocabulary:
-    conf = menu.conf_folder()
-    require_one_of("the script in the folder's record", str(script)[:50], menu.scripts(conf))
-    groups = {group.name for group in menu.groups(conf, script)}
-    return Vocabulary(groups, {setting.key for setting in menu.settings(conf, script)}, hydra=hydra)
+def _vocabulary(program: Any, argv: Sequence[str], *, hydra: bool) -> Vocabulary:
+    """What a record may say: the words of our configs, and of the folders that the user has named on this command line."""
+    confs = menu.folders(argv)
+    require_one_of("the program in the folder's record", str(program)[:50], menu.programs())
+    groups = {group.name: menu.choices(confs, group.name) for group in menu.groups(confs, program)}
+    return Vocabulary(groups, {setting.key for setting in menu.settings(confs, program)}, hydra=hydra)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -28,7 +29,7 @@ from ddpm_lightning.files import replace_file
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.records.yaml import length, recorded_sweep
 
-__all__ = ["Jobs", "Report", "Sweep", "planned", "swept"]
+__all__ = ["Jobs", "Report", "Sweep", "job_name", "planned", "swept"]
 
 _JOBS = 100_000  # of a sweep at most
 
@@ -144,7 +145,7 @@ class Sweep:
         """
         if isinstance(error.__cause__, Stopped):
             again = shlex.quote(f"resume={os.path.relpath(self.folder)}")
-            print(f"Resume with: python train.py -m {again}", flush=True)
+            print(f"Resume with: {environment.command('train')} -m {again}", flush=True)
             return False
         if isinstance(error, SystemExit) and "submitit" in hydra.launcher._target_:
             return False  # the job's time is over, and it has been submitted once more
@@ -206,6 +207,11 @@ def swept(overrides: Sequence[str]) -> list[str]:
     """A job's overrides that the other jobs of its sweep do not share; all of them where none is known to differ."""
     keys = environment.current().swept
     return [text for text in overrides if text.lstrip("+~").partition("=")[0] in keys] or [*overrides]
+
+
+def job_name(overrides: Sequence[str]) -> str:
+    """A folder name of at most 80 characters from what distinguishes a job, without what a shell or Hydra would read."""
+    return re.sub(r"[^A-Za-z0-9.,+-]+", "_", ",".join(swept(overrides))).strip("_")[:80]
 
 
 def _count(override: Override) -> int:

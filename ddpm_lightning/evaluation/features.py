@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from ddpm_lightning import CONF_DIR
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.errors import UserError
@@ -17,12 +18,12 @@ from ddpm_lightning.evaluation.chunks import Chunks, digest
 from ddpm_lightning.evaluation.real_images import load_data
 from ddpm_lightning.evaluation.table import Compared, model_name
 from ddpm_lightning.metrics.features import cache_folder, extract
+from ddpm_lightning.records.yaml import quoted
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.process_group import ALONE, ProcessGroup
 
 __all__ = ["Extractor", "load_extractor", "train_classifier"]
 
-CONF = Path(__file__).parents[2] / "conf"
 FEATURES_CHUNK = 5_000
 
 
@@ -70,19 +71,19 @@ def load_extractor(config: DictConfig, data: ImageDataModule, device: torch.devi
     return Extractor(model.to(device).eval(), cache / "features", config.batch_size, group)
 
 
-def train_classifier(overrides: Sequence[str]) -> str:
+def train_classifier(overrides: Sequence[str], *, config_dir: Path | None = None) -> str:
     """Train the classifier of a dataset, or find it in the cache, and return its name, which tells its accuracy.
 
     Args:
         overrides: of `evaluate.py`'s config, as `data=fashion_mnist`.
+        config_dir: a folder with configs of your own, such as data/mine.yaml.
 
     Raises:
         UserError: without a dataset, or for one without labels.
     """
-    if not CONF.is_dir():
-        raise UserError(f"{CONF} does not exist: install with `pip install -e .` from the project's folder")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("evaluate", list(overrides))
+    own = [] if config_dir is None else [f"hydra.searchpath=[{quoted(config_dir.absolute())}]"]
+    with initialize_config_dir(CONF_DIR, version_base="1.3"):
+        config = compose("evaluate", [*own, *overrides])
     if config.get("data") is None:
         raise UserError("data= is not given: choose a dataset with labels, as in data=fashion_mnist")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

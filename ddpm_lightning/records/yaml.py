@@ -1,7 +1,7 @@
 """What a record in a folder, which may be a stranger's, can put on a command line: names and plain values, nothing that runs."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ WRITTEN_TO = (  # keys of paths
     "save_dir",
     "sub_dir",
 )
-NAMES = ("name", "version", "filename_suffix")  # keys of what loggers may append to a path
+NAMES = ("name", "version", "filename", "filename_suffix")  # keys of what is appended to a path
 _BYTES = 2**18  # a record is a few kilobytes
 _LINES, _LINE = 1_000, 10_000  # overrides, and characters of one
 _JOBS = 10_000  # of a range
@@ -46,6 +46,7 @@ _HYDRA_KEYS = re.compile(
     r"partition|qos|constraint|gres|account|array_parallelism|max_num_timeout|signal_delay_s)"
 )
 _PARAMS = "hydra.sweeper.params."
+_NO_CHOICE = "no config folder has that choice; name yours with --config-dir"
 
 
 class _Loader(yaml.SafeLoader):
@@ -136,20 +137,27 @@ class Vocabulary:
     """The keys and config groups of our own configs, in whose words a record may speak.
 
     Args:
-        groups: the config groups at the top, such as "data".
+        groups: the config groups, such as "data", and the choices of each.
         keys: the other keys at the top, such as "seed".
         hydra: whether what a sweep runs on may be said, too.
     """
 
-    def __init__(self, groups: Collection[str], keys: Collection[str], *, hydra: bool = False):
+    def __init__(self, groups: Mapping[str, Collection[str]], keys: Collection[str], *, hydra: bool = False):
         self._with_hydra = hydra
-        self._groups = {group for group in groups if group.partition("/")[0] != "hydra"}
-        self._keys = {*self._groups, *keys} - {"hydra", "resume", *WRITTEN_TO}
+        self._groups = {group: names for group, names in groups.items() if group.partition("/")[0] != "hydra"}
+        self._keys = {*self._groups, *keys} - {"hydra", "resume", "trust", *WRITTEN_TO}
         self._parser = OverridesParser.create()
 
     def replayable(self, overrides: Iterable[Any]) -> list[str]:
-        """Those of a record's overrides that name our own groups and keys and give them plain values."""
-        return [text for text in islice(overrides, _LINES) if self.objection(text) is None]
+        """Those of a record's overrides that name our own groups and keys and give them plain values.
+
+        Where it names a choice of a config folder that is not given, the keys may not be there: they are then added.
+        """
+        whys = {text: self.objection(text) for text in islice(overrides, _LINES) if isinstance(text, str)}
+        replayed = [text for text, why in whys.items() if why is None]
+        if _NO_CHOICE not in whys.values():
+            return replayed
+        return [f"++{text.lstrip('+')}" if re.match(r"[+\w]+\.", text) else text for text in replayed]
 
     def objection(self, text: Any) -> str | None:
         """Why an override of a record is not replayed; None where it is."""
@@ -177,6 +185,8 @@ class Vocabulary:
             return "it says where files are written"
         if ("/" in key or (key in self._groups)) and not _all(value, _is_choice):
             return "it names no file of a config group"
+        if key in self._groups and not _all(value, lambda choice: _exist(choice, self._groups[key])):
+            return _NO_CHOICE
         return None if _all(value, _is_plain) else "its value is more than plain data"
 
     def _hydra(self, key: str, value: Any) -> str | None:
@@ -203,6 +213,11 @@ def length(sweep: RangeSweep) -> float:
     """About how many values a range has, without listing them."""
     start, stop, step = (float(number or 0) for number in (sweep.start, sweep.stop, sweep.step))
     return abs((stop - start) / step) if step else float("inf")
+
+
+def _exist(value: Any, names: Collection[str]) -> bool:
+    """Whether a choice, or each of a list of them, is among the names; null always is."""
+    return all(one is None or str(one) in names for one in (value if isinstance(value, list) else [value]))
 
 
 def _is_choice(value: Any) -> bool:

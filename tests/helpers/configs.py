@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-import ddpm_lightning.cli.entry  # noqa: F401  registers the resolvers of conf/
+import ddpm_lightning  # noqa: F401  registers the resolvers of conf/
 
 ROOT = Path(__file__).parents[2]
 

@@ -38,4 +38,4 @@ KEYS = {
 def test_a_word_is_completed(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     *words, word = line.split()
-    assert completions(CONF, "train", words, word) == sorted(KEYS[line])
+    assert completions([CONF], "train", words, word) == sorted(KEYS[line])

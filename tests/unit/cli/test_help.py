@@ -1,7 +1,6 @@
 """What `--help` shows."""
 
 import re
-import shutil
 
 import pytest
 import yaml
@@ -26,7 +25,7 @@ def defaults_of(name):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_choice_of_every_group_is_shown_with_what_it_is(name):
-    text = help_text(CONF, name, does="", width=100)
+    text = help_text([CONF], name, does="", width=100)
     starts = [text.index(f"\n  {group}=") for group in defaults_of(name)]
     assert starts == sorted(starts)  # in the defaults list's order
     for group, default in defaults_of(name).items():
@@ -40,41 +39,61 @@ def test_every_choice_of_every_group_is_shown_with_what_it_is(name):
 
 
 def test_no_group_is_left_out_and_every_file_has_a_line_about_it():
-    text = help_text(CONF, "train", does="", width=100)
+    text = help_text([CONF], "train", does="", width=100)
     for path in CONF.rglob("*.yaml"):
         group = path.parent.relative_to(CONF).as_posix()
         if group == "." or group.startswith("hydra"):
             continue
         assert re.search(rf"^    [* ] {path.stem}\b", section(text, group), re.MULTILINE), path
-        assert menu.about(path), f"{path} says nothing of itself: write what it is in its first line, as a comment"
+        assert menu.about([CONF], path.relative_to(CONF).with_suffix("").as_posix()), (
+            f"{path} says nothing of itself: write what it is in its first line, as a comment"
+        )
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_lines_are_as_wide_as_the_terminal(width):
-    text = help_text(CONF, "train", does="Train", width=width)
+    text = help_text([CONF], "train", does="Train", width=width)
     long = [line for line in text.splitlines() if len(line) > width]
-    assert all(line.startswith("  python ") or len(line.split()) == 1 for line in long)  # commands are left whole
+    assert all(line.startswith("  ddpm-") or len(line.split()) == 1 for line in long)  # commands are left whole
     assert max(map(len, text.splitlines())) > width - 10
 
 
-def test_a_new_file_and_a_new_group_show_by_themselves(tmp_path):
-    conf = shutil.copytree(CONF, tmp_path / "conf")
-    (conf / "schedule" / "mine.yaml").write_text("# one of my own.\nbeta: 1\n")
-    (conf / "extra").mkdir()
-    (conf / "extra" / "thing.yaml").write_text("@package _global_\n")
-    text = help_text(conf, "train", does="", width=100)
+def test_a_users_own_folder_shows_beside_ours(tmp_path):
+    """A new choice, a new group, and a file of a name that we have, which Hydra takes from our folder."""
+    for group, name, text in (
+        ("schedule", "mine", "# one of my own.\nbeta: 1\n"),
+        ("schedule", "linear", "# not this one\n"),
+        ("extra", "thing", "@package _global_\n"),
+    ):
+        (tmp_path / group).mkdir(exist_ok=True)
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    confs = [CONF, tmp_path]
+    text = help_text(confs, "train", does="", width=100)
     assert re.search(r"^      mine +one of my own$", section(text, "schedule"), re.MULTILINE)
     assert "\n  +extra=\n      thing\n" in text
-    assert completions(conf, "train", [], "schedule=m") == ["schedule=mine"]
+    assert "not this one" not in text
+    assert completions(confs, "train", [], "schedule=m") == ["schedule=mine"]
+    assert completions(confs, "train", ["schedule=mine"], "schedule.b") == ["schedule.beta="]
 
 
-def test_where_there_is_no_conf_nothing_is_offered(tmp_path):
-    assert menu.groups(tmp_path / "conf", "train") == menu.settings(tmp_path / "conf", "train") == []
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--config-dir", "mine", "seed=1"],
+        ["seed=1", "-cd", "mine"],
+        ["--config-dir=mine"],
+        ["hydra.searchpath=[mine]"],
+        ["hydra.searchpath=['file://mine']"],
+    ],
+)
+def test_a_users_own_folder_is_found_on_the_command_line(argv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert menu.folders(argv) == [CONF, tmp_path / "mine"]
 
 
 def test_environment_variables_are_those_that_the_code_reads():
-    told = set(re.findall(r"^  (DDPM_\w+)=", help_text(CONF, "train", does="", width=100), re.MULTILINE))
+    told = set(re.findall(r"^  (DDPM_\w+)=", help_text([CONF], "train", does="", width=100), re.MULTILINE))
     code = "".join(path.read_text() for path in (ROOT / "ddpm_lightning").rglob("*.py") if path.name != "help.py")
     named = set(re.findall(r'"(DDPM_\w+)"', code))  # where it is read, or as a constant
-    assert told == {"DDPM_TRACEBACK", "DDPM_CACHE", "DDPM_ALLOW_PIPE"}
+    assert told == {"DDPM_TRACEBACK", "DDPM_CACHE", "DDPM_TRUST", "DDPM_ALLOW_PIPE"}
     assert named == told | {"DDPM_LAUNCH"}

@@ -7,9 +7,9 @@ from ddpm_lightning.cli.resume import complete_arguments
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.records.yaml import Vocabulary, length, read_record, recorded_sweep
 
-WORDS = Vocabulary(
-    ["data", "callbacks", "loss", "sweep", "experiment", "schedule", "logger"], ["seed", "init_from"], hydra=True
-)
+GROUPS = {name: ["digits", "webdataset", "linear", "cosine"] for name in ("data", "schedule")}
+GROUPS |= {name: ["default"] for name in ("callbacks", "loss", "sweep", "experiment", "logger")}
+WORDS = Vocabulary(GROUPS, ["seed", "init_from", "trust"], hydra=True)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,12 @@ def test_names_of_ours_and_plain_values_are_replayed(text):
     assert WORDS.replayable([text]) == [text]
 
 
+def test_keys_beside_a_choice_that_is_not_there_are_added():
+    """A run whose config folder is not named again: its checkpoint has what the choice did."""
+    record = ["data=mine", "data.root=x", "+data.flip=true", "~callbacks.fid", "seed=1"]
+    assert WORDS.replayable(record) == ["++data.root=x", "++data.flip=true", "~callbacks.fid", "seed=1"]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -51,6 +57,10 @@ def test_names_of_ours_and_plain_values_are_replayed(text):
         ("+data@hydra.callbacks.x=webdataset", "names a package"),
         ("other=1", "not a key of this program"),
         ("resume=x", "not a key of this program"),
+        ("trust=[os]", "not a key of this program"),
+        ("+trust=[os]", "not a key of this program"),
+        ("data=mine", "no config folder has that choice"),
+        ("schedule=linear,mine", "no config folder has that choice"),
         ("run_dir=x", "not a key of this program"),
         ("callbacks.ema._target_=os.mkdir", "chooses code"),
         ("+callbacks.x={_target_: os.mkdir}", "more than plain data"),
