@@ -1,8 +1,10 @@
 """The parts that networks are built of."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +107,14 @@ class Network(nn.Module, ABC):
     Raises:
         UserError: for a number that is not a positive integer.
     """
+
+    settings: dict[str, Any]  # what it was made with, by the names of its constructor's parameters
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(made, *args, **kwargs).arguments
+        made.__dict__["settings"] = {name: value for name, value in bound.items() if value is not made}
+        return made
 
     def __init__(self, in_channels: int, out_channels: int, num_classes: int | None, *, checkpointing: bool = False):
         super().__init__()

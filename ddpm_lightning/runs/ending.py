@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from ddpm_lightning import environment
 from ddpm_lightning.callbacks import EMA
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.loggers import WandbLogger
@@ -19,8 +20,9 @@ from ddpm_lightning.run_folder import by_step, write_summary
 from ddpm_lightning.runs.build import Run
 from ddpm_lightning.runs.build_callbacks import first
 from ddpm_lightning.runs.processes import end_children, requeue
+from ddpm_lightning.runs.trust import packages_to_trust
 
-__all__ = ["origin_of", "say", "tell"]
+__all__ = ["origin_of", "say", "tell", "trust_arguments"]
 
 
 def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
@@ -69,9 +71,16 @@ def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str |
     if checkpoint.exists():
         plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
         argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
-        raw = "" if first(run.callbacks, EMA) else " weights=raw"
-        lines.append(f"Next: python sample.py {argument}{raw}")
+        more = [] if first(run.callbacks, EMA) else ["weights=raw"]
+        more += trust_arguments(run.record.config)
+        lines.append(" ".join(["Next:", environment.command("sample"), argument, *more]))
     return "\n".join(lines)
+
+
+def trust_arguments(config: Mapping[str, Any]) -> list[str]:
+    """What a command on the checkpoint of a run with parts of other packages must say, quoted for a shell."""
+    packages = packages_to_trust(config)
+    return [shlex.quote(f"trust=[{','.join(packages)}]")] if packages else []
 
 
 def origin_of(data: ImageDataModule, overrides: list[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Checkpoint to denoiser."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from ddpm_lightning import environment
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.interop import from_diffusers, images_of, is_diffusers_folder
@@ -30,19 +31,20 @@ __all__ = [
 ]
 
 
-def load_denoiser(checkpoint: str | Path, *, weights: str = "ema") -> Denoiser:
+def load_denoiser(checkpoint: str | Path, *, weights: str = "ema", trust: Collection[str] = ()) -> Denoiser:
     """The denoiser of a checkpoint file, in evaluation mode on the CPU, with its "ema" or its "raw" weights.
 
-    A run folder stands for its newest checkpoint, and a diffusers folder for its one model.
+    A run folder stands for its newest checkpoint, and a diffusers folder for its one model. Packages of your own whose classes
+    the checkpoint names must be trusted, as in `trust=("mylab",)`.
 
     Raises:
-        UserError: for a file that is not a checkpoint, a config that names anything but this package's parts, or "ema"
-            weights of a checkpoint without them.
+        UserError: for a file that is not a checkpoint, a config that names anything but this package's parts and those of
+            trusted packages, or "ema" weights of a checkpoint without them.
     """
     checkpoint = Path(checkpoint)
     if is_diffusers_folder(checkpoint):
         return from_diffusers(checkpoint)
-    return denoiser_of(load_checkpoint(checkpoint), weights=weights)
+    return denoiser_of(load_checkpoint(checkpoint), weights=weights, trust=trust)
 
 
 def load_model(path: Path, *, weights: str = "ema", key: str = "ckpt_path") -> tuple[Denoiser, dict[str, Any]]:
@@ -100,14 +102,14 @@ def data_config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema") -> Denoiser:
+def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema", trust: Collection[str] = ()) -> Denoiser:
     """As `load_denoiser`, for a checkpoint that is loaded already."""
     if "ema_state_dict" in checkpoint:
         require_one_of("weights", weights, ("ema", "raw"))
     else:
         require_one_of("weights", weights, ["raw"], hint="the checkpoint has no EMA weights")
     config = checkpoint["config"].get("denoiser")
-    check_targets(config, "denoiser")
+    check_targets(config, "denoiser", trust=trust)
     try:
         state = {**checkpoint["state_dict"], **(checkpoint["ema_state_dict"] if weights == "ema" else {})}
         prefix = "denoiser."
@@ -144,7 +146,9 @@ def newest_checkpoint() -> Path:
     """The `last.ckpt` of the newest run in outputs/ and multirun/."""
     found = [p for folder in ("outputs", "multirun") for p in Path(folder).glob("**/checkpoints/last.ckpt")]
     if not found:
-        raise UserError("ckpt_path is not given and outputs/ holds no run yet: train one with `python train.py`")
+        raise UserError(
+            f"ckpt_path is not given and outputs/ holds no run yet: train one with `{environment.command('train')}`"
+        )
     return max(found, key=lambda p: p.stat().st_mtime)
 
 

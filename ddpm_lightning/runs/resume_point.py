@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -94,7 +95,9 @@ def resume(config: DictConfig, folder: Path | None) -> tuple[DictConfig, ResumeP
     held = moved(point.config, str(point.config.get("run_dir")), str(folder))
     typed: set[str] = set()
     if HydraConfig.initialized():
-        vocabulary = Vocabulary([*HydraConfig.get().runtime.choices], [str(key) for key in config])
+        options = GlobalHydra.instance().config_loader().get_group_options
+        groups = {group: options(group) for group in HydraConfig.get().runtime.choices}
+        vocabulary = Vocabulary(groups, [str(key) for key in config])
         replayed = vocabulary.replayable(point.overrides)
         before, now = as_replayed(plain(compose("train", replayed)), held, replayed), plain(config)
         refuse_changes(before, now, folder)

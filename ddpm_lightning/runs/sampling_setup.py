@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
+from ddpm_lightning.data.source import Condition
 from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
@@ -150,10 +151,10 @@ class _Nothing:
 
     schedule: NoiseSchedule
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
         return x_t
 
-    def estimate(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, *, u: Tensor | None = None) -> Any:
+    def estimate(self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None) -> Any:
         return x_t, x_t
 
 

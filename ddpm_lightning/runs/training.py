@@ -27,7 +27,7 @@ from ddpm_lightning.runs.build import Run, build_run
 from ddpm_lightning.runs.build_callbacks import first
 from ddpm_lightning.runs.build_loggers import keep_wandb_id
 from ddpm_lightning.runs.checks import check_config
-from ddpm_lightning.runs.ending import origin_of, say, tell
+from ddpm_lightning.runs.ending import origin_of, say, tell, trust_arguments
 from ddpm_lightning.runs.instantiate import one_line
 from ddpm_lightning.runs.processes import in_processes_of_its_own, take_gpu
 from ddpm_lightning.runs.resume_point import ResumePoint, first_intact, refuse_another, resume
@@ -96,6 +96,8 @@ def _begin(run: Run) -> None:
     trainer = run.trainer
     length = f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
     say(f"Training {run.parameters:,} parameters for {length}, {trainer.world_size} process(es): {run.folder}")
+    for argument in trust_arguments(run.record.config):
+        say(f"It uses parts from outside ddpm_lightning: to resume, sample or evaluate this run, add {argument}")
     trainer.loggers = [run.csv, *run.loggers]
     keep_wandb_id(run.folder, run.loggers)
     _write_yaml(run.folder / "config.yaml", run.record.config)

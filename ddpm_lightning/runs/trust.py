@@ -1,4 +1,4 @@
-"""What a checkpoint's config may ask for: plain data about our own parts, each in its role, and paths inside its run."""
+"""What a checkpoint's config may ask for: plain data about our own parts and those the user trusts, and paths inside its run."""
 
 import inspect
 import os
@@ -7,22 +7,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.utils import get_class
+import torch
+from hydra.utils import get_class, get_object
 
 from ddpm_lightning import environment
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.records.yaml import NAMES, WRITTEN_TO
 
-__all__ = ["WANDB", "check_targets", "without_download"]
+__all__ = ["WANDB", "check_targets", "packages_to_trust", "without_download"]
 
 WANDB = ("ddpm_lightning.loggers.WandbLogger", "lightning.pytorch.loggers.WandbLogger")  # the latter in old checkpoints
 _TENSORBOARD = "ddpm_lightning.loggers.TensorBoardLogger"
 
-# What a checkpoint may set of these loggers: others reach wandb.init, or TensorBoard's writer.
-_LOGGERS = (
-    (WANDB, "W&B", {"project", "entity", "name", "save_dir", "offline", "log_model", "group", "tags"}),
-    ([_TENSORBOARD], "TensorBoard", {"save_dir", "name", "version", "log_graph", "default_hp_metric", "prefix"}),
-)
+# What a checkpoint may set of a logger: more reaches wandb.init, TensorBoard's writer, or a server's address.
+_LOGGER = {"save_dir", "name", "version", "prefix", "flush_logs_every_n_steps", "log_graph", "default_hp_metric"}
+_WANDB = {"project", "entity", "name", "save_dir", "offline", "log_model", "group", "tags"}
+
+_INSIDE = ("model", "schedule", "sampler", "loss", "denoiser")  # what a trusted part may hold of ours
 
 _DEPTH, _NODES = 32, 100_000  # of a config; ours have 7 levels and some hundred values
 
@@ -32,14 +33,14 @@ class Role(NamedTuple):
 
     Args:
         names: `_target_`s by name.
-        package: a module, or a package with all its modules, whose public names are `_target_`s, too.
-        kinds: of the package's names those that are subclasses of one of these classes, or functions that return one.
+        packages: modules, or packages with all their modules, whose public names are `_target_`s, too.
+        kinds: of the packages' names those that are subclasses of one of these classes, or functions that return one.
         parts: by key, the roles of what may stand inside; "*" for any key.
-        forward: of the package's modules those whose `forward` has these parameters; None for all.
+        forward: of the packages' modules those whose `forward` has these parameters; None for all.
     """
 
     names: Collection[str] = ()
-    package: str = ""
+    packages: Collection[str] = ()
     kinds: Collection[str] = ()
     parts: Mapping[str, str] = {}
     forward: tuple[str, ...] | None = None
@@ -48,7 +49,7 @@ class Role(NamedTuple):
         """Whether a `_target_` is one of these."""
         if target in self.names:
             return True
-        if not isinstance(target, str) or not self.package or not target.startswith(f"{self.package}."):
+        if not isinstance(target, str) or not any(target.startswith(f"{name}.") for name in self.packages):
             return False
         path, _, name = target.rpartition(".")
         try:
@@ -78,17 +79,18 @@ _PARTS = (
 
 _ROLES = {
     "": Role(),  # a value, which builds nothing
+    "inside": Role(),  # a value of a trusted part, which may be a layer or another part of the model
     "run": Role(parts={**{part: part for part in _PARTS}, "callbacks": "callbacks", "logger": "loggers"}),
     "denoiser": Role(["ddpm_lightning.denoiser.Denoiser"], parts={"model": "model", "schedule": "schedule"}),
-    "model": Role(package="ddpm_lightning.models", kinds=["torch.nn.Module"], forward=("x", "t", "y")),
+    "model": Role(packages=["ddpm_lightning.models"], kinds=["torch.nn.Module"], forward=("x", "t", "y")),
     "schedule": Role(
-        package="ddpm_lightning.schedules",
+        packages=["ddpm_lightning.schedules"],
         kinds=["ddpm_lightning.schedules.NoiseSchedule"],
         parts={"schedule": "schedule"},
     ),
-    "sampler": Role(package="ddpm_lightning.samplers", kinds=["ddpm_lightning.samplers.Sampler"]),
+    "sampler": Role(packages=["ddpm_lightning.samplers"], kinds=["ddpm_lightning.samplers.Sampler"]),
     "loss": Role(
-        package="ddpm_lightning.losses",
+        packages=["ddpm_lightning.losses"],
         kinds=[f"ddpm_lightning.losses.{name}" for name in ("Objective", "TimeDraw", "Weighting", "Distance")],
         parts={"times": "loss", "weighting": "loss", "distance": "loss"},
     ),
@@ -96,39 +98,54 @@ _ROLES = {
     "data": Role(["ddpm_lightning.data.datamodule.ImageDataModule"], parts={"dataset": "dataset"}),
     "dataset": Role(
         ["ddpm_lightning.data.streams.Stream"],
-        package="ddpm_lightning.data",
+        packages=["ddpm_lightning.data"],
         kinds=["ddpm_lightning.data.loaders.ImageSet"],
         parts={"source": "torchvision"},
     ),
     "torchvision": Role([f"torchvision.datasets.{name}" for name in _TORCHVISION]),
-    "optimizer": Role(package="torch.optim", kinds=["torch.optim.Optimizer"]),
-    "lr_scheduler": Role(package="torch.optim.lr_scheduler", kinds=["torch.optim.lr_scheduler.LRScheduler"]),
+    "optimizer": Role(packages=["torch.optim"], kinds=["torch.optim.Optimizer"]),
+    "lr_scheduler": Role(packages=["torch.optim.lr_scheduler"], kinds=["torch.optim.lr_scheduler.LRScheduler"]),
     "callbacks": Role(parts={"*": "callback"}),
     "callback": Role(
-        package="ddpm_lightning.callbacks",
+        packages=["ddpm_lightning.callbacks", "lightning.pytorch.callbacks"],
         kinds=["lightning.pytorch.Callback"],
         parts={"sampler": "sampler", "features": "features"},
     ),
     "loggers": Role(parts={"*": "logger"}),
-    "logger": Role([*WANDB, _TENSORBOARD, "ddpm_lightning.loggers.CSVLogger"]),
-    "trainer": Role(["lightning.pytorch.Trainer"], parts={"strategy": "strategy", "plugins": "plugin"}),
+    "logger": Role(
+        [*WANDB, _TENSORBOARD, "ddpm_lightning.loggers.CSVLogger"],
+        packages=["lightning.pytorch.loggers"],
+        kinds=["lightning.pytorch.loggers.Logger"],
+    ),
+    "profiler": Role(packages=["lightning.pytorch.profilers"], kinds=["lightning.pytorch.profilers.Profiler"]),
+    "trainer": Role(
+        ["lightning.pytorch.Trainer"], parts={"strategy": "strategy", "plugins": "plugin", "profiler": "profiler"}
+    ),
     "strategy": Role(["ddpm_lightning.sharding.FSDP2"]),
     "plugin": Role(["lightning.pytorch.plugins.environments.SLURMEnvironment"]),
 }
 
 
-def check_targets(node: Any, role: str, *, typed: Collection[str] = (), folder: Path | None = None) -> None:
-    """Refuse a config that is anything but plain, resolved data about this package's own parts, each in its place.
+def check_targets(
+    node: Any, role: str, *, typed: Collection[str] = (), folder: Path | None = None, trust: Collection[str] = ()
+) -> None:
+    """Refuse a config that is anything but plain, resolved data about parts of this package, PyTorch's and Lightning's, each in
+    its place, and about what trusted packages define.
 
     Args:
         node: the config, or a part of it.
         role: what the part is: "run" of a whole config, else such as "denoiser", "data" or "sampler".
         typed: dotted keys whose values do not come from the checkpoint, since the user typed them.
         folder: that of the run, outside of which nothing may be written; links are followed as writing follows them.
+        trust: packages that are trusted, besides those of `environment.trusted`.
 
     Raises:
         UserError: that names what is refused.
     """
+    trust = [*trust, *environment.trusted()]
+    for package in trust:
+        if not all(part.isidentifier() for part in package.split(".")):
+            raise UserError(f"trust must name packages, as in trust=[mylab], got {package!r}")
     left, count = [(node, role, "", 0)], 0
     while left:
         node, role, key, depth = left.pop()
@@ -138,8 +155,12 @@ def check_targets(node: Any, role: str, *, typed: Collection[str] = (), folder: 
         if key in typed:
             continue
         if isinstance(node, Mapping):
-            _check_node(node, _ROLES[role])
-            parts = _ROLES[role].parts
+            if not all(isinstance(name, str) for name in node):
+                raise UserError("the checkpoint's config has keys that are no names: refused")
+            trusted = _is_trusted(node.get("_target_"), trust)
+            if not trusted:
+                _check_node(node, _ROLES[role])
+            parts = {"*": "inside"} if trusted or role == "inside" else _ROLES[role].parts
             left += [
                 (v, parts.get(k, parts.get("*", "")), f"{key}.{k}".lstrip("."), depth + 1) for k, v in node.items()
             ]
@@ -159,20 +180,62 @@ def without_download(node: Mapping[str, Any]) -> dict[str, Any]:
     return {**node}
 
 
+def packages_to_trust(node: Any) -> list[str]:
+    """The packages of a config's own parts, which its checkpoint cannot be used without trusting."""
+    if isinstance(node, list):
+        return sorted({name for child in node for name in packages_to_trust(child)})
+    if not isinstance(node, Mapping):
+        return []
+    found = {name for child in node.values() for name in packages_to_trust(child)}
+    target = node.get("_target_")
+    if isinstance(target, str) and not any(role.has(target) for role in _ROLES.values()) and not _is_layer(target):
+        found.add(target.partition(".")[0])
+    return sorted(found)
+
+
+def _is_layer(target: Any) -> bool:
+    path, _, name = str(target).rpartition(".")
+    return path == "torch.nn" and name in torch.nn.modules.__all__
+
+
+def _is_trusted(target: Any, trust: Collection[str]) -> bool:
+    """Whether a `_target_` is defined in a trusted package; what that has only imported is not.
+
+    Raises:
+        UserError: for a name below a trusted package that is not defined in it.
+    """
+    package = next((name for name in trust if isinstance(target, str) and target.startswith(f"{name}.")), None)
+    if package is None:
+        return False
+    try:
+        found = get_object(target)
+    except Exception as error:  # whatever its import raises
+        raise UserError(f"{target} cannot be imported ({brief(error)}): run this where {package} can be") from error
+    home = getattr(found, "__module__", None)
+    if not (callable(found) and isinstance(home, str) and f"{home}.".startswith(f"{package}.")):
+        raise UserError(f"the checkpoint asks for {target}, which is not defined in {package}: refused")
+    return True
+
+
 def _check_node(node: Mapping[str, Any], role: Role) -> None:
-    if not all(isinstance(name, str) for name in node):
-        raise UserError("the checkpoint's config has keys that are no names: refused")
-    if "_target_" in node and not role.has(node["_target_"]):
+    target = node.get("_target_")
+    inside = role is _ROLES["inside"] and (_is_layer(target) or any(_ROLES[name].has(target) for name in _INSIDE))
+    if "_target_" in node and not role.has(target) and not inside:
+        root = str(target).partition(".")[0]
+        if root == "ddpm_lightning" or not root.isidentifier():
+            raise UserError(f"the checkpoint asks for {target}, no part of ddpm_lightning's in this place: refused")
         raise UserError(
-            f"the checkpoint asks for {node['_target_']}, no part of ddpm_lightning's in this place: refused"
+            f"the checkpoint asks for {target}, which is no part of ddpm_lightning in this place: refused; if you trust {root}, give "
+            f"trust=[{root}], --trust {root} to a command of `ddpm`, or DDPM_TRUST={root} in the environment"
         )
     if "_args_" in node:
         raise UserError("the checkpoint's config has arguments without a name: refused")
     if odd := [name for name in node if name.startswith("_") and name not in ("_target_", "_partial_")]:
         raise UserError(f"the checkpoint's config sets {', '.join(sorted(odd))}: refused")
-    for targets, maker, settings in _LOGGERS:
-        if node.get("_target_") in targets and (odd := sorted(node.keys() - settings - {"_target_"})):
-            raise UserError(f"the checkpoint's config sets {', '.join(odd)} of {maker}'s logger: refused")
+    if role is _ROLES["logger"]:
+        settings = _WANDB if target in WANDB else _LOGGER
+        if odd := sorted(node.keys() - settings - {"_target_"}):
+            raise UserError(f"the checkpoint's config sets {', '.join(odd)} of the logger {target}: refused")
 
 
 def _check_value(node: Any) -> None:
@@ -187,7 +250,9 @@ def _check_paths(node: Mapping[str, Any], key: str, folder: Path, typed: Collect
         below = f"{key}.{name}".lstrip(".")
         if name not in (*WRITTEN_TO, *NAMES) or not isinstance(value, str) or below in typed:
             continue
-        above = str(node.get("save_dir", folder)) if name in NAMES else ""  # loggers append names to it
+        above = (
+            str(node.get("save_dir", node.get("dirpath", folder))) if name in NAMES else ""
+        )  # what names are appended to
         if not _is_inside(os.path.join(above, value), folder):
             raise UserError(
                 f"the checkpoint asks to write to {below}={value}, outside of its run's folder: refused; if that is what you "
