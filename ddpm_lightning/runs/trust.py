@@ -233,9 +233,10 @@ def _check_node(node: Mapping[str, Any], role: Role) -> None:
     if odd := [name for name in node if name.startswith("_") and name not in ("_target_", "_partial_")]:
         raise UserError(f"the checkpoint's config sets {', '.join(sorted(odd))}: refused")
     if role is _ROLES["logger"]:
+        maker = "W&B" if target in WANDB else str(target).rpartition(".")[2].removesuffix("Logger")
         settings = _WANDB if target in WANDB else _LOGGER
         if odd := sorted(node.keys() - settings - {"_target_"}):
-            raise UserError(f"the checkpoint's config sets {', '.join(odd)} of the logger {target}: refused")
+            raise UserError(f"the checkpoint's config sets {', '.join(odd)} of {maker}'s logger: refused")
 
 
 def _check_value(node: Any) -> None:

@@ -65,7 +65,7 @@ def test_the_newest_run_is_found(tiny_run, monkeypatch):
 
 def test_no_run_yet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="train one with `python train.py`"):
+    with pytest.raises(UserError, match="train one with `ddpm-train`"):
         runs.sample(config_of(name="sample"))
 
 
