@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lightning import environment
+from ddpm_lightning.cli import own_packages
 from ddpm_lightning.cli.entry import sentence
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.ranges import require_one_of
@@ -28,11 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code; a user's error is printed as one sentence."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in _PROGRAMS:  # a process of its own, which Lightning can start once more for each rank
-        os.execv(sys.executable, [sys.executable, "-m", f"ddpm_lightning.cli.{argv[0]}", *argv[1:]])
-    sys.path.append(os.getcwd())  # for a user's own package
+        command = [sys.executable, "-m", f"ddpm_lightning.cli.{argv[0]}", *argv[1:]]
+        if sys.platform == "win32":  # where an exec returns at once
+            return subprocess.call(command)
+        os.execv(sys.executable, command)
     options = vars(_parser().parse_args(argv))
     run = options.pop("run")
     environment.update(trust=options.pop("trust", []))
+    own_packages.allow(environment.trusted())
     try:
         for line in run(**options):
             print(line, flush=True)

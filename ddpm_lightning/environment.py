@@ -122,7 +122,7 @@ def cache_folder() -> Path:
 
 def trusted() -> list[str]:
     """The packages that the user trusts: those of trust=[...] on the command line, and of DDPM_TRUST=mylab,other."""
-    return [*current().trust, *filter(None, os.environ.get("DDPM_TRUST", "").split(","))]
+    return [*current().trust, *os.environ.get("DDPM_TRUST", "").replace(",", " ").split()]
 
 
 def allows_pipes() -> bool:

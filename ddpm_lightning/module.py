@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.data.source import Batch, Condition
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.errors import below
+from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.likelihood import estimate_bits_per_dim
 from ddpm_lightning.losses import Objective, Replica
@@ -78,7 +78,7 @@ class DDPM(LightningModule):
         return {"loss": (weight * losses).mean(), "losses": losses.detach(), "t": t.flatten()}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        batch = Batch.of(batch, first=batch_idx * len(batch[0] if isinstance(batch, list | tuple) else batch))
+        batch = Batch.of(batch, first=(batch_idx * self._replica().world_size + self.global_rank) << 20)
         schedule, x0 = self.denoiser.schedule, batch.x0
         draw = SeededNoise(derive(self.seed, "validation"), batch.ids.tolist())
         t = _beside(draw.times(schedule.num_steps).to(x0.device), x0)
@@ -98,8 +98,9 @@ class DDPM(LightningModule):
 
     def _condition(self, y: Condition | None) -> Condition | None:
         """A batch's condition, but none for a model that says `num_classes = None`, whatever labels its loader gives."""
-        labels = isinstance(y, Tensor) and not y.is_floating_point()
-        return None if labels and getattr(self.denoiser.model, "num_classes", y) is None else y
+        model = self.denoiser.model
+        labels = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point() and not hasattr(model, "null")
+        return None if labels and getattr(model, "num_classes", y) is None else y
 
     def _drop(self, y: Condition | None) -> Condition | None:
         """The null condition in place of y for some images, each of which loses all of it."""
@@ -114,6 +115,8 @@ class DDPM(LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # set by strategies that shard the weights
+            if next(self.loss.parameters(), None) is not None:
+                raise UserError("trainer=fsdp cannot train a loss with parameters of its own: use trainer=ddp")
             shard(self.denoiser.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require
 from ddpm_lightning.sharding import shared_like, unsharded
 
@@ -23,15 +24,22 @@ class EMA(Callback):
     averaged, without those of the loss; the raw weights stay in the module, but for the time of a validation and of
     `averaged_weights`. The average goes into the checkpoint as "ema_state_dict", under the names of "state_dict".
 
+    Several averages can be kept side by side. The one called "ema" is the run's: it is validated, and figures and metrics use it. Another
+    goes into the checkpoint as "<name>_state_dict", from where `weights=<name>` samples it.
+
     Args:
         decay: the decay that the warm-up ends in.
+        name: of the average.
 
     Raises:
-        UserError: for a decay outside [0, 1).
+        UserError: for a decay outside [0, 1), or a name that is not one word, or "raw".
     """
 
-    def __init__(self, decay: float = 0.9999):
+    def __init__(self, decay: float = 0.9999, *, name: str = "ema"):
         require("decay", decay, "[0, 1)")
+        if not str(name).isidentifier() or name == "raw":
+            raise UserError(f"name must be one word other than raw, got {name!r}")
+        self.name = name
         self._decay = decay
         self._steps = 0
         self._average: dict[str, Tensor] = {}
@@ -63,22 +71,26 @@ class EMA(Callback):
         self._steps = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap(pl_module)
-        self._validating = True
+        if self.name == "ema":
+            self._swap(pl_module)
+            self._validating = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap(pl_module)
-        self._validating = False
+        if self._validating:
+            self._swap(pl_module)
+            self._validating = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._validating:  # what is saved now must hold the raw weights as such
             self.on_validation_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ema_state_dict"] = {name: unsharded(value).cpu() for name, value in self._average.items()}
+        checkpoint[f"{self.name}_state_dict"] = {name: unsharded(value).cpu() for name, value in self._average.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._average = dict(checkpoint["ema_state_dict"])
+        self._average = dict(
+            checkpoint.get(f"{self.name}_state_dict", {})
+        )  # one that is new begins with the raw weights
         self._steps = checkpoint["global_step"]
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from ddpm_lightning import environment
 from ddpm_lightning.cli import menu
 from ddpm_lightning.ranges import require_one_of
+from ddpm_lightning.records.yaml import quoted
 
 __all__ = ["FLAGS", "answer_shell", "completions"]
 
@@ -140,7 +141,7 @@ def _compose(confs: Sequence[Path], program: str, words: Sequence[str]) -> Any:
         for word in words
         if re.fullmatch(r"[+~]*[\w./@]+(=[^\"']*)?", word)
     ]
-    own = [f"hydra.searchpath=[{','.join(map(str, confs[1:]))}]"]
+    own = [f"hydra.searchpath=[{','.join(map(quoted, confs[1:]))}]"]
     groups = {*menu.all_groups(confs)}
     with initialize_config_dir(str(confs[0]), version_base="1.3"):
         for overrides in (typed, [word for word in typed if word.partition("=")[0] in groups], []):

@@ -14,8 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ddpm_lightning import environment
-from ddpm_lightning.cli import completion, help, menu
-from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, split_flags, value_of
+from ddpm_lightning.cli import completion, help, menu, own_packages
+from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, split_flags
 from ddpm_lightning.cli.mistakes import check_groups, is_foreseen, sentence
 from ddpm_lightning.cli.resume import complete_arguments
 from ddpm_lightning.cli.sweeps import Sweep
@@ -32,9 +32,8 @@ def run(program: Callable[[DictConfig], Any]) -> None:
     name = program.__name__
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
     environment.update(script=os.path.abspath(sys.argv[0]), program=name)
-    if trust := value_of("trust", [argument.lstrip("+") for argument in sys.argv[1:]]):
-        environment.update(trust=re.findall(r"[\w.]+", trust))  # from what is typed alone, before a record adds to it
-    sys.path.append(os.getcwd())  # for a user's own package; last, so that it hides nothing that is installed
+    sys.argv[1:] = _without_trust(sys.argv[1:])
+    own_packages.allow(environment.trusted())
     try:
         if _is_answered(sys.argv[1:], program):
             return
@@ -54,8 +53,12 @@ def run(program: Callable[[DictConfig], Any]) -> None:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """End with a user's error before Hydra, which would add lines of its own; in a sweep the job fails, and the others run."""
+def user_errors(config: DictConfig) -> Iterator[None]:
+    """End with a user's error before Hydra, which would add lines of its own; in a sweep the job fails, and the others run.
+
+    What the user's config names can be imported from the working folder.
+    """
+    own_packages.allow(own_packages.named_in(config))
     started = HydraConfig.get()
     in_a_sweep = started.mode == RunMode.MULTIRUN
     try:
@@ -68,6 +71,15 @@ def user_errors() -> Iterator[None]:
         if in_a_sweep or not is_foreseen(error):
             raise
         _end(error)
+
+
+def _without_trust(argv: Sequence[str]) -> list[str]:
+    """A command line without its `trust=[...]`, which is kept for this process and those that it starts, and written to no record."""
+    kept = [argument for argument in argv if not argument.lstrip("+").startswith("trust=")]
+    for argument in (argument for argument in argv if argument not in kept):
+        names = re.split(r"[\s,'\"\[\]]+", argument.partition("=")[2])
+        environment.update(trust=[name for name in names if name not in ("", "null")])
+    return kept
 
 
 def _is_answered(argv: Sequence[str], program: Callable[..., Any]) -> bool:

@@ -10,7 +10,7 @@ __all__ = ["main"]
 def evaluate(config: DictConfig) -> None:
     from ddpm_lightning.evaluation import pipeline  # torch is imported only when there is work
 
-    with user_errors():
+    with user_errors(config):
         pipeline.evaluate(config)
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from ddpm_lightning import CONF_DIR, environment
@@ -70,8 +71,16 @@ def folders(argv: Sequence[str]) -> list[Path]:
         if key in CONFIG_DIR and (value or argv[i + 1 :]):
             found.append(Path(value if equals else argv[i + 1]))
         elif key == "hydra.searchpath":
-            found += [Path(path.strip("'\" ").removeprefix("file://")) for path in value.strip("[]'\"").split(",")]
+            found += [_folder(path.strip("'\" ")) for path in value.strip("[]'\"").split(",")]
     return [folder.expanduser().absolute() for folder in found]
+
+
+def _folder(searched: str) -> Path:
+    """The folder of a search path: file://FOLDER, pkg://a.package, or the folder itself."""
+    if not searched.startswith("pkg://"):
+        return Path(searched.removeprefix("file://"))
+    spec = find_spec(searched.removeprefix("pkg://"))
+    return Path(next(iter((spec and spec.submodule_search_locations) or [searched])))
 
 
 def programs() -> list[str]:

@@ -10,7 +10,7 @@ __all__ = ["main"]
 def sample(config: DictConfig) -> None:
     from ddpm_lightning import runs  # torch is imported only when there is work
 
-    with user_errors():
+    with user_errors(config):
         runs.sample(config)
 
 

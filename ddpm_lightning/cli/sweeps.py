@@ -145,7 +145,8 @@ class Sweep:
         """
         if isinstance(error.__cause__, Stopped):
             again = shlex.quote(f"resume={os.path.relpath(self.folder)}")
-            print(f"Resume with: {environment.command('train')} -m {again}", flush=True)
+            trust = [shlex.quote(f"trust=[{','.join(packages)}]")] if (packages := environment.current().trust) else []
+            print(" ".join(["Resume with:", environment.command("train"), "-m", again, *trust]), flush=True)
             return False
         if isinstance(error, SystemExit) and "submitit" in hydra.launcher._target_:
             return False  # the job's time is over, and it has been submitted once more

@@ -10,7 +10,7 @@ __all__ = ["main"]
 def train(config: DictConfig) -> float | None:
     from ddpm_lightning import runs  # torch and lightning are imported only when there is work
 
-    with user_errors():
+    with user_errors(config):
         return runs.train(config)
     return None
 

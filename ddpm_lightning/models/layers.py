@@ -112,8 +112,8 @@ class Network(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         made = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(made, *args, **kwargs).arguments
-        made.__dict__["settings"] = {name: value for name, value in bound.items() if value is not made}
+        names = [*inspect.signature(cls.__init__).parameters][1:]
+        made.__dict__["settings"] = {**dict(zip(names, args, strict=False)), **kwargs}
         return made
 
     def __init__(self, in_channels: int, out_channels: int, num_classes: int | None, *, checkpointing: bool = False):

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
 from ddpm_lightning.callbacks import EMA, LossGuard, NewestCheckpoint, Randomness, StopSignals
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.samplers import Sampler
 
@@ -34,11 +35,13 @@ def build_callbacks(config: DictConfig, sampler: Sampler) -> list[Callback]:
     for name in sorted(nodes, key=lambda name: [not _is(nodes[name], kind) for kind in (EMA, LossGuard)]):
         callback = build(f"callbacks.{name}", nodes[name], **_asked_for(nodes[name], handed))
         for key, kind in (("ema", EMA), ("loss_guard", LossGuard)):
-            if isinstance(callback, kind):
+            if isinstance(callback, kind) and getattr(callback, "name", key) == key:
+                if key in handed:
+                    raise UserError(f"callbacks.{name} must have a name of its own: there is one of its kind already")
                 handed[key] = callback
         built[name] = callback
     chosen = [built[name] for name in nodes]
-    chosen.sort(key=lambda callback: (isinstance(callback, NewestCheckpoint), not isinstance(callback, EMA)))
+    chosen.sort(key=lambda callback: (isinstance(callback, NewestCheckpoint), callback is not handed.get("ema")))
     return [Randomness(config.seed), handed["stop_signals"], *chosen]
 
 

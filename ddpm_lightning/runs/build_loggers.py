@@ -15,7 +15,7 @@ from ddpm_lightning.files import replace_file
 from ddpm_lightning.loggers import WandbLogger
 from ddpm_lightning.run_folder import SWEEP
 from ddpm_lightning.runs.instantiate import build
-from ddpm_lightning.runs.trust import WANDB
+from ddpm_lightning.runs.roles import WANDB
 
 __all__ = ["build_loggers", "keep_wandb_id", "sweep_name"]
 

@@ -74,7 +74,7 @@ def typed_behind(record: Sequence[str]) -> list[str]:
     """This start's overrides without those that its run's record has put before them."""
     typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     for text in record:
-        typed = typed[1:] if typed[:1] == [text] else typed
+        typed = typed[1:] if typed and typed[0].lstrip("+") == text.lstrip("+") else typed
     return typed
 
 

@@ -20,6 +20,7 @@ from ddpm_lightning.runs.instantiate import build, one_line
 from ddpm_lightning.runs.trust import check_targets
 
 __all__ = [
+    "averages_of",
     "data_config_of",
     "denoiser_of",
     "differing",
@@ -31,8 +32,8 @@ __all__ = [
 ]
 
 
-def load_denoiser(checkpoint: str | Path, *, weights: str = "ema", trust: Collection[str] = ()) -> Denoiser:
-    """The denoiser of a checkpoint file, in evaluation mode on the CPU, with its "ema" or its "raw" weights.
+def load_denoiser(checkpoint: str | Path, *, weights: str | None = None, trust: Collection[str] = ()) -> Denoiser:
+    """The denoiser of a checkpoint file, in evaluation mode on the CPU, with its "ema" or "raw" weights; None is "ema" where it has them.
 
     A run folder stands for its newest checkpoint, and a diffusers folder for its one model. Packages of your own whose classes
     the checkpoint names must be trusted, as in `trust=("mylab",)`.
@@ -102,16 +103,21 @@ def data_config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str = "ema", trust: Collection[str] = ()) -> Denoiser:
+def averages_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's averages of the weights by their names, such as "ema"."""
+    end = "_state_dict"
+    return {key.removesuffix(end): value for key, value in checkpoint.items() if str(key).endswith(end)}
+
+
+def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str | None = None, trust: Collection[str] = ()) -> Denoiser:
     """As `load_denoiser`, for a checkpoint that is loaded already."""
-    if "ema_state_dict" in checkpoint:
-        require_one_of("weights", weights, ("ema", "raw"))
-    else:
-        require_one_of("weights", weights, ["raw"], hint="the checkpoint has no EMA weights")
+    averages = averages_of(checkpoint)
+    weights = weights or ("ema" if "ema" in averages else "raw")
+    require_one_of("weights", weights, [*averages, "raw"], hint="" if averages else "the checkpoint has no EMA weights")
     config = checkpoint["config"].get("denoiser")
     check_targets(config, "denoiser", trust=trust)
     try:
-        state = {**checkpoint["state_dict"], **(checkpoint["ema_state_dict"] if weights == "ema" else {})}
+        state = {**checkpoint["state_dict"], **averages.get(weights, {})}
         prefix = "denoiser."
         theirs = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         with torch.device("meta"):  # first without memory: the config may ask for more than there is

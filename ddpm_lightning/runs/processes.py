@@ -44,13 +44,21 @@ def in_processes_of_its_own(run_dir: Path, *, resumes: bool) -> None:
         SystemExit: where a signal came, which is passed on to the job: it saves, and the sweep ends.
     """
     anew = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted(run_dir)}", "hydra.mode=RUN"]
-    command = [environment.current().script, *([f"resume={quoted(run_dir)}"] if resumes else anew)]
+    command = [environment.current().script, *_config_folders(), *([f"resume={quoted(run_dir)}"] if resumes else anew)]
     with TemporaryDirectory() as folder:
         error_file = Path(folder) / "error"
         code = _wait(subprocess.Popen([sys.executable, *command], env=environment.for_a_job(error_file)))
         if code:
             told = error_file.read_text(encoding="utf-8") if error_file.exists() else ""
             raise UserError(told or f"the job in {run_dir} ended with exit code {code}")
+
+
+def _config_folders() -> list[str]:
+    """The user's own config folders, as this process was given them."""
+    hydra = HydraConfig.get()
+    given = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    searched = [text for text in hydra.overrides.hydra if text.startswith("hydra.searchpath=")]
+    return [*(f"--config-dir={path}" for path in given), *searched]
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> int:

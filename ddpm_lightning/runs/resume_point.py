@@ -25,7 +25,7 @@ from ddpm_lightning.runs.changes import (
     refuse_changes,
     without_handed,
 )
-from ddpm_lightning.runs.loading import differing, load_checkpoint
+from ddpm_lightning.runs.loading import averages_of, differing, load_checkpoint
 from ddpm_lightning.runs.soundness import is_state_of, lacking
 from ddpm_lightning.runs.trust import check_targets
 
@@ -59,9 +59,10 @@ class ResumePoint(NamedTuple):
         """
         if not self.checkpoint:
             return
-        average = self.checkpoint.get("ema_state_dict", {})
-        averaged = {name: parameter for name, parameter in module.named_parameters() if name in average}
-        wrong = differing(module.state_dict(), self.checkpoint["state_dict"]) or differing(averaged, average)
+        wrong = differing(module.state_dict(), self.checkpoint["state_dict"])
+        for average in averages_of(self.checkpoint).values():
+            averaged = {name: parameter for name, parameter in module.named_parameters() if name in average}
+            wrong = wrong or differing(averaged, average)
         if wrong:
             raise UserError(
                 f"resume: {self.path} is of another network: {wrong}; leave model=..., data=... and schedule=... as they were"

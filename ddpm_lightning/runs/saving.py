@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from ddpm_lightning.callbacks import EMA
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import replace_file
@@ -18,6 +20,7 @@ def save_denoiser(
     denoiser: Denoiser,
     path: str | Path,
     *,
+    ema: EMA | None = None,
     shape: Sequence[int] | None = None,
     model: Mapping[str, Any] | None = None,
 ) -> None:
@@ -26,26 +29,18 @@ def save_denoiser(
     Args:
         denoiser: the denoiser, whose schedule is kept value by value.
         path: the file.
+        ema: the average of its weights, which is kept beside them.
         shape: (C, H, W) of its images, which sample.py asks for.
         model: of a network of your own the `_target_`, "mylab.network.Mixer", and its arguments; those here know theirs.
 
     Raises:
         UserError: for a network that does not say what it was made with, where `model` does not either.
     """
-    settings = getattr(denoiser.model, "settings", None)
-    if model is None and settings is None:
-        raise UserError(
-            f"{type(denoiser.model).__name__} does not say what it was made with: give model={{'_target_': ..., ...}}, or let it be "
-            "a subclass of ddpm_lightning.models.Network"
-        )
-    kind = type(denoiser.model)
-    home = "ddpm_lightning.models" if kind.__module__.startswith("ddpm_lightning.models.") else kind.__module__
+    node = dict(model) if model is not None else _node_of(denoiser.model)
     config: dict[str, Any] = {
         "denoiser": {
             "_target_": "ddpm_lightning.denoiser.Denoiser",
-            "model": dict(model)
-            if model is not None
-            else {"_target_": f"{home}.{kind.__qualname__}", **_plain(settings)},
+            "model": node,
             "schedule": {
                 "_target_": "ddpm_lightning.schedules.from_alpha_bar",
                 "alpha_bar": copy.deepcopy(denoiser.schedule).double().alpha_bar[1:].tolist(),
@@ -56,12 +51,36 @@ def save_denoiser(
     }
     if shape is not None:
         config["data"] = {"channels": shape[0], "image_size": [*shape[1:]], "num_classes": denoiser.num_classes}
-    weights = {f"denoiser.{name}": value.cpu() for name, value in denoiser.state_dict().items()}
+    held: dict[str, Any] = {
+        "state_dict": {f"denoiser.{name}": value.cpu() for name, value in denoiser.state_dict().items()}
+    }
+    if ema is not None:
+        held["ema_state_dict"] = {name: value.cpu() for name, value in ema.average.items()}
     with replace_file(Path(path), "wb") as file:
-        torch.save({"config": config, "state_dict": weights, "ema_state_dict": weights}, file)
+        torch.save({"config": config, **held}, file)
 
 
-def _plain(value: Any) -> Any:
+def _node_of(model: nn.Module) -> dict[str, Any]:
+    """The config of a network that knows its settings."""
+    kind, settings = type(model), getattr(model, "settings", None)
+    if settings is None or kind.__module__ == "__main__" or not _is_plain(settings):
+        raise UserError(
+            f"{kind.__name__} cannot be kept by itself: give model={{'_target_': 'mylab.Net', ...}} with its module and arguments, or "
+            "make it a subclass of ddpm_lightning.models.Network, in a module of its own, with plain arguments"
+        )
+    home = "ddpm_lightning.models" if kind.__module__.startswith("ddpm_lightning.models.") else kind.__module__
+    return {"_target_": f"{home}.{kind.__qualname__}", **_as_lists(settings)}
+
+
+def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return {key: _plain(child) for key, child in value.items()}
-    return [_plain(child) for child in value] if isinstance(value, list | tuple) else value
+        return all(map(_is_plain, value.values()))
+    return (
+        all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, str | int | float | None)
+    )
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_lists(child) for key, child in value.items()}
+    return [_as_lists(child) for child in value] if isinstance(value, list | tuple) else value

@@ -20,7 +20,6 @@ _NEEDED: dict[str, Any] = {
     "callbacks": dict,
 }
 _OPTIONAL: dict[str, Any] = {
-    "ema_state_dict": dict,
     "loss_guard": Tensor,
     "rollbacks": int,
     "training_metrics": {
@@ -37,7 +36,8 @@ _OPTIONAL: dict[str, Any] = {
 
 def lacking(checkpoint: Mapping[str, Any]) -> list[str]:
     """The keys under which a checkpoint has nothing, or something of another type."""
-    kinds = {**_NEEDED, **{key: kind for key, kind in _OPTIONAL.items() if key in checkpoint}}
+    averages = dict.fromkeys((key for key in checkpoint if str(key).endswith("_state_dict")), dict)
+    kinds = {**_NEEDED, **averages, **{key: kind for key, kind in _OPTIONAL.items() if key in checkpoint}}
     return [key for key, kind in kinds.items() if not _is(checkpoint.get(key), kind)]
 
 

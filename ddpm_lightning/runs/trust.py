@@ -1,129 +1,40 @@
 """What a checkpoint's config may ask for: plain data about our own parts and those the user trusts, and paths inside its run."""
 
-import inspect
 import os
+import re
+import sys
 from collections.abc import Collection, Mapping
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from hydra.utils import get_class, get_object
+from hydra.utils import get_object
 
 from ddpm_lightning import environment
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.records.yaml import NAMES, WRITTEN_TO
+from ddpm_lightning.runs.roles import INSIDE, ROLES, WANDB, Role
 
-__all__ = ["WANDB", "check_targets", "packages_to_trust", "without_download"]
-
-WANDB = ("ddpm_lightning.loggers.WandbLogger", "lightning.pytorch.loggers.WandbLogger")  # the latter in old checkpoints
-_TENSORBOARD = "ddpm_lightning.loggers.TensorBoardLogger"
+__all__ = ["check_targets", "packages_to_trust", "without_download"]
 
 # What a checkpoint may set of a logger: more reaches wandb.init, TensorBoard's writer, or a server's address.
 _LOGGER = {"save_dir", "name", "version", "prefix", "flush_logs_every_n_steps", "log_graph", "default_hp_metric"}
 _WANDB = {"project", "entity", "name", "save_dir", "offline", "log_model", "group", "tags"}
 
-_INSIDE = ("model", "schedule", "sampler", "loss", "denoiser")  # what a trusted part may hold of ours
-
-_DEPTH, _NODES = 32, 100_000  # of a config; ours have 7 levels and some hundred values
-
-
-class Role(NamedTuple):
-    """What may stand at a place of a config.
-
-    Args:
-        names: `_target_`s by name.
-        packages: modules, or packages with all their modules, whose public names are `_target_`s, too.
-        kinds: of the packages' names those that are subclasses of one of these classes, or functions that return one.
-        parts: by key, the roles of what may stand inside; "*" for any key.
-        forward: of the packages' modules those whose `forward` has these parameters; None for all.
-    """
-
-    names: Collection[str] = ()
-    packages: Collection[str] = ()
-    kinds: Collection[str] = ()
-    parts: Mapping[str, str] = {}
-    forward: tuple[str, ...] | None = None
-
-    def has(self, target: Any) -> bool:
-        """Whether a `_target_` is one of these."""
-        if target in self.names:
-            return True
-        if not isinstance(target, str) or not any(target.startswith(f"{name}.") for name in self.packages):
-            return False
-        path, _, name = target.rpartition(".")
-        try:
-            module = import_module(path)
-            found = getattr(module, name) if name in module.__all__ else None
-        except (ImportError, AttributeError, ValueError, RecursionError):
-            return False
-        made: Any = found if isinstance(found, type) else getattr(found, "__annotations__", {}).get("return")
-        if not isinstance(made, type) or not issubclass(made, tuple(map(get_class, self.kinds))):
-            return False
-        return self.forward is None or tuple(inspect.signature(made.forward).parameters)[1:] == self.forward  # type: ignore[attr-defined]
-
-
-_TORCHVISION = ("CIFAR10", "CIFAR100", "CelebA", "FashionMNIST", "MNIST", "SVHN")
-_PARTS = (
-    "model",
-    "schedule",
-    "sampler",
-    "features",
-    "loss",
-    "data",
-    "optimizer",
-    "lr_scheduler",
-    "trainer",
-    "denoiser",
-)
-
-_ROLES = {
-    "": Role(),  # a value, which builds nothing
-    "inside": Role(),  # a value of a trusted part, which may be a layer or another part of the model
-    "run": Role(parts={**{part: part for part in _PARTS}, "callbacks": "callbacks", "logger": "loggers"}),
-    "denoiser": Role(["ddpm_lightning.denoiser.Denoiser"], parts={"model": "model", "schedule": "schedule"}),
-    "model": Role(packages=["ddpm_lightning.models"], kinds=["torch.nn.Module"], forward=("x", "t", "y")),
-    "schedule": Role(
-        packages=["ddpm_lightning.schedules"],
-        kinds=["ddpm_lightning.schedules.NoiseSchedule"],
-        parts={"schedule": "schedule"},
-    ),
-    "sampler": Role(packages=["ddpm_lightning.samplers"], kinds=["ddpm_lightning.samplers.Sampler"]),
-    "loss": Role(
-        packages=["ddpm_lightning.losses"],
-        kinds=[f"ddpm_lightning.losses.{name}" for name in ("Objective", "TimeDraw", "Weighting", "Distance")],
-        parts={"times": "loss", "weighting": "loss", "distance": "loss"},
-    ),
-    "features": Role([f"ddpm_lightning.metrics.features.{name}" for name in ("classifier", "inception")]),
-    "data": Role(["ddpm_lightning.data.datamodule.ImageDataModule"], parts={"dataset": "dataset"}),
-    "dataset": Role(
-        ["ddpm_lightning.data.streams.Stream"],
-        packages=["ddpm_lightning.data"],
-        kinds=["ddpm_lightning.data.loaders.ImageSet"],
-        parts={"source": "torchvision"},
-    ),
-    "torchvision": Role([f"torchvision.datasets.{name}" for name in _TORCHVISION]),
-    "optimizer": Role(packages=["torch.optim"], kinds=["torch.optim.Optimizer"]),
-    "lr_scheduler": Role(packages=["torch.optim.lr_scheduler"], kinds=["torch.optim.lr_scheduler.LRScheduler"]),
-    "callbacks": Role(parts={"*": "callback"}),
-    "callback": Role(
-        packages=["ddpm_lightning.callbacks", "lightning.pytorch.callbacks"],
-        kinds=["lightning.pytorch.Callback"],
-        parts={"sampler": "sampler", "features": "features"},
-    ),
-    "loggers": Role(parts={"*": "logger"}),
-    "logger": Role(
-        [*WANDB, _TENSORBOARD, "ddpm_lightning.loggers.CSVLogger"],
-        packages=["lightning.pytorch.loggers"],
-        kinds=["lightning.pytorch.loggers.Logger"],
-    ),
-    "profiler": Role(packages=["lightning.pytorch.profilers"], kinds=["lightning.pytorch.profilers.Profiler"]),
-    "trainer": Role(
-        ["lightning.pytorch.Trainer"], parts={"strategy": "strategy", "plugins": "plugin", "profiler": "profiler"}
-    ),
-    "strategy": Role(["ddpm_lightning.sharding.FSDP2"]),
-    "plugin": Role(["lightning.pytorch.plugins.environments.SLURMEnvironment"]),
+# Packages that run what they are given.
+_TOO_MUCH = {
+    *sys.stdlib_module_names,
+    "builtins",
+    "ddpm_lightning",
+    "hydra",
+    "lightning",
+    "omegaconf",
+    "torch",
+    "torchvision",
 }
+
+_FILENAME = re.compile(r"(?:[\w.=+-]|\{[\w/]+(?::\d*(?:\.\d+)?[defg])?\})*")  # "{epoch}-{val/loss:.2f}"
+_DEPTH, _NODES = 32, 100_000  # of a config; ours have 7 levels and some hundred values
 
 
 def check_targets(
@@ -146,6 +57,10 @@ def check_targets(
     for package in trust:
         if not all(part.isidentifier() for part in package.split(".")):
             raise UserError(f"trust must name packages, as in trust=[mylab], got {package!r}")
+        if package.partition(".")[0] in _TOO_MUCH:
+            raise UserError(
+                f"trust cannot name {package}, with which any code could be run: name a package of your own"
+            )
     left, count = [(node, role, "", 0)], 0
     while left:
         node, role, key, depth = left.pop()
@@ -159,12 +74,12 @@ def check_targets(
                 raise UserError("the checkpoint's config has keys that are no names: refused")
             trusted = _is_trusted(node.get("_target_"), trust)
             if not trusted:
-                _check_node(node, _ROLES[role])
-            parts = {"*": "inside"} if trusted or role == "inside" else _ROLES[role].parts
+                _check_node(node, ROLES[role])
+            parts = {"*": "inside"} if trusted or role == "inside" else ROLES[role].parts
             left += [
                 (v, parts.get(k, parts.get("*", "")), f"{key}.{k}".lstrip("."), depth + 1) for k, v in node.items()
             ]
-            if folder is not None:
+            if folder is not None and not trusted:
                 _check_paths(node, key, folder, typed)
         elif isinstance(node, list):
             left += [(child, role, f"{key}.{i}", depth + 1) for i, child in enumerate(node)]
@@ -188,9 +103,9 @@ def packages_to_trust(node: Any) -> list[str]:
         return []
     found = {name for child in node.values() for name in packages_to_trust(child)}
     target = node.get("_target_")
-    if isinstance(target, str) and not any(role.has(target) for role in _ROLES.values()) and not _is_layer(target):
+    if isinstance(target, str) and not any(role.has(target) for role in ROLES.values()) and not _is_layer(target):
         found.add(target.partition(".")[0])
-    return sorted(found)
+    return sorted(found - _TOO_MUCH)
 
 
 def _is_layer(target: Any) -> bool:
@@ -204,35 +119,35 @@ def _is_trusted(target: Any, trust: Collection[str]) -> bool:
     Raises:
         UserError: for a name below a trusted package that is not defined in it.
     """
-    package = next((name for name in trust if isinstance(target, str) and target.startswith(f"{name}.")), None)
-    if package is None:
+    packages = [name for name in trust if isinstance(target, str) and target.startswith(f"{name}.")]
+    if not packages:
         return False
     try:
         found = get_object(target)
     except Exception as error:  # whatever its import raises
-        raise UserError(f"{target} cannot be imported ({brief(error)}): run this where {package} can be") from error
+        raise UserError(f"{target} cannot be imported ({brief(error)}): run this where {packages[0]} can be") from error
     home = getattr(found, "__module__", None)
-    if not (callable(found) and isinstance(home, str) and f"{home}.".startswith(f"{package}.")):
-        raise UserError(f"the checkpoint asks for {target}, which is not defined in {package}: refused")
+    if not (callable(found) and isinstance(home, str) and any(f"{home}.".startswith(f"{name}.") for name in packages)):
+        raise UserError(f"the checkpoint asks for {target}, which is not defined in {packages[0]}: refused")
     return True
 
 
 def _check_node(node: Mapping[str, Any], role: Role) -> None:
     target = node.get("_target_")
-    inside = role is _ROLES["inside"] and (_is_layer(target) or any(_ROLES[name].has(target) for name in _INSIDE))
+    inside = role is ROLES["inside"] and (_is_layer(target) or any(ROLES[name].has(target) for name in INSIDE))
     if "_target_" in node and not role.has(target) and not inside:
         root = str(target).partition(".")[0]
-        if root == "ddpm_lightning" or not root.isidentifier():
+        if root in _TOO_MUCH or not root.isidentifier():
             raise UserError(f"the checkpoint asks for {target}, no part of ddpm_lightning's in this place: refused")
         raise UserError(
-            f"the checkpoint asks for {target}, which is no part of ddpm_lightning in this place: refused; if you trust {root}, give "
-            f"trust=[{root}], --trust {root} to a command of `ddpm`, or DDPM_TRUST={root} in the environment"
+            f"the checkpoint names {target}, which is not part of ddpm_lightning: refused; if you trust {root}, add trust=[{root}] "
+            f"(--trust {root} for a command of `ddpm`, or DDPM_TRUST={root} in the environment)"
         )
     if "_args_" in node:
         raise UserError("the checkpoint's config has arguments without a name: refused")
     if odd := [name for name in node if name.startswith("_") and name not in ("_target_", "_partial_")]:
         raise UserError(f"the checkpoint's config sets {', '.join(sorted(odd))}: refused")
-    if role is _ROLES["logger"]:
+    if role is ROLES["logger"]:
         maker = "W&B" if target in WANDB else str(target).rpartition(".")[2].removesuffix("Logger")
         settings = _WANDB if target in WANDB else _LOGGER
         if odd := sorted(node.keys() - settings - {"_target_"}):
@@ -251,9 +166,10 @@ def _check_paths(node: Mapping[str, Any], key: str, folder: Path, typed: Collect
         below = f"{key}.{name}".lstrip(".")
         if name not in (*WRITTEN_TO, *NAMES) or not isinstance(value, str) or below in typed:
             continue
-        above = (
-            str(node.get("save_dir", node.get("dirpath", folder))) if name in NAMES else ""
-        )  # what names are appended to
+        if name == "filename" and not _FILENAME.fullmatch(value):
+            raise UserError(f"the checkpoint asks to write to {below}={value}, which is not a plain file name: refused")
+        # Names are appended to another path.
+        above = str(node.get("save_dir", node.get("dirpath", folder))) if name in NAMES else ""
         if not _is_inside(os.path.join(above, value), folder):
             raise UserError(
                 f"the checkpoint asks to write to {below}={value}, outside of its run's folder: refused; if that is what you "
@@ -263,7 +179,7 @@ def _check_paths(node: Mapping[str, Any], key: str, folder: Path, typed: Collect
 
 def _is_inside(path: str, folder: Path) -> bool:
     """Whether a path, its links followed, lies in a folder; not where someone would read more than a path in it."""
-    if path.startswith("~") or set(path) & {"$", "\0"}:
+    if path.startswith("~") or set(path) & {"$", "%", "\0"} or "://" in path:
         return False
     try:
         return Path(os.path.realpath(path)).is_relative_to(folder.resolve())

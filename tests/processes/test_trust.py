@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from tests.helpers.forked import start_all
+from tests.helpers.scripts import script
 from tests.helpers.yard import Yard, edit, judge
 
 CODE = """
@@ -127,3 +128,25 @@ def test_trust_in_a_package_reaches_what_it_defines(tiny_run, tmp_path):
     results = start_all(starts)
     assert judge(results, yards, BEYOND, own=lambda yard: (yard.run, yard.path / "__pycache__")) == len(BEYOND)
     assert all("not defined in good" in result["err"] for result in results)
+
+
+def test_a_folder_that_is_stood_in_runs_nothing(tiny_run, tmp_path):
+    """Hydra imports what is called hydra_plugins, and PyTorch what an installed package's entry points name."""
+    yard = Yard(tmp_path, tiny_run, 0)
+    trace = yard.path / "trace"
+    for name in ("hydra_plugins", "torch_backend"):
+        (yard.path / name).mkdir()
+        (yard.path / name / "__init__.py" if name == "torch_backend" else yard.path / name / "x.py").write_text(
+            CODE.format(trace=str(trace))
+        )
+    (yard.path / "x-1.dist-info").mkdir()
+    (yard.path / "x-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: x\nVersion: 1\n")
+    (yard.path / "x-1.dist-info" / "entry_points.txt").write_text("[torch.backends]\nx = torch_backend:mkdir\n")
+    (yard.path / "evil.py").write_text(CODE.format(trace=str(trace)))
+    for arguments in (
+        ["sample.py", f"ckpt_path={yard.run}", "num_samples=1", "sampler.num_steps=1"],
+        ["train.py", "--cfg", "job"],
+    ):
+        result = script(*arguments, cwd=yard.path, env={"PYTHONDONTWRITEBYTECODE": "1"})
+        assert result.returncode == 0, result.stderr
+    assert not trace.exists()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.helpers.configs import ROOT
 from tests.helpers.forked import start_all
+from tests.helpers.scripts import script
 
 QUICK = [
     "trainer.max_steps=40",
@@ -187,3 +188,21 @@ def test_help_and_mistakes_know_the_projects_choices(programs, project):
     line = "ddpm-train --config-dir conf model=mi"
     env = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_WORDBREAKS": ""}
     assert done(run(programs, "ddpm-train", "-sc", "query=bash", cwd=project, **env)) == "model=mixer\n"
+
+
+def test_a_sweep_of_the_project_is_resumed(project):
+    """Its jobs have two processes, which are told the config folder; the second job had been killed."""
+    few = [text for text in QUICK if "max_steps" not in text and "val_check" not in text]
+    steps = ["trainer.max_steps=4", "trainer.val_check_interval=2", "trainer=ddp_cpu"]
+    start = ["--config-dir", "conf", "-m", "experiment=mine", *few, *steps, "seed=0,1", "hydra.sweep.dir=sweep"]
+    result = script("train.py", *start, cwd=project)
+    assert result.returncode == 0, result.stderr
+    second = project / "sweep" / "1_seed_1"
+    (second / "summary.json").unlink()
+    again = ["--config-dir=conf", "-m", "resume=sweep"]
+    refused = script("train.py", *again, cwd=project)
+    assert refused.returncode == 1
+    assert "add trust=[mylab]" in refused.stderr
+    result = script("train.py", *again, TRUST, cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert (second / "summary.json").exists()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class Mixer(nn.Module):
-    """Dilated convolutions, each told the time."""
+    """Dilated convolutions with a time embedding."""
 
     num_classes = None  # it takes no labels
 

@@ -7,7 +7,7 @@ from ddpm_lightning.samplers import Transition
 
 
 class Momentum(Sampler):
-    """DDIM with each estimate of x_0 pulled on in the direction of its last change."""
+    """DDIM whose estimates of x_0 carry momentum from the step before."""
 
     def __init__(self, num_steps: int = 20, momentum: float = 0.3):
         super().__init__(num_steps)

@@ -27,7 +27,7 @@ def test_a_launcher_s_end_of_time_passes_through(tmp_path, monkeypatch):
     HydraConfig.instance().set_config(config)
     try:
         Jobs().on_job_start(config)
-        with pytest.raises(SystemExit, match="144"), user_errors():
+        with pytest.raises(SystemExit, match="144"), user_errors({}):
             sys.exit(144)
     finally:
         HydraConfig.instance().cfg = None

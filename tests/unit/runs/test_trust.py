@@ -100,16 +100,27 @@ def mylab(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["Net", "Net.make", "schedule"])
-def test_what_a_trusted_package_defines_may_stand_anywhere(mylab, name):
+def test_what_a_trusted_package_defines_may_stand_anywhere(mylab, name, tmp_path):
     node = {"_target_": f"{mylab}.{name}"}
     for role, config in (
         ("denoiser", {"_target_": "ddpm_lightning.denoiser.Denoiser", "model": node}),
         ("run", {"callbacks": {"mine": {**node, "_partial_": True}}}),
         ("run", {"model": {**node, "inner": {"_target_": "torch.nn.SiLU"}}}),
+        (
+            "run",
+            {
+                "data": {
+                    **node,
+                    "source": {"_target_": "torchvision.datasets.MNIST"},
+                    "folder": "/data",
+                    "cache_dir": "/x",
+                }
+            },
+        ),
         ("run", {"model": {**node, "inner": [{"_target_": "ddpm_lightning.models.UNet", "norm": node}]}}),
     ):
-        check_targets(config, role, trust=[mylab])
-        with pytest.raises(UserError, match=rf"if you trust {mylab}, give trust=\[{mylab}\]"):
+        check_targets(config, role, trust=["other", mylab], folder=tmp_path)
+        with pytest.raises(UserError, match=rf"if you trust {mylab}, add trust=\[{mylab}\]"):
             check_targets(config, role)
         assert packages_to_trust(config) == [mylab]
 
@@ -147,6 +158,19 @@ def test_what_a_trusted_package_has_only_imported_is_refused(mylab, target):
 def test_only_packages_can_be_trusted(package):
     with pytest.raises(UserError, match="trust must name packages"):
         check_targets({}, "run", trust=[package])
+
+
+@pytest.mark.parametrize(
+    "package", ["builtins", "subprocess", "torch", "torch.hub", "lightning", "hydra", "ddpm_lightning"]
+)
+def test_what_runs_any_code_cannot_be_trusted_and_is_not_offered(package):
+    with pytest.raises(UserError, match="trust cannot name"):
+        check_targets({}, "run", trust=[package])
+    node = {"model": {"_target_": f"{package}.load"}}
+    with pytest.raises(UserError, match="refused") as told:
+        check_targets(node, "run")
+    assert "trust=" not in str(told.value)
+    assert packages_to_trust(node) == []
 
 
 def test_a_longer_name_is_another_package(mylab):
@@ -199,6 +223,13 @@ def test_parts_of_pytorch_and_lightning_need_no_trust(node, tmp_path):
         },
         {"logger": {"a": {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "file:/elsewhere"}}},
         {"logger": {"a": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "RUN", "name": "../.."}}},
+        {"logger": {"a": {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "save_dir": "RUN/%2e%2e"}}},
+        {"logger": {"a": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "memory://x"}}},
+        {
+            "callbacks": {
+                "a": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "filename": "{step:c}{step:c}/x"}
+            }
+        },
         {"trainer": {"profiler": {"_target_": "lightning.pytorch.profilers.SimpleProfiler", "dirpath": "/elsewhere"}}},
     ],
 )
@@ -210,4 +241,4 @@ def test_they_reach_nothing_outside_the_run(node, tmp_path):
 def placed(node, folder):
     if isinstance(node, dict):
         return {key: placed(child, folder) for key, child in node.items()}
-    return str(folder) if node == "RUN" else node
+    return node.replace("RUN", str(folder)) if isinstance(node, str) else node

@@ -1,0 +1,55 @@
+"""Several averages of the weights side by side."""
+
+import pytest
+import torch
+from omegaconf import open_dict
+
+from ddpm_lightning import UserError, runs
+from tests.helpers.configs import train_config
+
+QUICK = [f"callbacks.{name}=null" for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr")]
+
+
+def trained(folder, *overrides, **averages):
+    config = train_config(folder, *QUICK, *overrides)
+    with open_dict(config):
+        for name, node in averages.items():
+            config.callbacks[name] = {"_target_": "ddpm_lightning.callbacks.EMA", **node}
+    runs.train(config)
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_each_average_is_as_it_would_be_alone(tmp_path):
+    both = trained(tmp_path / "both", slow={"decay": 0.2, "name": "slow"})
+    alone = trained(tmp_path / "alone", "callbacks.ema.decay=0.2")
+    plain = trained(tmp_path / "plain")
+    for name, value in both["slow_state_dict"].items():
+        assert torch.equal(value, alone["ema_state_dict"][name])
+        assert torch.equal(both["ema_state_dict"][name], plain["ema_state_dict"][name])
+        assert torch.equal(both["state_dict"][name], plain["state_dict"][name])
+    assert both["metrics_rows"] == plain["metrics_rows"]
+    slow, ema = (runs.load_denoiser(tmp_path / "both", weights=name) for name in ("slow", "ema"))
+    assert all(torch.equal(p, both["slow_state_dict"][f"denoiser.{n}"]) for n, p in slow.named_parameters())
+    assert any(not torch.equal(p, q) for p, q in zip(slow.parameters(), ema.parameters(), strict=True))
+    with pytest.raises(UserError, match="weights must be ema, slow or raw, got 'fast'"):
+        runs.load_denoiser(tmp_path / "both", weights="fast")
+
+
+def test_an_average_is_resumed(tmp_path):
+    whole = trained(tmp_path / "whole", slow={"decay": 0.2, "name": "slow"})
+    folder = tmp_path / "parts"
+    trained(folder, slow={"decay": 0.2, "name": "slow"})
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        if torch.load(path, weights_only=True)["global_step"] > 2:
+            path.unlink()
+    (folder / "summary.json").unlink()
+    runs.train(train_config(folder, f"resume={folder}"))
+    parts = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(torch.equal(value, parts["slow_state_dict"][name]) for name, value in whole["slow_state_dict"].items())
+
+
+def test_two_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"callbacks.slow must have a name of its own"):
+        trained(tmp_path / "run", slow={"decay": 0.2})
+    with pytest.raises(UserError, match=r"callbacks.slow.name must be one word other than raw, got 'raw'"):
+        trained(tmp_path / "run", slow={"decay": 0.2, "name": "raw"})
