@@ -7,7 +7,10 @@ from omegaconf import open_dict
 from ddpm_lightning import UserError, runs
 from tests.helpers.configs import train_config
 
-QUICK = [f"callbacks.{name}=null" for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr")]
+QUICK = [
+    f"callbacks.{name}=null"
+    for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
+]
 
 
 def trained(folder, *overrides, **averages):

@@ -29,7 +29,10 @@ RATES = {
     "PolynomialLR": {"total_iters": 6},
     "StepLR": {"step_size": 2},
 }
-QUICK = [f"callbacks.{name}=null" for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr")]
+QUICK = [
+    f"callbacks.{name}=null"
+    for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
+]
 
 
 def config_of(folder, part, *overrides):
