@@ -101,7 +101,7 @@ def _unknown_group(text: str) -> str:
     if _NO_NULL in text:
         return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"{environment.command(environment.current().program)} has no config group {unknown[1]}: {_way_out(unknown[1], _groups())}"
+        return f"{environment.current().program} has no config group {unknown[1]}: {_way_out(unknown[1], _groups())}"
     if unknown := re.match(r"Could not delete (?:from config\. )?'(([^'=]+)=?([^']*))'", text):
         typed, key, choice = unknown.groups()
         settings = [setting.key for setting in menu.settings(_confs(), environment.current().program)]

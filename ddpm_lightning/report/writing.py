@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ddpm_lightning import environment
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.plots import line_style
@@ -183,7 +182,7 @@ def _origin(folder: Path, settings: Sequence[Setting]) -> Section:
     command = ""
     with suppress(UserError, LookupError, TypeError):  # the folder of no sweep, or a damaged record
         typed = read_record(folder / SWEEP)["hydra"]["overrides"]["task"]
-        command = f"`{environment.command('train')} -m {shlex.join(map(str, typed))}`"
+        command = f"`python train.py -m {shlex.join(map(str, typed))}`"
     rows = [
         Row([_relative(run.folder, folder), setting.name, str(run.seed), run.status], line_style(i))
         for i, setting in enumerate(settings)

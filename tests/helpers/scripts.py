@@ -15,13 +15,13 @@ def run_folders(cwd, root="outputs"):
     return sorted(p.parent for p in (cwd / root).glob("**/config.yaml") if p.parent.name != ".hydra")
 
 
-def script(name, *args, cwd, env=None, timeout=300):
-    """Run an entry point as a user does, without any W&B key; forked, but where the interpreter itself reads the environment."""
-    if any(key.startswith("PYTHON") for key in env or {}):
+def script(name, *args, cwd, env=None, timeout=300, fresh=False):
+    """Run an entry point as a user does, without any W&B key: forked, or in a fresh interpreter, which reads PYTHON... by itself."""
+    if fresh or any(key.startswith("PYTHON") for key in env or {}):
         return subprocess.run(
             [sys.executable, str(ROOT / name), *args],
             cwd=cwd,
-            env=_clean(cwd) | env,
+            env=_clean(cwd) | (env or {}),
             timeout=timeout,
             capture_output=True,
             text=True,

@@ -16,7 +16,7 @@ def summaries(folder):
 
 def test_joblib_runs_two_jobs_at_once(tmp_path):
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
-    result = script("train.py", "-m", *PLAIN, "model.base_channels=8,12,7", *launcher, cwd=tmp_path)
+    result = script("train.py", "-m", *PLAIN, "model.base_channels=8,12,7", *launcher, cwd=tmp_path, fresh=True)
     assert result.returncode == 1
     one, two = run_folders(tmp_path, "sweep")
     assert [one.name, two.name] == ["0_model.base_channels_8", "1_model.base_channels_12"]

@@ -26,7 +26,7 @@ MISTAKES = {
     "train.py -m modle=a,b": "there is no key modle: did you mean model?",
     "train.py -sc install=csh": "-sc must be install=bash, install=zsh, install=fish, uninstall=bash",
     "sample.py sampler.num_step=3": "there is no key sampler.num_step: did you mean num_steps?",
-    "sample.py schedule=linear": "sample.py has no config group schedule: (choose from sampler)",
+    "sample.py schedule=linear": "sample has no config group schedule: (choose from sampler)",
     "evaluate.py num_sample=3": "there is no key num_sample: did you mean num_samples?",
     "evaluate.py featurs=inception": "there is no key featurs: did you mean features?",
 }

@@ -150,7 +150,7 @@ def test_the_cost_and_the_origin(pages):
     assert [row[1:] for row in rows_of(pages[1], "Cost")] == [
         [f"{seconds}", "1,000", "284,513", "100", "1", "50"] for seconds in (21, 24, 27)
     ] + [[*["–"] * 5, "50"]]
-    assert "`ddpm-train -m schedule=linear,cosine,sigmoid,laplace seed=0,1,2`" in pages[1]
+    assert "`python train.py -m schedule=linear,cosine,sigmoid,laplace seed=0,1,2`" in pages[1]
     assert ["`4_schedule_cosine,seed_1`", "schedule=cosine", "1", "finished"] in rows_of(pages[1], "How it was made")
 
 
