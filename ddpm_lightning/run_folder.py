@@ -108,8 +108,9 @@ def refuse_pipes(folder: Path, *, and_links_out: bool = False) -> None:
                 odd = f"a link to {target}, outside of {folder}"
             if odd:
                 raise UserError(f"{path} is {odd}: remove it, or put a copy in its place")
-        # W&B's own parts in a run's folder hold links to its log files; it writes each part of a run to a new folder.
-        folders[:] = [name for name in folders if name != "wandb" or "config.yaml" not in files]
+        # W&B's own parts, of a run or a report, hold links to its log files; it writes each part to a new folder.
+        is_logged = "config.yaml" in files or Path(at).name == "report"
+        folders[:] = [name for name in folders if name != "wandb" or not is_logged]
 
 
 def refuse_used(folder: Path) -> None:

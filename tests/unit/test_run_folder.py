@@ -37,8 +37,10 @@ def test_links_out_of_a_folder_are_refused_at_any_depth(tmp_path):
     other.mkdir()
     (run / "last").symlink_to("checkpoints")  # inside
     (run / "wandb" / "debug.log").symlink_to(other)  # W&B's own
+    (run / "report" / "wandb").mkdir(parents=True)
+    (run / "report" / "wandb" / "debug-core.log").symlink_to(other)  # of a sweep's report
     refuse_pipes(run, and_links_out=True)
-    for place in (run / "metrics.csv", run / "checkpoints" / "x", run / "samples"):
+    for place in (run / "metrics.csv", run / "checkpoints" / "x", run / "samples", run / "report" / "x.png"):
         place.symlink_to(other / "x")
         with pytest.raises(UserError, match=f"{place} is a link to {other / 'x'}, outside of"):
             refuse_pipes(run, and_links_out=True)
