@@ -55,12 +55,8 @@ def check_targets(
     """
     trust = [*trust, *environment.trusted()]
     for package in trust:
-        if not all(part.isidentifier() for part in package.split(".")):
-            raise UserError(f"trust must name packages, as in trust=[mylab], got {package!r}")
-        if package.partition(".")[0] in _TOO_MUCH:
-            raise UserError(
-                f"trust cannot name {package}, with which any code could be run: name a package of your own"
-            )
+        if package.partition(".")[0] in _TOO_MUCH or not all(part.isidentifier() for part in package.split(".")):
+            raise UserError(f"trust must name packages of your own, as in trust=[mylab], got {package!r}")
     left, count = [(node, role, "", 0)], 0
     while left:
         node, role, key, depth = left.pop()
@@ -166,11 +162,10 @@ def _check_paths(node: Mapping[str, Any], key: str, folder: Path, typed: Collect
         below = f"{key}.{name}".lstrip(".")
         if name not in (*WRITTEN_TO, *NAMES) or not isinstance(value, str) or below in typed:
             continue
-        if name == "filename" and not _FILENAME.fullmatch(value):
-            raise UserError(f"the checkpoint asks to write to {below}={value}, which is not a plain file name: refused")
-        # Names are appended to another path.
+        # Names are appended to another path; what stands in braces is filled in later.
         above = str(node.get("save_dir", node.get("dirpath", folder))) if name in NAMES else ""
-        if not _is_inside(os.path.join(above, value), folder):
+        plain = name != "filename" or _FILENAME.fullmatch(value)
+        if not plain or not _is_inside(os.path.join(above, value), folder):
             raise UserError(
                 f"the checkpoint asks to write to {below}={value}, outside of its run's folder: refused; if that is what you "
                 "want, type it"
