@@ -50,7 +50,8 @@ def programs(tmp_path_factory):
     subprocess.run(build, check=True, timeout=300)
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", next(folder.glob("*.whl"))]
+    # -I: a checkout in the working folder is not taken for the installed package.
+    install = [python, "-I", "-m", "pip", "install", "-q", "--no-deps", "--no-index", next(folder.glob("*.whl"))]
     subprocess.run(install, check=True, timeout=300)
     home = subprocess.run(
         [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True
