@@ -5,6 +5,8 @@ The package's own variables are read here alone.
 
 import json
 import os
+import shlex
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ __all__ = [
     "srun_tasks",
     "started_by_lightning",
     "started_by_torchrun",
+    "trust_argument",
     "trusted",
     "update",
 ]
@@ -123,6 +126,12 @@ def cache_folder() -> Path:
 def trusted() -> list[str]:
     """The packages that the user trusts: those of trust=[...] on the command line, and of DDPM_TRUST=mylab,other."""
     return [*current().trust, *os.environ.get("DDPM_TRUST", "").replace(",", " ").split()]
+
+
+def trust_argument(packages: Iterable[str]) -> str:
+    """What a command line says to trust these packages, quoted for a shell; empty for none."""
+    names = ",".join(packages)
+    return shlex.quote(f"trust=[{names}]") if names else ""
 
 
 def allows_pipes() -> bool:

@@ -88,9 +88,8 @@ class EMA(Callback):
         checkpoint[f"{self.name}_state_dict"] = {name: unsharded(value).cpu() for name, value in self._average.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._average = dict(
-            checkpoint.get(f"{self.name}_state_dict", {})
-        )  # one that is new begins with the raw weights
+        # One that is new begins with the raw weights.
+        self._average = dict(checkpoint.get(f"{self.name}_state_dict", {}))
         self._steps = checkpoint["global_step"]
 
     @torch.no_grad()

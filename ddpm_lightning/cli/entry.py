@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning import environment
 from ddpm_lightning.cli import completion, help, menu, own_packages
@@ -19,6 +19,7 @@ from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, spli
 from ddpm_lightning.cli.mistakes import check_groups, is_foreseen, sentence
 from ddpm_lightning.cli.resume import complete_arguments
 from ddpm_lightning.cli.sweeps import Sweep
+from ddpm_lightning.records.moved import targets_in
 from ddpm_lightning.run_folder import SWEEP, remove_unbegun
 
 __all__ = ["run", "sentence", "user_errors"]
@@ -58,7 +59,7 @@ def user_errors(config: DictConfig) -> Iterator[None]:
 
     What the user's config names can be imported from the working folder.
     """
-    own_packages.allow(own_packages.named_in(config))
+    own_packages.allow(targets_in(OmegaConf.to_container(OmegaConf.create(config), resolve=False)))
     started = HydraConfig.get()
     in_a_sweep = started.mode == RunMode.MULTIRUN
     try:

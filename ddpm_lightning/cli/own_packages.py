@@ -2,15 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
 
-from omegaconf import OmegaConf
-
-__all__ = ["allow", "named_in"]
+__all__ = ["allow"]
 
 
 class _Here(MetaPathFinder):
@@ -39,16 +36,3 @@ def allow(targets: Iterable[str]) -> None:
     _here.names |= {target.partition(".")[0] for target in targets}
     if _here not in sys.meta_path:
         sys.meta_path.append(_here)
-
-
-def named_in(config: Any) -> Iterator[str]:
-    """The `_target_`s of a config that the user has composed."""
-    node = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    if isinstance(node, dict):
-        if isinstance(node.get("_target_"), str):
-            yield node["_target_"]
-        for child in node.values():
-            yield from named_in(child)
-    elif isinstance(node, list):
-        for child in node:
-            yield from named_in(child)

@@ -145,8 +145,8 @@ class Sweep:
         """
         if isinstance(error.__cause__, Stopped):
             again = shlex.quote(f"resume={os.path.relpath(self.folder)}")
-            trust = [shlex.quote(f"trust=[{','.join(packages)}]")] if (packages := environment.current().trust) else []
-            print(" ".join(["Resume with:", environment.command("train"), "-m", again, *trust]), flush=True)
+            trust = environment.trust_argument(environment.current().trust)
+            print(f"Resume with: {environment.command('train')} -m {again} {trust}".rstrip(), flush=True)
             return False
         if isinstance(error, SystemExit) and "submitit" in hydra.launcher._target_:
             return False  # the job's time is over, and it has been submitted once more

@@ -1,9 +1,10 @@
 """Classes that have moved: checkpoints, run folders and sweeps from before name them where they were."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["rename_targets"]
+__all__ = ["rename_targets", "targets_in"]
 
 _MOVED = {
     "ddpm_lightning.callbacks.CSVLogger": "ddpm_lightning.loggers.CSVLogger",
@@ -37,3 +38,13 @@ def rename_targets(node: Any) -> None:
                 node[key] = _HANDED.sub("++", _OLD.sub(lambda old: _MOVED[old[0]], child))
             else:
                 left.append(child)
+
+
+def targets_in(config: Any) -> Iterator[str]:
+    """The `_target_`s of plain data, at any depth."""
+    if isinstance(config, dict):
+        if isinstance(config.get("_target_"), str):
+            yield config["_target_"]
+        config = list(config.values())
+    for child in config if isinstance(config, list) else ():
+        yield from targets_in(child)

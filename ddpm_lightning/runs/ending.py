@@ -22,7 +22,7 @@ from ddpm_lightning.runs.build_callbacks import first
 from ddpm_lightning.runs.processes import end_children, requeue
 from ddpm_lightning.runs.trust import packages_to_trust
 
-__all__ = ["origin_of", "say", "tell", "trust_arguments"]
+__all__ = ["origin_of", "say", "tell"]
 
 
 def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
@@ -72,15 +72,9 @@ def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str |
         plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
         argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
         more = [] if first(run.callbacks, EMA) else ["weights=raw"]
-        more += trust_arguments(run.record.config)
-        lines.append(" ".join(["Next:", environment.command("sample"), argument, *more]))
+        more.append(environment.trust_argument(packages_to_trust(run.record.config)))
+        lines.append(" ".join(["Next:", environment.command("sample"), argument, *filter(None, more)]))
     return "\n".join(lines)
-
-
-def trust_arguments(config: Mapping[str, Any]) -> list[str]:
-    """What a command on the checkpoint of a run with parts of other packages must say, quoted for a shell."""
-    packages = packages_to_trust(config)
-    return [shlex.quote(f"trust=[{','.join(packages)}]")] if packages else []
 
 
 def origin_of(data: ImageDataModule, overrides: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lightning import environment
 from ddpm_lightning.callbacks import BestCheckpoint, LossGuard, NewestCheckpoint
 from ddpm_lightning.errors import Diverged, Stopped, UserError, brief
 from ddpm_lightning.files import replace_file
@@ -27,10 +28,11 @@ from ddpm_lightning.runs.build import Run, build_run
 from ddpm_lightning.runs.build_callbacks import first
 from ddpm_lightning.runs.build_loggers import keep_wandb_id
 from ddpm_lightning.runs.checks import check_config
-from ddpm_lightning.runs.ending import origin_of, say, tell, trust_arguments
+from ddpm_lightning.runs.ending import origin_of, say, tell
 from ddpm_lightning.runs.instantiate import one_line
 from ddpm_lightning.runs.processes import in_processes_of_its_own, take_gpu
 from ddpm_lightning.runs.resume_point import ResumePoint, first_intact, refuse_another, resume
+from ddpm_lightning.runs.trust import packages_to_trust
 
 __all__ = ["train"]
 
@@ -96,7 +98,7 @@ def _begin(run: Run) -> None:
     trainer = run.trainer
     length = f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
     say(f"Training {run.parameters:,} parameters for {length}, {trainer.world_size} process(es): {run.folder}")
-    for argument in trust_arguments(run.record.config):
+    if argument := environment.trust_argument(packages_to_trust(run.record.config)):
         say(f"It uses parts from outside ddpm_lightning: to resume, sample or evaluate this run, add {argument}")
     trainer.loggers = [run.csv, *run.loggers]
     keep_wandb_id(run.folder, run.loggers)

@@ -12,6 +12,7 @@ from hydra.utils import get_object
 
 from ddpm_lightning import environment
 from ddpm_lightning.errors import UserError, brief
+from ddpm_lightning.records.moved import targets_in
 from ddpm_lightning.records.yaml import NAMES, WRITTEN_TO
 from ddpm_lightning.runs.roles import INSIDE, ROLES, WANDB, Role
 
@@ -91,17 +92,10 @@ def without_download(node: Mapping[str, Any]) -> dict[str, Any]:
     return {**node}
 
 
-def packages_to_trust(node: Any) -> list[str]:
+def packages_to_trust(config: Any) -> list[str]:
     """The packages of a config's own parts, which its checkpoint cannot be used without trusting."""
-    if isinstance(node, list):
-        return sorted({name for child in node for name in packages_to_trust(child)})
-    if not isinstance(node, Mapping):
-        return []
-    found = {name for child in node.values() for name in packages_to_trust(child)}
-    target = node.get("_target_")
-    if isinstance(target, str) and not any(role.has(target) for role in ROLES.values()) and not _is_layer(target):
-        found.add(target.partition(".")[0])
-    return sorted(found - _TOO_MUCH)
+    own = [t for t in targets_in(config) if not _is_layer(t) and not any(role.has(t) for role in ROLES.values())]
+    return sorted({target.partition(".")[0] for target in own} - _TOO_MUCH)
 
 
 def _is_layer(target: Any) -> bool:
