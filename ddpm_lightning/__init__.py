@@ -31,4 +31,5 @@ def _register(name: str, module: str, **options: bool) -> None:
 
 _register("run_name", "launch", use_cache=True)
 _register("job_name", "sweeps")
+OmegaConf.register_new_resolver("dims", len, replace=True)
 OmegaConf.register_new_resolver("out_channels", lambda channels, learned: (1 + learned) * channels, replace=True)

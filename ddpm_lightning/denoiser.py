@@ -1,11 +1,11 @@
 """Network + schedule + prediction type: an estimate of x_0 from x_t."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ddpm_lightning.data.source import Condition
+from ddpm_lightning.data.source import Condition, map_condition
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
@@ -170,17 +170,11 @@ class Guided(nn.Module):
         none = self.denoiser.null(y)
         if self.scale == 0:
             return self.denoiser.estimate(x_t, t, none, u=u)
-        x_twice, y_both = torch.cat([x_t, x_t]), _joined(y, none)
+        x_twice, y_both = torch.cat([x_t, x_t]), map_condition(lambda *rows: torch.cat(rows), y, none)
         x0, log_variance = self.denoiser.estimate(x_twice, _twice(t), y_both, u=None if u is None else _twice(u))
         labelled, unlabelled = x0.chunk(2)
         guided = torch.lerp(unlabelled, labelled, self.scale)
         return guided, None if log_variance is None else log_variance.chunk(2)[0]
-
-
-def _joined(first: Condition, second: Condition) -> Condition:
-    if isinstance(first, Mapping):
-        return {key: torch.cat([value, second[key]]) for key, value in first.items()}  # type: ignore[index]
-    return torch.cat([first, second])  # type: ignore[list-item]
 
 
 def _twice(t: Tensor) -> Tensor:

@@ -5,24 +5,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.utils import make_grid
 
+from ddpm_lightning.data.source import Condition, in_turn, is_labels
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.seeds import derive
 
 __all__ = [
     "FORMATS",
     "SeededNoise",
+    "as_pictures",
     "cells",
+    "contact_sheet",
     "from_uint8",
     "grid",
-    "labels_in_turn",
     "open_image",
     "rows_by_label",
     "save_gif",
+    "save_image",
     "save_png",
     "to_uint8",
 ]
@@ -64,9 +69,50 @@ def _factor(image_size: Sequence[int], cell: int) -> int:
     return max(1, -(-cell // max(image_size)))
 
 
-def labels_in_turn(indices: Iterable[int], labels: Sequence[int] | None) -> Tensor | None:
-    """(B,) image i's label, `labels[i % len(labels)]`; None where there are no labels."""
-    return None if labels is None else torch.tensor([labels[i % len(labels)] for i in indices])
+def as_pictures(x: Tensor) -> Tensor:
+    """Pictures, uint8 (N, 1 or 3, H, W), of samples (N, C, ...) in [−1, 1] of any shape.
+
+    Signals (N, C, L) are drawn as curves, the frames of videos (N, C, T, H, W) stand side by side, and so do channels of any
+    other number than 1 and 3.
+    """
+    if x.ndim == 3:
+        return _curves(x)
+    if x.ndim == 5:
+        x = x.permute(0, 1, 3, 2, 4).flatten(3)
+    if x.shape[1] not in (1, 3):
+        x = x.permute(0, 2, 1, 3).flatten(2)[:, None]
+    return to_uint8(x)
+
+
+def _curves(x: Tensor, height: int = 49) -> Tensor:
+    """White curves on black: each column holds its value and the way to the next one."""
+    here = ((1 - x.float().clamp(-1, 1)) / 2 * (height - 1)).round()[:, :, None]  # the row of each value
+    there = torch.cat([here[..., 1:], here[..., -1:]], dim=-1)
+    rows = torch.arange(height, device=x.device)[:, None]
+    drawn = (rows >= torch.minimum(here, there)) & (rows <= torch.maximum(here, there))
+    return 255 * drawn.any(1, keepdim=True).to(torch.uint8)
+
+
+def contact_sheet(samples: Tensor, condition: Condition | None = None) -> Tensor:
+    """A contact sheet of samples (N, C, ...) in [−1, 1], which condition number i % M of M belongs to.
+
+    With labels it has a row for each; an image condition stands left of its sample, in the sample's size.
+    """
+    pictures = as_pictures(samples)
+    if condition is None:
+        return grid(pictures)
+    if is_labels(condition):
+        return rows_by_label(pictures, len(condition))
+    if not isinstance(condition, Tensor) or condition.ndim != 4 or samples.ndim != 4:
+        return grid(pictures)
+    given = as_pictures(in_turn(condition, range(len(samples))).to(samples.device))
+    given = F.interpolate(given, size=[*pictures.shape[2:]], mode="nearest")
+    return grid(torch.stack([given.expand_as(pictures), pictures], 1).flatten(0, 1), columns=2 * _columns(len(samples)))
+
+
+def _columns(count: int) -> int:
+    """Of a nearly square sheet of pairs."""
+    return max(1, round(math.sqrt(count / 2)))
 
 
 def rows_by_label(images: Tensor, num_labels: int) -> Tensor:
@@ -99,22 +145,27 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
 
 def save_png(image: Tensor, path: Path) -> None:
     """Write a uint8 image (C, H, W) of 1, 3 or 4 channels as a PNG file, and its folder where that is missing."""
+    save_image(image.cpu().numpy(), path)
+
+
+def save_image(image: np.ndarray, path: Path) -> None:
+    """Write an array (C, H, W) as the image file that its ending says: uint8 of 1, 3 or 4 channels, uint16 or float32 of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path, "wb") as file:
-        _pillow(image).save(file, format="png")
+        _pillow(image).save(file, format=path.suffix[1:])
 
 
 def save_gif(frames: Sequence[Tensor], path: Path) -> None:
     """Write uint8 images (C, H, W) of 1 or 3 channels as a looping animation of 100 ms a frame, the last one 2 s."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    first, *others = map(_pillow, frames)
+    first, *others = (_pillow(frame.cpu().numpy()) for frame in frames)
     times = [100] * len(others) + [2000]
     with replace_file(path, "wb") as file:
         first.save(file, format="gif", save_all=True, append_images=others, duration=times, loop=0)
 
 
-def _pillow(image: Tensor) -> Image.Image:
-    array = image.permute(1, 2, 0).cpu().numpy()
+def _pillow(image: np.ndarray) -> Image.Image:
+    array = np.ascontiguousarray(image.transpose(1, 2, 0))
     return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
 
 

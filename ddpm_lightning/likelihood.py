@@ -130,7 +130,8 @@ def estimate_bits_per_dim(
         return BitsPerDim(prior, decoder[:, None])
     p = estimate_law(schedule).to(x0.device, prior.dtype)
     index = torch.searchsorted(p.cumsum(0), uniform.to(x0.device, prior.dtype)).clamp(max=len(p) - 1)
-    return BitsPerDim(prior, torch.stack([decoder, term(2 + index[:, None, None, None]) / p[index]], dim=1))
+    t = (2 + index).reshape(-1, *[1] * (x0.ndim - 1))
+    return BitsPerDim(prior, torch.stack([decoder, term(t) / p[index]], dim=1))
 
 
 def vlb_term(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ddpm_lightning.data.source import Batch, Condition
+from ddpm_lightning.data.source import Batch, Condition, is_labels, map_condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.images import SeededNoise
@@ -99,8 +99,8 @@ class DDPM(LightningModule):
     def _condition(self, y: Condition | None) -> Condition | None:
         """A batch's condition, but none for a model that says `num_classes = None`, whatever labels its loader gives."""
         model = self.denoiser.model
-        labels = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point() and not hasattr(model, "null")
-        return None if labels and getattr(model, "num_classes", y) is None else y
+        unlabeled = not hasattr(model, "null") and getattr(model, "num_classes", y) is None
+        return None if unlabeled and is_labels(y) else y
 
     def _drop(self, y: Condition | None) -> Condition | None:
         """The null condition in place of y for some images, each of which loses all of it."""
@@ -108,10 +108,9 @@ class DDPM(LightningModule):
             return y
         one = y if isinstance(y, Tensor) else next(iter(y.values()))
         dropped = torch.rand(len(one), device=one.device) < self.label_dropout
-        none = self.denoiser.null(y)
-        if isinstance(y, Tensor):
-            return torch.where(_beside(dropped, y), none, y)  # type: ignore[arg-type]
-        return {key: torch.where(_beside(dropped, value), none[key], value) for key, value in y.items()}  # type: ignore[index]
+        return map_condition(
+            lambda rows, none: torch.where(_beside(dropped, rows), none, rows), y, self.denoiser.null(y)
+        )
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # set by strategies that shard the weights

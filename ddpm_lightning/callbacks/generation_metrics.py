@@ -10,8 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from ddpm_lightning.callbacks.gather import sampled_together
+from ddpm_lightning.data.source import Condition, in_turn, map_condition
 from ddpm_lightning.denoiser import Guided
-from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
+from ddpm_lightning.images import SeededNoise, to_uint8
 from ddpm_lightning.metrics.distances import frechet_distance, kernel_distance
 from ddpm_lightning.metrics.features import cache_folder, extract
 from ddpm_lightning.ranges import require
@@ -36,6 +37,7 @@ class GenerationMetrics(Callback):
         batch_size: images drawn at a time.
         seed: image i's noise depends on (seed, i) only.
         num_classes: image i is drawn with the label i mod num_classes; None for a model without labels.
+        condition: image i is drawn with row i mod N of these N, in place of labels.
         guidance_scale: of classifier-free guidance, see `Guided`.
         cache_dir: see `features.cache_folder`.
 
@@ -54,6 +56,7 @@ class GenerationMetrics(Callback):
         batch_size: int = 256,
         seed: int = 0,
         num_classes: int | None = None,
+        condition: Condition | None = None,
         guidance_scale: float = 1.0,
         cache_dir: str | Path | None = None,
     ):
@@ -69,7 +72,7 @@ class GenerationMetrics(Callback):
         self._every_n_steps = every_n_steps
         self._batch_size = batch_size
         self._seed = seed
-        self._labels = None if num_classes is None else range(num_classes)
+        self._condition = torch.arange(num_classes) if condition is None and num_classes is not None else condition
         self._guidance_scale = guidance_scale
         self._cache = cache_folder(None if cache_dir is None else str(cache_dir))
         self._measured_at = -1
@@ -107,8 +110,10 @@ class GenerationMetrics(Callback):
         for first in range(0, len(indices), self._batch_size):
             some = indices[first : first + self._batch_size]
             noise = SeededNoise(self._seed, some)
-            x, y = noise.draw(self._shape).to(pl_module.device), labels_in_turn(some, self._labels)
-            parts.append(to_uint8(self._sampler(guided, x, None if y is None else y.to(x.device), randn=noise)))
+            x, y = noise.draw(self._shape).to(pl_module.device), in_turn(self._condition, some)
+            if y is not None:
+                y = map_condition(lambda rows: rows.to(pl_module.device), y)
+            parts.append(to_uint8(self._sampler(guided, x, y, randn=noise)))
         return torch.cat(parts)
 
     def _measure(self, images: Tensor) -> dict[str, float]:

@@ -8,10 +8,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from ddpm_lightning.data.loaders import EvalLoader, ImageSet, TrainLoader
-from ddpm_lightning.data.points import SHAPE
-from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source
-from ddpm_lightning.images import from_uint8
-from ddpm_lightning.ranges import require, require_one_of
+from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source, map_condition
+from ddpm_lightning.data.values import Values, values_of
+from ddpm_lightning.ranges import require
 
 __all__ = ["EvalLoader", "ImageDataModule", "TrainLoader"]
 
@@ -28,8 +27,10 @@ class ImageDataModule(LightningDataModule):
     Args:
         dataset: called once per process, gives the dataset in memory or the stream; what has to be downloaded is downloaded
             by one process.
-        channels: 1 or 3; grayscale images are repeated and color ones turned gray to fit. Points have 2, and the size [1, 1].
-        image_size: side, or (height, width), to which the images are resized where they differ.
+        channels: of 8-bit images 1 or 3, and grayscale ones are repeated and color ones turned gray to fit; of other data as many
+            as they have. Points have 2, and the size [1, 1].
+        image_size: side, or (height, width), to which 8-bit images are resized where they differ; (length,) of signals and
+            (frames, height, width) of videos.
         batch_size: images per step and process.
         val_fraction: the fraction held out for validation, chosen by the seed; a stream has shards for it instead.
         num_classes: the number of labels that the model is given, or None for training without labels.
@@ -38,6 +39,9 @@ class ImageDataModule(LightningDataModule):
             waits for them.
         seed: what the split, the order and the flips are computed from.
         root: the folder of the dataset's files, or the shards, which `dataset` is called with; None for datasets without.
+        dtype: the type of the values, "uint8", "uint16" or "float32", in which samples are saved, too; None is uint8, and
+            float32 for points.
+        value_range: [low, high], the values that become −1 and 1; None is the whole range of integers, and [−1, 1].
 
     Raises:
         UserError: for a setting outside its range.
@@ -56,16 +60,17 @@ class ImageDataModule(LightningDataModule):
         on_device: bool = True,
         seed: int = 0,
         root: str | Sequence[str] | None = None,
+        dtype: str | None = None,
+        value_range: Sequence[float] | None = None,
     ):
         super().__init__()
         size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
-        if (channels, *size) != SHAPE:
-            require_one_of("channels", channels, (1, 3))
+        described = {"channels": channels, "image_size": size, "dtype": dtype, "value_range": value_range}
         require("batch_size", batch_size, "1..65536")
         require("val_fraction", val_fraction, "[0, 1)")
         require("seed", seed, "0..")
         self._dataset = dataset if root is None else partial(dataset, root=root)
-        self._form = Form(channels, size, num_classes, val_fraction, flip, seed)
+        self._form = Form(channels, size, num_classes, val_fraction, flip, seed, values_of(described))
         self._batch_size = batch_size
         self._on_device = on_device
         self._source: Source | None = None
@@ -75,6 +80,11 @@ class ImageDataModule(LightningDataModule):
     def seed(self) -> int:
         """What the split, the order and the flips are computed from."""
         return self._form.seed
+
+    @property
+    def values(self) -> Values:
+        """The type and range of the values."""
+        return self._form.values
 
     @property
     def source(self) -> Source:
@@ -100,22 +110,21 @@ class ImageDataModule(LightningDataModule):
             self._train.close()
 
     def batches(self, name: str, batch_size: int) -> Iterable[Batch]:
-        """One pass over the images of "train" or "validation" in a fixed order, as bytes on the CPU, not mirrored."""
+        """One pass over the images of "train" or "validation" in a fixed order, as stored, on the CPU, not mirrored."""
         return self.source.loader(name, Share(batch_size))
 
     def split(self, name: str) -> ImageSet:
         """The same images at once, or "all", with labels of zero where there are none; they must fit in memory."""
-        images = [torch.empty(0, self._form.channels, *self._form.image_size, dtype=torch.uint8)]
-        labels = [torch.empty(0, dtype=torch.long)]
-        for batch in self.batches(name, 1024):
-            images.append(batch.x0)
-            labels.append(torch.zeros_like(batch.ids) if batch.y is None else batch.y)
-        return ImageSet(torch.cat(images), torch.cat(labels))
+        batches = [*self.batches(name, 1024)]
+        if not batches:
+            none = torch.empty(0, self._form.channels, *self._form.image_size, dtype=self.values.memory)
+            return ImageSet(none, torch.empty(0, dtype=torch.long))
+        first, *others = [torch.zeros_like(batch.ids) if batch.y is None else batch.y for batch in batches]
+        labels = map_condition(lambda *parts: torch.cat(parts), first, *others)
+        return ImageSet(torch.cat([batch.x0 for batch in batches]), labels)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if batch.x0.is_floating_point():  # points
-            return batch
-        return batch._replace(x0=from_uint8(batch.x0))  # bytes travel to the device, floats are made there
+        return batch._replace(x0=self.values.normalize(batch.x0))  # bytes travel to the device, floats are made there
 
     def _share(self) -> Share:
         if not self.trainer:

@@ -129,7 +129,9 @@ def _link_existing(source: Callable[..., Any], root: Path, partial: Path) -> Non
                 os.link(path, place)
 
 
-def image_folder(root: str | Path, *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01) -> ImageSet:
+def image_folder(
+    root: str | Path, *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01, dtype: str | None = None
+) -> ImageSet:
     """All images in a folder and below it; an image's label is the folder right below the root that holds it, in order of names.
 
     Args:
@@ -137,6 +139,7 @@ def image_folder(root: str | Path, *, channels: int, image_size: Sequence[int], 
         channels: see `read_images`.
         image_size: see `read_images`.
         max_damaged: see `read_images`.
+        dtype: see `read_images`.
 
     Raises:
         UserError: for a folder without images, and as `read_images`.
@@ -145,7 +148,7 @@ def image_folder(root: str | Path, *, channels: int, image_size: Sequence[int], 
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
     if not paths:
         raise UserError(f"data.root must be a folder with images, such as *.png or *.jpg, in it or below, got {root}")
-    images, kept = read_images(paths, channels=channels, image_size=image_size, max_damaged=max_damaged)
+    images, kept = read_images(paths, channels=channels, image_size=image_size, max_damaged=max_damaged, dtype=dtype)
     first = [path.relative_to(root).parts for path in paths]
     classes = sorted({parts[0] for parts in first if len(parts) > 1})
     labels = torch.tensor([classes.index(parts[0]) if len(parts) > 1 else 0 for parts in first])

@@ -12,8 +12,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddpm_lightning.data.loaders import check_size
+from ddpm_lightning.data.values import Values
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import open_image
+from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["check_damaged", "read_image", "read_images"]
 
@@ -21,27 +23,38 @@ log = logging.getLogger(__name__)
 
 
 def read_images(
-    paths: Sequence[Path], *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01
+    paths: Sequence[Path],
+    *,
+    channels: int,
+    image_size: Sequence[int],
+    max_damaged: float = 0.01,
+    dtype: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Image files as uint8 (N, C, H, W), resized and cropped at the center, and the positions (N,) of those that could be read.
+    """Image files as (N, C, H, W), resized and cropped at the center, and the positions (N,) of those that could be read.
 
-    Transparent parts become white; 16 bits become 8. A damaged file is named and left out.
+    As uint8, transparent parts become white, and 16 bits become 8. As "uint16" and "float32" only grayscale files are read,
+    since Pillow reads color ones with 8 bits; as uint16 8 bits become 16, as float32 the files' own values stay. A damaged file is
+    named and left out.
 
     Args:
         paths: the files.
         channels: 1 or 3.
         image_size: (height, width).
         max_damaged: see `check_damaged`.
+        dtype: "uint8", also where it is None, "uint16" or "float32".
 
     Raises:
         UserError: for too many damaged files, or more images than fit in memory.
     """
     height, width = image_size
-    check_size(len(paths), channels, image_size)
+    values = Values(dtype or "uint8")
+    check_size(len(paths), channels, image_size, values)
+    if values.dtype != "uint8":
+        require_one_of("data.channels", channels, (1,), hint=f"color files are read with 8 bits, not as {values.dtype}")
 
     def read(path: Path) -> np.ndarray | None:
         try:
-            return read_image(path, channels, (width, height))
+            return read_image(path, channels, (width, height), dtype=values.dtype)
         except ValueError as error:
             log.warning("%s is damaged and left out (%s)", path, error)
             return None
@@ -52,7 +65,7 @@ def read_images(
     check_damaged(len(damaged), len(paths), max_damaged, example=", ".join(damaged[:1]))
     images = torch.from_numpy(np.stack([array for array in arrays if array is not None]))
     kept = [i for i, array in enumerate(arrays) if array is not None]
-    return images.permute(0, 3, 1, 2).contiguous(), torch.tensor(kept)
+    return images.permute(0, 3, 1, 2).contiguous().to(values.memory), torch.tensor(kept)
 
 
 def check_damaged(damaged: int, total: int, max_damaged: float, *, example: str) -> None:
@@ -75,26 +88,30 @@ def check_damaged(damaged: int, total: int, max_damaged: float, *, example: str)
         )
 
 
-def read_image(file: Path | IO[bytes], channels: int, size: tuple[int, int]) -> np.ndarray:
-    """One image file as uint8 (H, W, C), in the form that `read_images` describes.
+def read_image(file: Path | IO[bytes], channels: int, size: tuple[int, int], *, dtype: str = "uint8") -> np.ndarray:
+    """One image file as (H, W, C), in the form that `read_images` describes.
 
     Args:
         file: the file.
         channels: 1 or 3.
         size: (width, height).
+        dtype: "uint8", "uint16" or "float32".
 
     Raises:
         ValueError: for a damaged file; one line says how.
     """
     try:
         with open_image(file) as image:
-            return _as_bytes(image, channels, size)
+            return _as_bytes(image, channels, size) if dtype == "uint8" else _as_levels(image, size, dtype)
     except Exception as error:  # on damaged bytes Pillow's decoders raise what they come upon
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        low, high = image.getextrema()
+        raise ValueError(f"its values are real numbers from {low:.6g} to {high:.6g}: read it with data.dtype=float32")
     if image.mode.startswith("I"):  # 16 bits in 32: Pillow would cut them off at 255
         levels = np.asarray(image).clip(0, 65535).astype(np.uint16)  # n/257, rounded: there are no halves
         image = Image.fromarray(((levels + np.uint32(128)) // np.uint32(257)).astype(np.uint8))
@@ -103,3 +120,20 @@ def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.nd
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), size, Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(size[1], size[0], channels)
+
+
+def _as_levels(image: Image.Image, size: tuple[int, int], dtype: str) -> np.ndarray:
+    """A grayscale image with all of its bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode not in ("L", "F") and not image.mode.startswith("I"):
+        raise ValueError(f"it is a color image ({image.mode}), which is read with 8 bits: choose data.dtype=uint8")
+    levels = np.asarray(image).astype(np.float32)
+    if dtype == "uint16":
+        levels *= 257 if image.mode == "L" else 1
+        if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"its values are from {levels.min():.6g} to {levels.max():.6g}: choose data.dtype=float32")
+    if image.size != size:
+        levels = np.asarray(ImageOps.fit(Image.fromarray(levels), size, Image.Resampling.BICUBIC))
+    if dtype == "uint16":
+        levels = levels.round().clip(0, 65535).astype(np.uint16)
+    return levels[..., None]

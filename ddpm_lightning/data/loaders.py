@@ -1,16 +1,17 @@
 """A dataset in memory: how it is split, and served in an order that is computed from the seed."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import count
-from math import ceil
-from typing import NamedTuple
+from math import ceil, prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm_lightning.data.fingerprint import fingerprint
-from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source
+from ddpm_lightning.data.source import Batch, Condition, EndlessLoader, Form, Share, Source, is_labels, map_condition
+from ddpm_lightning.data.values import POINTS, Values, kind_of
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.seeds import derive
@@ -18,53 +19,89 @@ from ddpm_lightning.seeds import derive
 __all__ = ["EvalLoader", "ImageSet", "InMemory", "TrainLoader", "check_size"]
 
 
-_BYTES = 16 * 2**30  # of a dataset in memory
+_BYTES = Values()
+_MOST = 16 * 2**30  # bytes of a dataset in memory
 
 
-def check_size(count: int, channels: int, image_size: Sequence[int]) -> None:
+def check_size(count: int, channels: int, image_size: Sequence[int], values: Values = _BYTES) -> None:
     """Refuse a dataset that does not fit in memory, before it is made.
 
     Raises:
-        UserError: for more than 16 GiB as bytes.
+        UserError: for more than 16 GiB.
     """
-    height, width = image_size
-    if (size := count * channels * height * width) > _BYTES:
+    kind = "bytes" if values.memory.itemsize == 1 else values.dtype
+    if (size := count * channels * prod(image_size) * values.memory.itemsize) > _MOST:
         raise UserError(
-            f"data.image_size must be smaller, got {[height, width]}: the {count:,} images of the dataset are "
-            f"{size / 2**30:.0f} GiB as bytes, and at most {_BYTES // 2**30} GiB fit in memory"
+            f"data.image_size must be smaller, got {[*image_size]}: the {count:,} images of the dataset are "
+            f"{size / 2**30:.0f} GiB as {kind}, and at most {_MOST // 2**30} GiB fit in memory"
         )
 
 
 class ImageSet(NamedTuple):
-    """A dataset that fits in memory: images uint8 (N, C, H, W), or points float32 (N, 2, 1, 1) in [−1, 1]; labels int64 (N,)."""
+    """A dataset that fits in memory.
+
+    images: uint8 (N, C, H, W), points float32 (N, 2, 1, 1) in [−1, 1], or other values (N, C, ...) as `data.dtype` says; labels:
+    int64 (N,), or another condition.
+    """
 
     images: Tensor
-    labels: Tensor
+    labels: Any  # a Condition
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it."""
+        return [self.images, *(self.labels.values() if isinstance(self.labels, Mapping) else [self.labels])]
 
     def prepared(self, form: Form) -> "InMemory":
         """The dataset in the requested form, and split.
 
         Raises:
-            UserError: for labels outside 0..num_classes − 1, and a fraction that leaves no training image.
+            UserError: for values that are not what the form says, labels outside 0..num_classes − 1, and a fraction that leaves
+                no training image.
         """
-        from torchvision.transforms.v2 import functional as transforms  # heavy, and a stream's workers do without
+        check_size(len(self.images), form.channels, form.image_size, form.values)
+        images = form.values.check(self.images)
+        if images.dtype is torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3):
+            images = _resized(images, form)
+        _check_shape(images, form)
+        _check_labels(self.labels, len(images), form.num_classes)
+        return InMemory(ImageSet(images, self.labels), form)
 
-        images, labels = self
-        channels, image_size, num_classes, *_ = form
-        check_size(len(images), channels, image_size)
-        holds_points = images.is_floating_point()
-        hint = "the dataset holds points, of data.image_size=[1, 1]" if holds_points else "the dataset holds images"
-        require_one_of("data.channels", channels, (2,) if holds_points else (1, 3), hint=hint)
-        if list(images.shape[-2:]) != list(image_size):
-            images = transforms.resize(images, list(image_size), antialias=True)
-        if images.shape[1] != channels:
-            images = transforms.rgb_to_grayscale(images) if channels == 1 else images.expand(-1, 3, -1, -1)
-        if num_classes is not None and not 0 <= (low := int(labels.min())) <= (high := int(labels.max())) < num_classes:
-            fitting = f"{high + 1} or more, or null" if low >= 0 else "null"
-            raise UserError(
-                f"data.num_classes must be {fitting}, got {num_classes}: the labels are from {low} to {high}"
-            )
-        return InMemory(ImageSet(images, labels), form)
+
+def _resized(images: Tensor, form: Form) -> Tensor:
+    """8-bit images in the size of the form, in gray or color."""
+    from torchvision.transforms.v2 import functional as transforms  # heavy, and a stream's workers do without
+
+    require_one_of("data.channels", form.channels, (1, 3), hint="the dataset holds images")
+    if [*images.shape[-2:]] != [*form.image_size]:
+        images = transforms.resize(images, [*form.image_size], antialias=True)
+    if images.shape[1] != form.channels:
+        images = transforms.rgb_to_grayscale(images) if form.channels == 1 else images.expand(-1, 3, -1, -1)
+    return images
+
+
+def _check_shape(images: Tensor, form: Form) -> None:
+    _, channels, *size = images.shape
+    holds = "points" if (channels, *size) == POINTS else "values"
+    require_one_of(
+        "data.channels", form.channels, (channels,), hint=f"the dataset holds {holds} of data.image_size={size}"
+    )
+    require_one_of("data.image_size", [*form.image_size], (size,), hint="that is the size of the dataset's values")
+
+
+def _check_labels(labels: Condition, count: int, num_classes: int | None) -> None:
+    rows = {len(value) for value in (labels.values() if isinstance(labels, Mapping) else [labels])}
+    if rows != {count}:
+        raise UserError(f"the dataset must have one condition for each of its {count} images, got {sorted(rows)}")
+    if num_classes is None:
+        return
+    if not isinstance(labels, Tensor) or not is_labels(labels):
+        raise UserError(
+            f"data.num_classes must be null, got {num_classes}: the dataset has another condition than labels"
+        )
+    if not 0 <= (low := int(labels.min())) <= (high := int(labels.max())) < num_classes:
+        fitting = f"{high + 1} or more, or null" if low >= 0 else "null"
+        raise UserError(f"data.num_classes must be {fitting}, got {num_classes}: the labels are from {low} to {high}")
 
 
 class TrainLoader(EndlessLoader):
@@ -100,8 +137,15 @@ class TrainLoader(EndlessLoader):
         batch = _take(self._data, chosen)
         if not self._flip:
             return batch
-        there = _to(mirrored, batch.x0.device)[:, None, None, None]
-        return batch._replace(x0=torch.where(there, batch.x0.flip(-1), batch.x0))
+        x0, y, there = batch.x0, batch.y, _to(mirrored, batch.x0.device)
+
+        def mirror(values: Tensor) -> Tensor:
+            """Also a condition with the axes of an image, such as a mask."""
+            if values.ndim < x0.ndim:
+                return values
+            return torch.where(there.reshape(-1, *[1] * (values.ndim - 1)), values.flip(-1), values)
+
+        return batch._replace(x0=mirror(x0), y=None if y is None else map_condition(mirror, y))
 
 
 @lru_cache(maxsize=2)
@@ -131,7 +175,8 @@ class EvalLoader:
 
 def _take(data: Batch, chosen: Tensor) -> Batch:
     there = _to(chosen, data.x0.device)
-    return Batch(data.x0[there], None if data.y is None else data.y[there], data.ids[chosen])
+    y = None if data.y is None else map_condition(lambda rows: rows[there], data.y)
+    return Batch(data.x0[there], y, data.ids[chosen])
 
 
 def _to(choice: Tensor, device: torch.device) -> Tensor:
@@ -165,7 +210,24 @@ class InMemory(Source):
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(*self._data)
+        return fingerprint(*self._data.tensors)
+
+    def conditions(self, count: int) -> Condition | None:
+        labels, ids = self._data.labels, self.val_indices if len(self.val_indices) else self.train_indices
+        return None if is_labels(labels) else map_condition(lambda rows: rows[ids[:count]], labels)
+
+    def outside(self, clip: float) -> float:
+        if not self._form.values.is_float:
+            return 0.0
+        return float((self._form.values.normalize(self._data.images).abs() > clip).double().mean())
+
+    @property
+    def are_images(self) -> bool:
+        """Whether the data are 8-bit images of one or three channels."""
+        form = self._form
+        return (
+            kind_of({"channels": form.channels, "image_size": form.image_size, "dtype": form.values.dtype}) == "images"
+        )
 
     def num_images(self, name: str) -> int:
         return len(self._indices[name])
@@ -181,5 +243,6 @@ class InMemory(Source):
 
     def _part(self, name: str, device: torch.device | str, *, labeled: bool) -> Batch:
         """A copy of a part, on a device."""
-        ids = self._indices[name]
-        return Batch(self._data.images[ids].to(device), self._data.labels[ids].to(device) if labeled else None, ids)
+        ids, labels = self._indices[name], self._data.labels
+        y = map_condition(lambda rows: rows[ids].to(device), labels) if labeled or not is_labels(labels) else None
+        return Batch(self._data.images[ids].to(device), y, ids)

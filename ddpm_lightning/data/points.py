@@ -11,8 +11,6 @@ from ddpm_lightning.seeds import derive
 
 __all__ = ["checkerboard", "swiss_roll", "two_moons"]
 
-SHAPE = (2, 1, 1)  # what tells points from images, which have one channel or three
-
 
 def two_moons(num_points: int, noise: float = 0.05, *, seed: int = 0) -> ImageSet:
     """Two half circles that reach into each other; the label is the moon (scikit-learn's `make_moons`).

@@ -1,30 +1,50 @@
 """The batches of a training step, and the source that serves them: a dataset in memory, or a stream."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ddpm_lightning.data.values import Values
 from ddpm_lightning.ranges import require
 
-__all__ = ["Batch", "Condition", "EndlessLoader", "Form", "Share", "Source"]
-
+__all__ = ["Batch", "Condition", "EndlessLoader", "Form", "Share", "Source", "in_turn", "is_labels", "map_condition"]
 
 Condition = Tensor | Mapping[str, Tensor]  # labels (B,), or any tensors with the batch first
+
+
+def map_condition(function: Callable[..., Any], y: Condition, *others: Condition) -> Any:
+    """The function of a condition's tensor, or of each by its name, and of the same of other conditions."""
+    if isinstance(y, Mapping):
+        return {name: function(value, *(other[name] for other in others)) for name, value in y.items()}  # type: ignore[index]
+    return function(y, *others)
+
+
+def is_labels(y: Condition | None) -> bool:
+    """Whether a condition is integer labels (N,)."""
+    return isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
+
+
+def in_turn(condition: Condition | None, indices: Iterable[int]) -> Any:
+    """Image i's condition, row `i % N` of N, for each of these i; None where there is none."""
+    if condition is None:
+        return None
+    chosen = torch.tensor([*indices])
+    return map_condition(lambda rows: rows[chosen % len(rows)], condition)
 
 
 class Batch(NamedTuple):
     """What a training step gets; also a whole part of a dataset in memory.
 
-    x0: (B, C, H, W), of images uint8 from the loader and float32 in [−1, 1] from the data module on; y: (B,) int64 labels,
-    another condition or None; ids: (B,) int64, each image's number within its dataset.
+    x0: (B, C, H, W) of images and (B, C, ...) of other data, as stored from the loader, such as uint8, and float32 in [−1, 1]
+    from the data module on; y: (B,) int64 labels, another condition or None; ids: (B,) int64, each image's number within its dataset.
     """
 
     x0: Tensor
-    y: Any  # labels in our own batches
+    y: Condition | None
     ids: Tensor
 
     @classmethod
@@ -42,7 +62,7 @@ class Batch(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What is made of a dataset, as the arguments of `ImageDataModule` say; image_size is (height, width)."""
+    """What is made of a dataset, as the arguments of `ImageDataModule` say; image_size is (height, width), (length,) or (frames, height, width)."""
 
     channels: int
     image_size: Sequence[int]
@@ -50,6 +70,7 @@ class Form(NamedTuple):
     val_fraction: float = 0.0
     flip: bool = False
     seed: int = 0
+    values: Values = Values()
 
 
 class Share(NamedTuple):
@@ -135,6 +156,14 @@ class Source(ABC):
             hint = "each needs a validation image: hold out more, or 0, by data.val_fraction (data.dataset.val_shards of a stream)"
             require("the number of processes", world_size, f"1..{images}", hint=hint)
 
+    def conditions(self, count: int) -> Condition | None:
+        """Those of the first held-out images, or training images where none is held out; None where they are labels, or none."""
+        return None
+
+    def outside(self, clip: float) -> float:
+        """The fraction of the values beyond ±clip, which a sampler that clips there would not reach."""
+        return 0.0
+
     @abstractmethod
     def train_loader(self, share: Share, device: torch.device) -> EndlessLoader:
         """Training batches of one rank, from an endless row of passes in orders that are computed from the seed."""
@@ -143,11 +172,11 @@ class Source(ABC):
     def loader(
         self, name: str, share: Share, *, device: torch.device | str = "cpu", labeled: bool = True
     ) -> Iterable[Batch]:
-        """One rank's part of "train", "validation" or "all": each image once, in a fixed order, as bytes, not mirrored.
+        """One rank's part of "train", "validation" or "all": each image once, in a fixed order, as stored, not mirrored.
 
         Args:
             name: the part.
             share: all ranks get as many batches.
             device: where a dataset in memory is kept.
-            labeled: whether to give the labels that there are.
+            labeled: whether to give the labels that there are; another condition is always given.
         """

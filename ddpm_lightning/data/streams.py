@@ -21,7 +21,7 @@ from ddpm_lightning.data.shards import find_shards, num_samples, read_samples, s
 from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source
 from ddpm_lightning.data.workers import Decoder, EvalBatches, Passes, TrainBatches
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import require
+from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["Stream"]
 
@@ -137,6 +137,7 @@ class Stream(Source):
         Raises:
             UserError: for a label outside 0..num_classes − 1, or none.
         """
+        require_one_of("data.dtype", form.values.dtype, ("uint8",), hint="shards hold 8-bit images")
         self._decoder = self._decoder._replace(num_classes=form.num_classes)
         self._passes = self._passes._replace(seed=form.seed, flip=form.flip)
         first = next(read_samples(slice_shards(self._parts["train"], 0, 1)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.data.source import map_condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.evaluation.chunks import Chunks
@@ -114,7 +115,9 @@ class Likelihood:
     @cached_property
     def chunks(self) -> Chunks:
         """The bounds of these images, in a folder for this model and this dataset."""
-        key = fingerprint(*self.denoiser.state_dict().values(), self.denoiser.schedule.alpha_bar, *self.held_out)
+        key = fingerprint(
+            *self.denoiser.state_dict().values(), self.denoiser.schedule.alpha_bar, *self.held_out.tensors
+        )
         folder = self.root / f"bits_{self.denoiser.prediction}_{self.variance_used}_{key}"
         return Chunks(folder, len(self.held_out.images[: self.count]), BITS_CHUNK)
 
@@ -125,7 +128,9 @@ class Likelihood:
             def compute(items: range) -> dict[str, Tensor]:
                 part = slice(items.start, items.stop)
                 x0 = from_uint8(self.held_out.images[part]).to(self.denoiser.schedule.alpha_bar.device)
-                y = None if self.denoiser.num_classes is None else self.held_out.labels[part].to(x0.device)
+                y = None
+                if self.denoiser.conditional:
+                    y = map_condition(lambda rows: rows[part].to(x0.device), self.held_out.labels)
                 bits = bits_per_dim(self.denoiser, x0, y, variance=self.variance, randn=SeededNoise(0, items))
                 progress.update()
                 return {"prior": bits.prior.cpu(), "by_t": bits.by_t.cpu()}

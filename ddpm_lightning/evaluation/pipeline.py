@@ -23,7 +23,7 @@ from ddpm_lightning.evaluation.chunks import Chunks, digest
 from ddpm_lightning.evaluation.features import Extractor, load_extractor
 from ddpm_lightning.evaluation.real_images import RealImages, load_real_images
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.images import grid, rows_by_label, save_png
+from ddpm_lightning.images import contact_sheet, from_uint8, save_png
 from ddpm_lightning.likelihood import BitsPerDim
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.run_folder import only_one_run, remove_leftovers
@@ -107,7 +107,15 @@ class Evaluation:
             "sampler": OmegaConf.to_container(self.config.sampler, resolve=True),
             "labels": self.setup.labels,
             "guidance_scale": self.config.guidance_scale,
-        }
+        } | self.condition
+
+    @property
+    def condition(self) -> dict[str, str]:
+        """What tells conditions other than labels from others."""
+        y = self.setup.condition
+        if y is None or self.setup.labels is not None:
+            return {}
+        return {"condition": fingerprint(*(y.values() if isinstance(y, Mapping) else [y]))}
 
     @property
     def root(self) -> Path:
@@ -216,6 +224,7 @@ class Evaluation:
             "steps": self.setup.steps,
             "network_evaluations_per_image": self.setup.evaluations,
             "labels": self.setup.labels,
+            **self.condition,
             "guidance_scale": self.config.guidance_scale,
             "num_samples": self.config.num_samples,
             "seeds": list(self.samples),
@@ -237,8 +246,8 @@ class Evaluation:
         }
         summary = {"metrics": self.metrics(found), "protocol": protocol, "timing": timing}
         images, labels = found.samples[0].images, self.setup.labels
-        sheet = grid(images[:64]) if labels is None else rows_by_label(images[: 8 * len(labels)], len(labels))
-        save_png(sheet, self.out / "grid.png")
+        shown = images[: 64 if labels is None else 8 * len(labels)]
+        save_png(contact_sheet(from_uint8(shown), self.setup.condition), self.out / "grid.png")
         if self.config.nearest:
             table.save_nearest(found.sets["train"], found.samples[0], self.config.nearest, self.out / "nearest.png")
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"

@@ -7,10 +7,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.data.source import is_labels, map_condition
+from ddpm_lightning.data.values import kind_of
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.evaluation.table import FEWEST
 from ddpm_lightning.ranges import require, require_one_of
-from ddpm_lightning.runs.instantiate import build, of_points
+from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.sampling_setup import SamplingSetup
 from ddpm_lightning.runs.trust import check_targets, without_download
 
@@ -38,7 +40,7 @@ def load_real_images(config: DictConfig, setup: SamplingSetup) -> RealImages:
     reference = _some(train if config.reference == "train" else data.split(config.reference), config.reference_images)
     require("the number of reference images", len(reference.images), f"{FEWEST}..", hint="take reference=train")
     classes = setup.denoiser.num_classes
-    if classes is not None and len(held_out.labels):
+    if classes is not None and is_labels(held_out.labels) and len(held_out.images):
         largest = int(held_out.labels.max())
         require("the data's largest label", largest, f"0..{classes - 1}", hint="choose the data=... of the training")
     return RealImages(data, train, held_out, reference)
@@ -71,11 +73,12 @@ def load_data(node: DictConfig) -> ImageDataModule:
     """Build a dataset and read it.
 
     Raises:
-        UserError: for points in the plane.
+        UserError: for points in the plane, and other data than 8-bit images.
     """
-    if of_points(node):
+    if (kind := kind_of(node)) != "images":
+        figure = "scatter.png" if kind == "points" else "grid.png"
         raise UserError(
-            "the model was trained on points, and only images can be evaluated: see sample.py's scatter.png"
+            f"the model was trained on {kind}, and only 8-bit images can be evaluated: see sample.py's {figure}"
         )
     data: ImageDataModule = build("data", node)
     data.setup()
@@ -86,7 +89,7 @@ def held_out_of(data: ImageDataModule) -> ImageSet:
     """The validation images in a random order that is always the same, so that the first few are of all classes; many datasets are sorted."""
     images, labels = data.split("validation")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return ImageSet(images[order], labels[order])
+    return ImageSet(images[order], map_condition(lambda rows: rows[order], labels))
 
 
 def _some(images: ImageSet, count: int | None) -> ImageSet:
@@ -94,4 +97,4 @@ def _some(images: ImageSet, count: int | None) -> ImageSet:
     if not count or count >= len(images.images):
         return images
     chosen = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(0))[:count].sort().values
-    return ImageSet(images.images[chosen], images.labels[chosen])
+    return ImageSet(images.images[chosen], map_condition(lambda rows: rows[chosen], images.labels))

@@ -113,6 +113,9 @@ def config_of(model: UNet, size: Sequence[int]) -> dict[str, Any]:
     plan, time = model.plan, model.time_embedding
     block, attention = model.middle_in.block, model.middle_in.attention
     assert attention is not None
+    _require_theirs("dims", model.dims, 2)
+    _require_theirs("condition_size", model.condition_size, None)
+    _require_theirs("condition_channels", model.condition_channels, None)
     _require_theirs("resblock_updown", model.resblock_updown, False)
     _require_theirs("attention_out_bias", attention.out.bias is not None, True)
     _require_theirs("time_hidden_channels", time.net[0].out_features, time.net[2].out_features)

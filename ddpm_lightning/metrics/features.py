@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ddpm_lightning import environment
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.data.source import is_labels
 from ddpm_lightning.errors import UserError, brief, optional_package
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.metrics.classifier import Classifier, train_classifier
@@ -136,10 +137,10 @@ def classifier(
     require("features.num_steps", num_steps, "1..10000000")
     require("features.seed", seed, "0..")
     data = load()
-    num_classes = int(data.labels.max()) + 1
+    num_classes = int(data.labels.max()) + 1 if is_labels(data.labels) else 0
     hint = "features=classifier needs labels (a stream gives its own where data.num_classes is set), features=inception does not"
     require("the number of classes of the dataset", num_classes, "2..", hint=hint)
-    path = cache / "classifiers" / f"{fingerprint(*data)}_seed{seed}_{num_steps}steps_v{_VERSION}.pt"
+    path = cache / "classifiers" / f"{fingerprint(*data.tensors)}_seed{seed}_{num_steps}steps_v{_VERSION}.pt"
     if path.exists():
         try:
             saved = load_plain(path)

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from ddpm_lightning.models.layers import (
     SIZES,
-    Network,
     TimeEmbedding,
     init_like_ho,
     pad_to_multiple,
     require_multiple,
     zero,
 )
+from ddpm_lightning.models.network import Network
 from ddpm_lightning.ranges import require
 
 __all__ = ["DiT"]
@@ -65,6 +65,8 @@ class DiT(Network):
         dropout: probability within the MLPs.
         num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
         checkpointing: recompute the inside of each block in the backward pass: less memory, a third more time.
+        condition_size: see `Network`, as for condition_channels.
+        condition_channels: channels of an image condition.
 
     Raises:
         UserError: for a setting out of range, or a width that the heads or the positions' four parts do not divide.
@@ -83,8 +85,17 @@ class DiT(Network):
         dropout: float = 0.0,
         num_classes: int | None = None,
         checkpointing: bool = False,
+        condition_size: int | None = None,
+        condition_channels: int | None = None,
     ):
-        super().__init__(in_channels, out_channels, num_classes, checkpointing=checkpointing)
+        super().__init__(
+            in_channels,
+            out_channels,
+            num_classes,
+            checkpointing=checkpointing,
+            condition_size=condition_size,
+            condition_channels=condition_channels,
+        )
         require("patch_size", patch_size, SIZES)
         require("hidden_size", hidden_size, "4..65536")
         require("depth", depth, "1..1000")
@@ -96,7 +107,7 @@ class DiT(Network):
         require_multiple("hidden_size", hidden_size, num_heads, "num_heads")
         self.patch_size = patch_size
         self.hidden_size = hidden_size
-        self.patches = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
+        self.patches = nn.Conv2d(in_channels + (condition_channels or 0), hidden_size, patch_size, stride=patch_size)
         self.add_embeddings(TimeEmbedding(SINUSOIDS, hidden_size, frequency_shift=0), hidden_size)
         self.blocks = nn.ModuleList(
             Block(hidden_size, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)

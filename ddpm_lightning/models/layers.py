@@ -1,23 +1,18 @@
 """The parts that networks are built of."""
 
-import inspect
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import require
 
 __all__ = [
+    "CONVOLUTIONS",
     "SIZES",
     "Downsample",
-    "Network",
     "ResBlock",
     "SelfAttention",
     "TimeEmbedding",
@@ -31,6 +26,11 @@ __all__ = [
 ]
 
 Norm = Callable[[int], nn.Module]
+CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}  # by spatial axes
 SIZES = "1..10000000"  # a number of channels, heads or the like
 
 
@@ -44,7 +44,7 @@ def require_multiple(name: str, value: int, divisor: int, divisor_name: str = ""
 def init_like_ho(module: nn.Module) -> None:
     """Variance scaling with the average of fan-in and fan-out, uniform, and zero biases (Ho et al. 2020, the code's `nn.py`)."""
     for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
             nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
@@ -56,15 +56,13 @@ def zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, slice]]:
-    """x (B, C, H, W) with its edges repeated on all sides up to multiples, and the window, rows and columns, that was x."""
-    height, width = x.shape[-2:]
-    rows, columns = -height % multiple, -width % multiple
-    top, left = rows // 2, columns // 2
-    window = (slice(top, top + height), slice(left, left + width))
-    if not rows and not columns:
+def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, ...]]:
+    """x (B, C, ...) with its edges repeated on all sides up to multiples, and the window, such as rows and columns, that was x."""
+    missing = [-side % multiple for side in x.shape[2:]]
+    window = tuple(slice(m // 2, m // 2 + side) for m, side in zip(missing, x.shape[2:], strict=True))
+    if not any(missing):
         return x, window
-    return F.pad(x, (left, columns - left, top, rows - top), mode="replicate"), window
+    return F.pad(x, [n for m in reversed(missing) for n in (m // 2, m - m // 2)], mode="replicate"), window
 
 
 class TimeEmbedding(nn.Module):
@@ -95,68 +93,6 @@ class TimeEmbedding(nn.Module):
         return self.net(sinusoids.to(next(self.net.parameters()).dtype))
 
 
-class Network(nn.Module, ABC):
-    """What all networks here have in common: model(x, t, y), where t and y come in as one embedding (Ho et al. 2020).
-
-    Args:
-        in_channels: channels of x.
-        out_channels: channels of the output.
-        num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
-        checkpointing: recompute the inside of each part in the backward pass.
-
-    Raises:
-        UserError: for a number that is not a positive integer.
-    """
-
-    settings: dict[str, Any]  # what it was made with, by the names of its constructor's parameters
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        made = super().__new__(cls)
-        names = [*inspect.signature(cls.__init__).parameters][1:]
-        made.__dict__["settings"] = {**dict(zip(names, args, strict=False)), **kwargs}
-        return made
-
-    def __init__(self, in_channels: int, out_channels: int, num_classes: int | None, *, checkpointing: bool = False):
-        super().__init__()
-        require("in_channels", in_channels, SIZES)
-        require("out_channels", out_channels, SIZES)
-        require("num_classes", num_classes, SIZES, optional=True)
-        self.in_channels, self.out_channels, self.num_classes = in_channels, out_channels, num_classes
-        self.checkpointing = checkpointing
-
-    def add_embeddings(self, times: TimeEmbedding, dim: int) -> None:
-        """Take the embedding of t, and one of y beside it, whose last row stands for no label."""
-        self.time_embedding = times
-        self.class_embedding = None if self.num_classes is None else nn.Embedding(self.num_classes + 1, dim)
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """(B, in_channels, H, W), t: (B,) int in 0..T−1, y: (B,) labels or None -> (B, out_channels, H, W).
-
-        A model with classes takes `num_classes`, and y = None for all images, as no label.
-
-        Raises:
-            ValueError: where the channels are others, or labels are given to a model that has none.
-        """
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
-        if self.class_embedding is None and y is not None:
-            raise ValueError("labels were given to a model that takes none (num_classes=None)")
-        emb = self.time_embedding(t)
-        if (classes := self.class_embedding) is not None:
-            emb = emb + classes(torch.full_like(t, classes.num_embeddings - 1) if y is None else y)
-        return self.transform(x, F.silu(emb))
-
-    @abstractmethod
-    def transform(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x: (B, in_channels, H, W), emb: (B, dim) after its SiLU -> (B, out_channels, H, W)."""
-
-    def through(self, part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
-        """part(h, emb), with `checkpointing` as it says."""
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(part, h, emb, use_reentrant=False)
-        return part(h, emb)
-
-
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, plus the embedding, norm, SiLU, dropout, convolution, plus the input.
 
@@ -168,6 +104,7 @@ class ResBlock(nn.Module):
         norm: gives a norm for a number of channels.
         scale_shift: the embedding scales and shifts what the second norm gives, (1+γ)·h + β, and is not added (Dhariwal & Nichol 2021).
         resample: what doubles or halves both ways, the branch's behind its first SiLU (Dhariwal & Nichol 2021); None keeps the size.
+        dims: spatial axes of x.
     """
 
     def __init__(
@@ -180,16 +117,18 @@ class ResBlock(nn.Module):
         norm: Norm,
         scale_shift: bool = False,
         resample: Callable[[Tensor], Tensor] | None = None,
+        dims: int = 2,
     ):
         super().__init__()
         self.norm1 = norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        conv = CONVOLUTIONS[dims]
+        self.conv1 = conv(in_channels, out_channels, 3, padding=1)
         self.scale_shift = scale_shift
         self.emb = nn.Linear(emb_dim, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, 1)
         self.resample = resample
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -197,7 +136,8 @@ class ResBlock(nn.Module):
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h, emb = self.conv1(h), self.emb(emb)[:, :, None, None]
+        h, emb = self.conv1(h), self.emb(emb)
+        emb = emb.reshape(*emb.shape, *[1] * (h.ndim - 2))
         if self.scale_shift:
             scale, shift = emb.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
@@ -214,22 +154,23 @@ class SelfAttention(nn.Module):
         num_heads: heads, which share the channels.
         norm: gives a norm for a number of channels.
         out_bias: whether the last projection has one.
+        dims: spatial axes of x.
     """
 
-    def __init__(self, channels: int, *, num_heads: int, norm: Norm, out_bias: bool = True):
+    def __init__(self, channels: int, *, num_heads: int, norm: Norm, out_bias: bool = True, dims: int = 2):
         super().__init__()
         self.num_heads = num_heads
         self.norm = norm(channels)
         # 1×1 convolutions: linear layers that leave the channels-last layout as it is.
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1, bias=out_bias)
+        self.qkv = CONVOLUTIONS[dims](channels, 3 * channels, 1)
+        self.out = CONVOLUTIONS[dims](channels, channels, 1, bias=out_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        tokens = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
-        q, k, v = tokens.reshape(b, h * w, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
-        return self.out(attended.permute(0, 3, 1, 2)).add_(x)
+        b, c, *size = x.shape
+        tokens = self.qkv(self.norm(x)).movedim(1, -1)
+        q, k, v = tokens.reshape(b, -1, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, *size, c)
+        return self.out(attended.movedim(-1, 1)).add_(x)
 
 
 class Downsample(nn.Module):
@@ -238,14 +179,15 @@ class Downsample(nn.Module):
     Args:
         channels: of x.
         padding: 0 pads below and to the right only, as TensorFlow does (Ho et al. 2020); 1 all round (Dhariwal & Nichol 2021).
+        dims: spatial axes of x.
     """
 
-    def __init__(self, channels: int, *, padding: int = 0):
+    def __init__(self, channels: int, *, padding: int = 0, dims: int = 2):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.conv = CONVOLUTIONS[dims](channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
+        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1) * (x.ndim - 2)))
 
 
 class Upsample(nn.Module):
@@ -253,11 +195,12 @@ class Upsample(nn.Module):
 
     Args:
         channels: of x.
+        dims: spatial axes of x.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, dims: int = 2):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = CONVOLUTIONS[dims](channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(double(x))
@@ -269,5 +212,5 @@ def double(x: Tensor) -> Tensor:
 
 
 def halve(x: Tensor) -> Tensor:
-    """Half the size by the mean of 2×2 pixels."""
-    return F.avg_pool2d(x, 2)
+    """Half the size by the mean of 2×2 pixels, or of as many along each axis."""
+    return {3: F.avg_pool1d, 4: F.avg_pool2d, 5: F.avg_pool3d}[x.ndim](x, 2)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm_lightning.models.layers import SIZES, Network, TimeEmbedding, init_like_ho, require_multiple, zero
+from ddpm_lightning.models.layers import SIZES, TimeEmbedding, init_like_ho, require_multiple, zero
+from ddpm_lightning.models.network import Network
 from ddpm_lightning.ranges import require
 
 __all__ = ["MLP"]
@@ -41,6 +42,7 @@ class MLP(Network):
         hidden_size: width of the blocks, and number of the sinusoids of t.
         depth: number of blocks.
         num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
+        condition_size: see `Network`.
 
     Raises:
         UserError: for a size that is not a positive integer, or an odd hidden_size.
@@ -54,8 +56,9 @@ class MLP(Network):
         hidden_size: int = 64,
         depth: int = 3,
         num_classes: int | None = None,
+        condition_size: int | None = None,
     ):
-        super().__init__(in_channels, out_channels, num_classes)
+        super().__init__(in_channels, out_channels, num_classes, condition_size=condition_size)
         require("hidden_size", hidden_size, SIZES)
         require("depth", depth, SIZES)
         require_multiple("hidden_size", hidden_size, 2)

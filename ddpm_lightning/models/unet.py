@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from ddpm_lightning.models.fast_cpu import speed_up
 from ddpm_lightning.models.layers import (
+    CONVOLUTIONS,
     SIZES,
     Downsample,
-    Network,
     ResBlock,
     SelfAttention,
     TimeEmbedding,
@@ -23,10 +23,14 @@ from ddpm_lightning.models.layers import (
     pad_to_multiple,
     zero,
 )
+from ddpm_lightning.models.network import Network
 from ddpm_lightning.models.plan import Part, Plan
 from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["UNet"]
+
+# The layout that convolutions are fastest in, on CPU and GPU, by spatial axes.
+_LAYOUTS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class AttendingBlock(nn.Module):
@@ -82,6 +86,9 @@ class UNet(Network):
         zero_init: the last layers of the network, of each residual block and of each attention begin at zero.
         checkpointing: recompute the inside of each block in the backward pass: less memory, a third more time.
         fast_cpu: on a CPU, use the layers of `fast_cpu.py`, which train faster and are equal up to rounding.
+        dims: spatial axes of x: 1 of signals, 2 of images, 3 of videos and volumes.
+        condition_size: see `Network`, as for condition_channels.
+        condition_channels: channels of an image condition.
 
     Raises:
         UserError: for a setting out of range, or channels that the groups or heads do not divide.
@@ -112,8 +119,13 @@ class UNet(Network):
         zero_init: bool = True,
         checkpointing: bool = False,
         fast_cpu: bool = True,
+        dims: int = 2,
+        condition_size: int | None = None,
+        condition_channels: int | None = None,
     ):
-        super().__init__(in_channels, out_channels, num_classes, checkpointing=checkpointing)
+        require("dims", dims, "1..3")
+        kinds: dict[str, Any] = {"condition_size": condition_size, "condition_channels": condition_channels}
+        super().__init__(in_channels, out_channels, num_classes, checkpointing=checkpointing, dims=dims, **kinds)
         require("time_hidden_channels", time_hidden_channels, SIZES, optional=True)
         require("dropout", dropout, "[0, 1)")
         require("norm_eps", norm_eps, "(0, 1]")
@@ -128,23 +140,24 @@ class UNet(Network):
         times = TimeEmbedding(base_channels, emb_dim, hidden_dim=time_hidden_channels, frequency_shift=frequency_shift)
         self.add_embeddings(times, emb_dim)
         norm = partial(nn.GroupNorm, norm_groups, eps=norm_eps)
-        self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
+        self.conv_in = CONVOLUTIONS[dims](in_channels + (condition_channels or 0), base_channels, 3, padding=1)
         self._add_parts(
-            partial(ResBlock, emb_dim=emb_dim, dropout=dropout, norm=norm, scale_shift=scale_shift_norm),
-            partial(SelfAttention, norm=norm, out_bias=attention_out_bias),
+            partial(ResBlock, emb_dim=emb_dim, dropout=dropout, norm=norm, scale_shift=scale_shift_norm, dims=dims),
+            partial(SelfAttention, norm=norm, out_bias=attention_out_bias, dims=dims),
         )
         self.norm_out = norm(self.plan.widths[0])
-        self.conv_out = nn.Conv2d(self.plan.widths[0], out_channels, 3, padding=1)
+        self.conv_out = CONVOLUTIONS[dims](self.plan.widths[0], out_channels, 3, padding=1)
         self._initialize(xavier_init, zero_init)
-        if fast_cpu:
+        if fast_cpu and dims == 2:
             speed_up(self)
-        self.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in, on CPU and GPU
+        self.layout = _LAYOUTS[dims]
+        self.to(memory_format=self.layout)
 
     def transform(self, x: Tensor, emb: Tensor) -> Tensor:
         """Down, through the middle, and up again, where each part meets what the way down left at its size."""
-        size = x.shape[-2:]
-        x, (rows, columns) = pad_to_multiple(x, self.multiple)
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        size = x.shape[2:]
+        x, window = pad_to_multiple(x, self.multiple)
+        h = self.conv_in(x.contiguous(memory_format=self.layout))
         skips = [h]
         for part in self.down:
             h = self.through(part, h, emb)
@@ -156,7 +169,7 @@ class UNet(Network):
             if grow is not None:
                 h = self.through(grow, h, emb)
         out = self.conv_out(F.silu(self.norm_out(h)))
-        return out if out.shape[-2:] == size else out[..., rows, columns]
+        return out if out.shape[2:] == size else out[(..., *window)]
 
     def _add_parts(self, block: Callable[..., ResBlock], attention: Callable[..., SelfAttention]) -> None:
         def build(part: Part) -> Any:
@@ -167,7 +180,8 @@ class UNet(Network):
                     attention(channels, num_heads=part.heads) if part.heads else None,
                 )
             down = part.resize is halve
-            return Resize(Downsample(channels, padding=self.downsample_padding) if down else Upsample(channels))
+            padding, dims = self.downsample_padding, self.dims
+            return Resize(Downsample(channels, padding=padding, dims=dims) if down else Upsample(channels, dims=dims))
 
         built = {part.name: build(part) for part in self.plan.parts()}  # weights are sampled in this order
 

@@ -16,23 +16,27 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, TrainingMetrics
 from ddpm_lightning.data.datamodule import ImageDataModule
-from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.data.source import Condition
+from ddpm_lightning.data.values import Values, values_of
+from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.runs.build_callbacks import build_callbacks, first
 from ddpm_lightning.runs.build_loggers import build_loggers
 from ddpm_lightning.runs.changes import plain, typed_behind
-from ddpm_lightning.runs.instantiate import build, of_points
+from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.loading import differing, load_model
 from ddpm_lightning.runs.processes import keep_freed_memory
 from ddpm_lightning.runs.resume_point import ResumePoint
 from ddpm_lightning.runs.store_run import StoreRun
-from ddpm_lightning.runs.trials import check_memory, times_of, try_rates, try_shapes, warn_of_signal
+from ddpm_lightning.runs.trials import check_data, check_memory, times_of, try_rates, try_shapes, warn_of_signal
 from ddpm_lightning.runs.trust import without_download
 from ddpm_lightning.samplers import Sampler
 
 __all__ = ["Run", "build_module", "build_run", "compile_model"]
+
+_CONDITIONS = 64  # of held-out images, with which figures are sampled in turn
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Run:
     point: ResumePoint | None
     module: DDPM
     data: ImageDataModule
+    condition: Condition | None  # of the figures, where it is not labels
     csv: CSVLogger
     loggers: list[Logger]
     callbacks: list[Callback]
@@ -73,10 +78,11 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     if (point is None or not point.checkpoint) and config.init_from is not None:
         _begin_with(module, Path(str(config.init_from)))
     data.setup()
+    check_data(config.data, data.source, module.denoiser, sampler)
     if point is not None:
         point.check(module, data.source.fingerprint)
-    folder = Path(str(config.run_dir))
-    callbacks = build_callbacks(config, sampler)
+    folder, condition = Path(str(config.run_dir)), data.source.conditions(_CONDITIONS)
+    callbacks = build_callbacks(config, sampler, condition)
     csv, loggers = CSVLogger(folder), build_loggers(config.logger, folder)
     record = StoreRun(
         plain(config),
@@ -89,7 +95,7 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     trainer = _build_trainer(config, [record, *callbacks], folder)
     if config.compile:
         compile_model(module.denoiser, trainer.strategy.root_device)
-    return Run(folder, point, module, data, csv, loggers, callbacks, record, trainer)
+    return Run(folder, point, module, data, condition, csv, loggers, callbacks, record, trainer)
 
 
 def build_module(config: DictConfig) -> DDPM:
@@ -102,6 +108,7 @@ def _build_parts(config: DictConfig) -> tuple[DDPM, Sampler]:
     warn_of_signal(build("schedule", config.schedule))  # by itself, so that its errors name it
     check_memory(config.model)
     denoiser: Denoiser = build("denoiser", config.denoiser)
+    Guided(denoiser, config.guidance_scale)
     sampler: Sampler = build("sampler", config.sampler)
     times_of(sampler, denoiser)
     try_shapes(config.data, denoiser)
@@ -117,7 +124,7 @@ def _build_parts(config: DictConfig) -> tuple[DDPM, Sampler]:
         lr_scheduler,
         seed=config.seed,
         label_dropout=config.label_dropout,
-        bits_per_dim=not of_points(config.data),
+        bits_per_dim=values_of(config.data) == Values(),
     )
     try_rates(optimizer, lr_scheduler, config)
     return module, sampler

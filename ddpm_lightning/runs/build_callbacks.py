@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
 from ddpm_lightning.callbacks import EMA, LossGuard, NewestCheckpoint, Randomness, StopSignals
+from ddpm_lightning.data.source import Condition
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.samplers import Sampler
@@ -18,11 +19,11 @@ __all__ = ["build_callbacks", "first"]
 _OURS_ALONE = ("ema", "loss_guard", "stop_signals")  # which nobody else has a default for
 
 
-def build_callbacks(config: DictConfig, sampler: Sampler) -> list[Callback]:
+def build_callbacks(config: DictConfig, sampler: Sampler, condition: Condition | None = None) -> list[Callback]:
     """The callbacks in the order that they need: the average first, the checkpoint that a run resumes from last.
 
-    A callback is handed each of `sampler`, `shape`, `num_classes`, `ema`, `loss_guard` and `stop_signals` that its constructor has a
-    parameter for, where the config does not say otherwise. A class that is not ours keeps its own defaults of the first three.
+    A callback is handed each of `sampler`, `shape`, `num_classes`, `condition`, `ema`, `loss_guard` and `stop_signals` that its constructor has a
+    parameter for, where the config does not say otherwise. A class that is not ours keeps its own defaults of the first four.
     """
     handed: dict[str, Any] = {
         "sampler": sampler,
@@ -30,6 +31,8 @@ def build_callbacks(config: DictConfig, sampler: Sampler) -> list[Callback]:
         "num_classes": config.data.num_classes,
         "stop_signals": StopSignals(),
     }
+    if condition is not None:
+        handed["condition"] = condition
     nodes = {name: node for name, node in config.callbacks.items() if node is not None}
     built: dict[str, Callback] = {}
     for name in sorted(nodes, key=lambda name: [not _is(nodes[name], kind) for kind in (EMA, LossGuard)]):

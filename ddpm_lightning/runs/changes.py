@@ -31,6 +31,8 @@ _FIXED = {
     "loss": "the weights are trained for it",
     "data.channels": "the weights are trained on them",
     "data.image_size": "the weights are trained on it",
+    "data.dtype": "the weights are trained on them",
+    "data.value_range": "the weights are trained on them",
     "data.dataset": "the weights are trained on it",
     "data.num_classes": "the weights are trained on them",
     "data.val_fraction": "images that the run has trained on would be held out",

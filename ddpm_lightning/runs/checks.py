@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ddpm_lightning.data.values import Values, kind_of, values_of
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import is_integer, require, require_one_of
-from ddpm_lightning.runs.instantiate import of_points
 
 __all__ = ["check_config"]
 
 # What kind of data some parts are for, and what to choose for the other.
 _MADE_FOR = {
-    "ddpm_lightning.models.UNet": ("images", "model=mlp"),
-    "ddpm_lightning.models.DiT": ("images", "model=mlp"),
-    "ddpm_lightning.models.MLP": ("points", "model=unet_tiny"),
-    "ddpm_lightning.callbacks.GenerationMetrics": ("images", "callbacks=points"),
-    "ddpm_lightning.callbacks.Neighbours": ("images", "callbacks=points"),
-    "ddpm_lightning.callbacks.SampleGrid": ("images", "callbacks=points"),
-    "ddpm_lightning.callbacks.Trajectory": ("images", "callbacks=points"),
-    "ddpm_lightning.callbacks.Scatter": ("points", "callbacks=default"),
+    "ddpm_lightning.models.UNet": (("images", "arrays"), "model=mlp"),
+    "ddpm_lightning.models.DiT": (("images", "arrays"), "model=mlp"),
+    "ddpm_lightning.models.MLP": (("points",), "model=unet_tiny"),
+    "ddpm_lightning.callbacks.GenerationMetrics": (("images",), "callbacks=default, or callbacks=points for points"),
+    "ddpm_lightning.callbacks.Neighbours": (("images", "arrays"), "callbacks=points"),
+    "ddpm_lightning.callbacks.SampleGrid": (("images", "arrays"), "callbacks=points"),
+    "ddpm_lightning.callbacks.Trajectory": (("images", "arrays"), "callbacks=points"),
+    "ddpm_lightning.callbacks.Scatter": (("points",), "callbacks=default"),
 }
 
 
@@ -37,11 +37,16 @@ def check_config(config: DictConfig) -> None:
     require("seed", config.seed, f"0..{2**32 - 1}")
     require("data.channels", config.data.channels, "1..4096")
     size = config.data.image_size
-    if not isinstance(size, ListConfig) or len(size) != 2 or not all(is_integer(n, "1..8192") for n in size):
-        raise UserError(f"data.image_size must be [height, width], as in [32,32], got {size}")
+    if not isinstance(size, ListConfig) or not 1 <= len(size) <= 3 or not all(is_integer(n, "1..65536") for n in size):
+        raise UserError(
+            f"data.image_size must be [height, width], as in [32,32], [length] or [frames, height, width], got {size}"
+        )
+    values_of(config.data)
     require("data.num_classes", config.data.num_classes, "1..100000000", optional=True)
     require("guidance_scale", config.guidance_scale, "[0, inf)")
-    if config.data.num_classes is None and config.guidance_scale != 1:
+    ours = str(config.model.get("_target_")).startswith("ddpm_lightning.")
+    unconditional = all(config.model.get(name) is None for name in ("condition_size", "condition_channels"))
+    if config.data.num_classes is None and ours and unconditional and config.guidance_scale != 1:
         raise UserError(
             f"guidance_scale={config.guidance_scale} requires labels: give data.num_classes=..., or leave it at 1"
         )
@@ -78,7 +83,7 @@ def _check_strangers(config: DictConfig) -> None:
 
 
 def _check_metric(config: DictConfig) -> None:
-    measured = ["val/loss"] if of_points(config.data) else ["val/loss", "val/bits_per_dim"]
+    measured = ["val/loss", "val/bits_per_dim"] if values_of(config.data) == Values() else ["val/loss"]
     if config.callbacks.get("generation_metrics") is not None:
         measured += ["val/fid", "val/kid"]
     hint = "callbacks=fid measures val/fid and val/kid"
@@ -86,13 +91,13 @@ def _check_metric(config: DictConfig) -> None:
 
 
 def _check_kinds(config: DictConfig) -> None:
-    given = "points" if of_points(config.data) else "images"
+    given = kind_of(config.data)
     callbacks = {f"callbacks.{name}": node for name, node in config.callbacks.items() if isinstance(node, DictConfig)}
     for key, node in {"model": config.model, **callbacks}.items():
-        made, choice = _MADE_FOR.get(node.get("_target_"), (given, ""))
-        if made != given:
+        made, choice = _MADE_FOR.get(node.get("_target_"), ((given,), ""))
+        if given not in made:
             data = f"data.channels={config.data.channels}, data.image_size={config.data.image_size}"
-            raise UserError(f"{key}._target_={node._target_} is for {made}, and {data} are {given}: choose {choice}")
+            raise UserError(f"{key}._target_={node._target_} is for {made[0]}, and {data} are {given}: choose {choice}")
 
 
 def _check_trainer(trainer: DictConfig) -> None:

@@ -1,6 +1,5 @@
 """A config node to an object, and what its constructor refuses to a sentence."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -8,10 +7,9 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from ddpm_lightning.data.points import SHAPE
 from ddpm_lightning.errors import UserError, below
 
-__all__ = ["build", "of_points", "one_line", "with_settings"]
+__all__ = ["build", "one_line", "with_settings"]
 
 
 def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
@@ -27,11 +25,6 @@ def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
                 raise cause from error
         known = isinstance(cause, MisconfigurationException)
         raise UserError(f"{key}: {one_line(cause)}" if known else with_settings(key, cause, node)) from error
-
-
-def of_points(data: Mapping[str, Any] | DictConfig) -> bool:
-    """Whether a config's data are points in the plane, and not images."""
-    return (data["channels"], *data["image_size"]) == SHAPE
 
 
 def one_line(error: BaseException) -> str:

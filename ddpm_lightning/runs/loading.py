@@ -97,7 +97,7 @@ def data_config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """
     data = checkpoint["config"].get("data")
     size = data.get("image_size") if isinstance(data, dict) else None
-    sides = isinstance(size, list) and len(size) == 2 and all(is_integer(side, "1..8192") for side in size)
+    sides = isinstance(size, list) and 1 <= len(size) <= 3 and all(is_integer(side, "1..65536") for side in size)
     if not isinstance(data, dict) or not sides or not is_integer(data.get("channels"), "1..4096"):
         raise UserError("the checkpoint's config does not say what images it was trained on: give another checkpoint")
     return data

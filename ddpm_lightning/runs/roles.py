@@ -99,7 +99,7 @@ ROLES = {
         ["ddpm_lightning.data.streams.Stream"],
         packages=["ddpm_lightning.data"],
         kinds=["ddpm_lightning.data.loaders.ImageSet"],
-        parts={"source": "torchvision"},
+        parts={"source": "torchvision", "dataset": "dataset"},
     ),
     "torchvision": Role([f"torchvision.datasets.{name}" for name in _TORCHVISION]),
     "optimizer": Role(packages=["torch.optim"], kinds=["torch.optim.Optimizer"]),

@@ -11,8 +11,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ddpm_lightning.data.source import in_turn
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.images import grid, labels_in_turn, rows_by_label, save_png
+from ddpm_lightning.images import contact_sheet, save_image, save_png
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.runs.loading import run_dir_of
 from ddpm_lightning.runs.process_group import ProcessGroup, join_process_group
@@ -22,7 +23,7 @@ __all__ = ["sample"]
 
 
 def sample(config: DictConfig) -> Path:
-    """Sample images, or points, from a checkpoint, and return the folder that they were written to.
+    """Sample images, or what else the model was trained on, from a checkpoint, and return the folder that they were written to.
 
     Image i's noise depends on the seed and on i only, whatever the batch size and the device. The processes that torchrun
     or SLURM started sample the batches in turn, and rank zero writes all images.
@@ -35,12 +36,19 @@ def sample(config: DictConfig) -> Path:
     require_one_of("overwrite", config.overwrite, (True, False))
     with join_process_group() as group:
         setup = prepare_sampling(config, group)
-        require_one_of("format", config.format, ("grid", "npz") if setup.points else ("grid", "png", "npz"))
+        require_one_of("format", config.format, _formats(setup), hint=f"the model samples {setup.kind}")
         out = _out_dir(config, setup, group)
         samples = _sample_batches(config, setup, group)
         if group.rank == 0:
             _write(samples, out, config, setup)
     return out
+
+
+def _formats(setup: SamplingSetup) -> list[str]:
+    """In which the samples can be written as what they are."""
+    is_gray, dtype = len(setup.shape) == 3 and setup.shape[0] == 1, setup.values.dtype
+    files = {"png": setup.kind == "images" or (is_gray and dtype == "uint16"), "tiff": is_gray and dtype != "uint8"}
+    return ["grid", *(name for name, fits in files.items() if fits), "npz", "npy"]
 
 
 def _out_dir(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -> Path:
@@ -59,7 +67,7 @@ def _out_dir(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -> P
 
 def _ours(out: Path) -> list[Path]:
     """The files of an earlier sampling in a folder."""
-    names = re.compile(r"\d{5,}\.png|grid\.png|scatter\.png|labels\.csv|samples\.npz", re.ASCII)
+    names = re.compile(r"\d{5,}\.(png|tiff)|grid\.png|scatter\.png|labels\.csv|samples\.np[yz]", re.ASCII)
     return [path for path in out.glob("*") if names.fullmatch(path.name)]
 
 
@@ -87,28 +95,31 @@ def _write(samples: list[Tensor], out: Path, config: DictConfig, setup: Sampling
         for path in Path(name).iterdir():
             os.replace(path, out / path.name)
     print(
-        f"{config.num_samples} {'points' if setup.points else 'images'} from the {config.weights} weights of {setup.path}, "
+        f"{config.num_samples} {setup.kind} from the {config.weights} weights of {setup.path}, "
         f"{setup.steps} steps each: {out}"
     )
 
 
 def _write_files(samples: Tensor, out: Path, form: str, setup: SamplingSetup) -> None:
-    labels = labels_in_turn(range(len(samples)), setup.labels)
-    if form == "npz":
-        arrays = {"points": samples.flatten(1)} if setup.points else {"images": samples.permute(0, 2, 3, 1)}
+    labels = None if setup.labels is None else in_turn(torch.tensor(setup.labels), range(len(samples)))
+    array = setup.values.array(samples)
+    if form == "npy":
+        np.save(out / "samples.npy", array)
+    elif form == "npz":
+        held = {"points": lambda: array.reshape(len(array), -1), "images": lambda: array.transpose(0, 2, 3, 1)}
+        arrays = {setup.kind: held.get(setup.kind, lambda: array)()}
         if labels is not None:
-            arrays["labels"] = labels
-        np.savez_compressed(out / "samples.npz", **{name: array.numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
-    elif form == "png":
-        for i, image in enumerate(samples):
-            save_png(image, out / f"{i:05d}.png")
+            arrays["labels"] = labels.numpy()
+        np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
+    elif form in ("png", "tiff"):
+        for i, image in enumerate(array):
+            save_image(image, out / f"{i:05d}.{form}")
         if labels is not None:
-            rows = [f"{i:05d}.png,{label}" for i, label in enumerate(labels.tolist())]
+            rows = [f"{i:05d}.{form},{label}" for i, label in enumerate(labels.tolist())]
             (out / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
-    elif setup.points:
+    elif setup.kind == "points":
         from ddpm_lightning.plots import Panel, draw_points  # and with it matplotlib
 
         save_png(draw_points([[Panel(f"{len(samples):,} generated points", samples, labels)]]), out / "scatter.png")
     else:
-        sheet = grid(samples) if setup.labels is None else rows_by_label(samples, len(setup.labels))
-        save_png(sheet, out / "grid.png")
+        save_png(contact_sheet(setup.values.normalize(samples), setup.condition), out / "grid.png")

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,20 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from ddpm_lightning.data.source import Condition
+from ddpm_lightning.data.conditions import load_condition
+from ddpm_lightning.data.source import Condition, in_turn, map_condition
+from ddpm_lightning.data.values import Values, kind_of, values_of
 from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
+from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.run_folder import refuse_pipes
 from ddpm_lightning.runs.build import compile_model
-from ddpm_lightning.runs.instantiate import build, of_points
-from ddpm_lightning.runs.loading import load_model, newest_checkpoint
+from ddpm_lightning.runs.instantiate import build
+from ddpm_lightning.runs.loading import load_model, newest_checkpoint, run_dir_of
 from ddpm_lightning.runs.process_group import ProcessGroup
 from ddpm_lightning.runs.processes import total_memory
-from ddpm_lightning.runs.trials import times_of
+from ddpm_lightning.runs.trials import refusal, times_of
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.schedules import NoiseSchedule
 
@@ -38,6 +40,7 @@ class SamplingSetup:
         guided: its model with guidance, on the device.
         sampler: noise to image.
         labels: used in turn; None for a model without.
+        condition: rows that are used in turn, the labels or another condition; None for a model without.
         data: the config of the data that the model was trained on, see `load_model`.
         device: where images are sampled.
         steps: sampler steps per image.
@@ -47,6 +50,7 @@ class SamplingSetup:
     guided: Guided
     sampler: Sampler
     labels: list[int] | None
+    condition: Condition | None
     data: Mapping[str, Any]
     device: torch.device
     steps: int
@@ -58,25 +62,30 @@ class SamplingSetup:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of an image."""
+        """(C, H, W) of an image, (C, ...) of other data."""
         return (self.data["channels"], *self.data["image_size"])
 
     @property
-    def points(self) -> bool:
-        """Whether the model samples points in the plane rather than images."""
-        return of_points(self.data)
+    def kind(self) -> str:
+        """What the model samples: "points" in the plane, 8-bit "images" or other "arrays"."""
+        return kind_of(self.data)
+
+    @property
+    def values(self) -> Values:
+        """The type and range of the data's values, which samples are given in."""
+        return values_of(self.data)
 
     @property
     def evaluations(self) -> int:
         """Network evaluations per image; one with guidance and one without count as two."""
-        scale = None if self.labels is None else self.guided.scale
+        scale = None if self.condition is None else self.guided.scale
         return count_evaluations(self.sampler, self.denoiser.schedule, scale)
 
     def seconds_per_evaluation(self, batch_size: int) -> float:
         """Measured seconds of one network evaluation of one image in a batch of this size."""
         T = self.denoiser.schedule.num_steps
         x, t = torch.zeros(batch_size, *self.shape, device=self.device), torch.tensor(T, device=self.device)
-        y = None if self.labels is None else torch.zeros(batch_size, dtype=torch.long, device=self.device)
+        y = self._conditions(range(batch_size))
         with torch.no_grad():
             for _ in range(2):  # the first one warms up
                 started = time.perf_counter()
@@ -84,14 +93,17 @@ class SamplingSetup:
         return (time.perf_counter() - started) / batch_size
 
     def samples(self, seed: int, indices: Sequence[int], advance: Callable[[], Any]) -> Tensor:
-        """Samples with these numbers, on the CPU: uint8 images (B, C, H, W), or float32 points; `advance` is called after each step."""
+        """Samples with these numbers (B, C, ...), on the CPU, as the data are stored, such as uint8; `advance` is called after each step."""
         noise = SeededNoise(seed, indices)
-        x, y = noise.draw(self.shape).to(self.device), labels_in_turn(indices, self.labels)
-        y = None if y is None else y.to(self.device)
+        x, y = noise.draw(self.shape).to(self.device), self._conditions(indices)
         for step in self.sampler.trajectory(self.guided, x, y, randn=noise):
             x = step.x
             advance()
-        return (x if self.points else to_uint8(x)).cpu()
+        return self.values.denormalize(x).cpu()
+
+    def _conditions(self, indices: Iterable[int]) -> Condition | None:
+        y = in_turn(self.condition, indices)
+        return None if y is None else map_condition(lambda rows: rows.to(self.device), y)
 
 
 def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
@@ -110,9 +122,10 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
     if config.compile:
         compile_model(denoiser, device)
     labels, guided = _labels(config, denoiser), Guided(denoiser, config.guidance_scale)
+    condition = torch.tensor(labels) if labels is not None else _condition(config, denoiser, path, data)
     sampler: Sampler = build("sampler", config.sampler)
     steps = len(times_of(sampler, denoiser)) - 1
-    return SamplingSetup(path, guided, sampler, labels, data, device, steps)
+    return SamplingSetup(path, guided, sampler, labels, condition, data, device, steps)
 
 
 def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:
@@ -174,6 +187,7 @@ def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:
     if classes is None:
         require_one_of("labels", config.labels, [None], hint="the model was trained without labels")
         return None
+    require_one_of("condition", config.condition, [None], hint="the model was trained with labels, see labels=")
     if config.labels is None:
         return list(range(classes))
     labels = list(config.labels) if isinstance(config.labels, ListConfig) else [config.labels]
@@ -181,6 +195,24 @@ def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:
     for label in labels:
         require("labels", label, f"0..{classes - 1}")
     return labels
+
+
+def _condition(config: DictConfig, denoiser: Denoiser, checkpoint: Path, data: Mapping[str, Any]) -> Condition | None:
+    """The conditions of a model that has others than labels: those of the config's file, or else of the run's own figures."""
+    path = config.condition
+    if path is None and hasattr(denoiser.model, "null"):
+        path = next((run_dir_of(checkpoint) / "samples").glob("condition.np[yz]"), None)
+        if path is None:
+            raise UserError(
+                "condition must be a .npy or .npz file with a row for each sample, got null: the model was trained with conditions"
+            )
+    if path is None:
+        return None
+    condition = load_condition(str(path))
+    shape = (data["channels"], *data["image_size"])
+    if words := refusal(denoiser, shape, map_condition(lambda rows: rows[:1], condition)):
+        raise UserError(f"condition={path} does not fit the model: {words}")
+    return condition
 
 
 def _device(name: str, local_rank: int) -> torch.device:

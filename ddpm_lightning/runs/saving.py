@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ddpm_lightning.callbacks import EMA
+from ddpm_lightning.data.values import values_of
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import replace_file
@@ -22,6 +23,8 @@ def save_denoiser(
     *,
     ema: EMA | None = None,
     shape: Sequence[int] | None = None,
+    dtype: str | None = None,
+    value_range: Sequence[float] | None = None,
     model: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a denoiser that was made without a config to a file that `load_denoiser` and sample.py read; atomically.
@@ -30,7 +33,9 @@ def save_denoiser(
         denoiser: the denoiser, whose schedule is kept value by value.
         path: the file.
         ema: the average of its weights, which is kept beside them.
-        shape: (C, H, W) of its images, which sample.py asks for.
+        shape: (C, H, W) of its images, or (C, ...) of other data, which sample.py asks for.
+        dtype: see `ImageDataModule`, as for value_range: how sample.py saves samples.
+        value_range: the values that are −1 and 1.
         model: of a network of your own the `_target_`, "mylab.network.Mixer", and its arguments; those here know theirs.
 
     Raises:
@@ -51,6 +56,8 @@ def save_denoiser(
     }
     if shape is not None:
         config["data"] = {"channels": shape[0], "image_size": [*shape[1:]], "num_classes": denoiser.num_classes}
+        config["data"] |= {"dtype": dtype, "value_range": None if value_range is None else [*map(float, value_range)]}
+        values_of(config["data"])
     held: dict[str, Any] = {
         "state_dict": {f"denoiser.{name}": value.cpu() for name, value in denoiser.state_dict().items()}
     }

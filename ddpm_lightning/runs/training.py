@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning import environment
 from ddpm_lightning.callbacks import BestCheckpoint, LossGuard, NewestCheckpoint
+from ddpm_lightning.data.conditions import save_condition
 from ddpm_lightning.errors import Diverged, Stopped, UserError, brief
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.run_folder import (
@@ -103,6 +104,9 @@ def _begin(run: Run) -> None:
     trainer.loggers = [run.csv, *run.loggers]
     keep_wandb_id(run.folder, run.loggers)
     _write_yaml(run.folder / "config.yaml", run.record.config)
+    if run.condition is not None and trainer.is_global_zero:
+        ending = "npz" if isinstance(run.condition, Mapping) else "npy"
+        save_condition(run.condition, run.folder / "samples" / f"condition.{ending}")  # which sample.py takes
     if run.point is not None:
         _rewind(run, run.point)
         if HydraConfig.initialized():  # where Hydra keeps what was typed, for those who look there

@@ -1,7 +1,7 @@
 """What is tried before anything is trained: the schedule's end, the network's size and shapes, the first steps' rates."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from omegaconf import DictConfig
@@ -9,6 +9,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ddpm_lightning.data.source import Condition, Source, map_condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.runs.instantiate import build, one_line, with_settings
@@ -18,7 +19,7 @@ from ddpm_lightning.schedules import NoiseSchedule
 
 log = logging.getLogger(__name__)
 
-__all__ = ["check_memory", "times_of", "try_rates", "try_shapes", "warn_of_signal"]
+__all__ = ["check_data", "check_memory", "refusal", "times_of", "try_rates", "try_shapes", "warn_of_signal"]
 
 
 def warn_of_signal(schedule: NoiseSchedule) -> None:
@@ -69,15 +70,40 @@ def try_shapes(data: DictConfig, denoiser: Denoiser) -> None:
     Raises:
         UserError: for a network that is not made for images of this size.
     """
-    size = list(data.image_size)
-    x = torch.empty(1, data.channels, *size, device="meta")
-    t = torch.empty(1, dtype=torch.long, device="meta")
-    y = None if data.num_classes is None else t
+    if hasattr(denoiser.model, "null"):
+        return  # its condition is not known before the data are read, see `check_data`
+    y = None if data.num_classes is None else torch.empty(1, dtype=torch.long)
+    if words := refusal(denoiser, (data.channels, *data.image_size), y):
+        raise UserError(f"data.image_size={list(data.image_size)}, data.channels={data.channels}: {words}")
+
+
+def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sampler) -> None:
+    """Refuse data that the network or the sampler cannot take: a condition of another shape, values that clipping leaves out.
+
+    Raises:
+        UserError: that says what to change.
+    """
+    y = source.conditions(1)
+    if y is not None and (words := refusal(denoiser, (data.channels, *data.image_size), y)):
+        shapes = map_condition(lambda rows: [*rows.shape[1:]], y)
+        raise UserError(f"data.dataset gives a condition of {shapes} to each sample: {words}")
+    if sampler.clip is not None and (share := source.outside(sampler.clip)) > 0.01:
+        raise UserError(
+            f"sampler.clip={sampler.clip} keeps samples within data.value_range, and {share:.0%} of the data's values lie outside: "
+            "give a wider data.value_range=[low, high], or sampler.clip=null"
+        )
+
+
+def refusal(denoiser: Denoiser, shape: Sequence[int], y: Condition | None) -> str:
+    """Why the network cannot take data of this shape with this condition of one sample, in one line; empty where it can."""
+    x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, dtype=torch.long, device="meta")
+    y = None if y is None else map_condition(lambda rows: rows.to("meta"), y)
     on_meta = {name: p.to("meta") for name, p in denoiser.model.named_parameters()}
     try:
         torch.func.functional_call(denoiser.model, on_meta, (x, t, y))
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"data.image_size={size}, data.channels={data.channels}: {one_line(error)}") from error
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        return one_line(error)
+    return ""
 
 
 def try_rates(

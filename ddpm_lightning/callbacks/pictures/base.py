@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.periodic import Periodic, show
+from ddpm_lightning.data.conditions import load_condition
+from ddpm_lightning.data.source import Condition, in_turn, map_condition
 from ddpm_lightning.denoiser import Guided
-from ddpm_lightning.images import SeededNoise, labels_in_turn, to_uint8
+from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.samplers import Sampler, Step
 
@@ -29,12 +31,13 @@ class Pictures(Periodic):
 
     Args:
         sampler: noise to image.
-        shape: (C, H, W) of one image.
+        shape: (C, H, W) of one image, or (C, ...) of other data.
         folder: where the files go.
         num_samples: images in a picture.
         every_n_steps: optimiser steps between pictures; None for one at the end only.
         seed: image i's noise depends on (seed, i) only.
         num_classes: image i is drawn with the label i mod num_classes; None for a model without labels.
+        condition: image i is drawn with row i mod N of these N, or of a file of them, see `load_condition`; in place of labels.
         guidance_scale: of classifier-free guidance, see `Guided`.
         weights: "ema" or "raw"; the figures of the raw weights are called `raw_<name>`.
         ema: the run's average of the weights; without one the raw weights are used.
@@ -48,13 +51,14 @@ class Pictures(Periodic):
     def __init__(
         self,
         sampler: Sampler,
-        shape: tuple[int, int, int],
+        shape: Sequence[int],
         folder: str | Path,
         *,
         num_samples: int,
         every_n_steps: int | None = None,
         seed: int = 0,
         num_classes: int | None = None,
+        condition: Condition | str | Path | None = None,
         guidance_scale: float = 1.0,
         weights: str = "ema",
         ema: EMA | None = None,
@@ -70,7 +74,9 @@ class Pictures(Periodic):
         self.shape = tuple(shape)
         self.num_samples = num_samples
         self.seed = seed
-        self.labels = None if num_classes is None else range(num_classes)
+        self.condition = load_condition(condition) if isinstance(condition, str | Path) else condition
+        if self.condition is None and num_classes is not None:
+            self.condition = torch.arange(num_classes)
         self.guidance_scale = guidance_scale
         self.weights = weights
         self._ema = ema if weights == "ema" else None
@@ -84,11 +90,11 @@ class Pictures(Periodic):
         """The picture, uint8 (C, H, W)."""
 
     def samples(self, pl_module: Any, indices: Sequence[int] | None = None) -> Tensor:
-        """Where `steps` ends, as uint8 images (N, C, H, W)."""
-        return to_uint8(deque(self.steps(pl_module, indices), maxlen=1)[0].x)
+        """Where `steps` ends: (N, C, ...) in [−1, 1]."""
+        return deque(self.steps(pl_module, indices), maxlen=1)[0].x
 
     def steps(self, pl_module: Any, indices: Sequence[int] | None = None) -> Iterator[Step]:
-        """The way from noise to image, guided and with labels where there are any; first the noise, with grey as its estimate.
+        """The way from noise to image, guided and with conditions where there are any; first the noise, with grey as its estimate.
 
         Args:
             pl_module: the module, with the weights to draw with.
@@ -97,10 +103,14 @@ class Pictures(Periodic):
         indices = range(self.num_samples) if indices is None else indices
         noise = SeededNoise(self.seed, indices)
         x = noise.draw(self.shape).to(pl_module.device)
-        y = labels_in_turn(indices, self.labels)
+        y = (
+            None
+            if self.condition is None
+            else map_condition(lambda v: v.to(x.device), in_turn(self.condition, indices))
+        )
         yield Step(pl_module.denoiser.schedule.num_steps, x, torch.zeros_like(x), 0)
         guided = Guided(pl_module.denoiser, self.guidance_scale)
-        yield from self.sampler.trajectory(guided, x, None if y is None else y.to(x.device), randn=noise)
+        yield from self.sampler.trajectory(guided, x, y, randn=noise)
 
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         with averaged_weights(pl_module, self._ema), torch.autocast(pl_module.device.type, enabled=False):

@@ -7,16 +7,19 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.gather import sampled_together
 from ddpm_lightning.callbacks.pictures.base import Pictures
-from ddpm_lightning.images import grid, rows_by_label
+from ddpm_lightning.images import contact_sheet
 
 __all__ = ["SampleGrid"]
 
 
 class SampleGrid(Pictures):
-    """A square of samples, or a row for each label; the ranks share the work. The arguments are those of `Pictures`."""
+    """A square of samples, a row for each label, or beside their conditions where these are images; the ranks share the work.
+
+    The arguments are those of `Pictures`.
+    """
 
     name = "grid"
 
     def draw(self, pl_module: Any) -> Tensor:
         images = sampled_together(pl_module, self.num_samples, partial(self.samples, pl_module))
-        return grid(images) if self.labels is None else rows_by_label(images.cpu(), len(self.labels))
+        return contact_sheet(images.cpu(), self.condition)

@@ -11,9 +11,9 @@ from torch import Tensor
 from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.gather import sampled_together
 from ddpm_lightning.callbacks.periodic import Periodic, show
-from ddpm_lightning.data.source import Batch
+from ddpm_lightning.data.source import Batch, Condition, map_condition
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.images import SeededNoise, from_uint8
+from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require
 from ddpm_lightning.schedules import NoiseSchedule
 from ddpm_lightning.seeds import derive
@@ -74,15 +74,17 @@ class LogSNRCurve(Periodic):
             return
         images = torch.cat([part.x0 for part in parts])[: self._num_images]
         ids = torch.cat([part.ids for part in parts])
-        x0 = images if images.is_floating_point() else from_uint8(images)
+        x0 = trainer.datamodule.values.normalize(images)
         given = [part.y for part in parts if part.y is not None]
-        labels = None if pl_module.denoiser.num_classes is None else torch.cat(given)
+        y = map_condition(lambda *rows: torch.cat(rows), *given) if given and pl_module.denoiser.conditional else None
 
         def errors_of(indices: Sequence[int]) -> Tensor:
             errors = []
             for some in torch.tensor(indices).split(self._batch_size):
-                y = None if labels is None else labels[some].to(pl_module.device)
-                batch = (x0[some].to(pl_module.device), y, ids[some].tolist())
+                chosen = (
+                    None if y is None else map_condition(lambda rows, some=some: rows[some].to(pl_module.device), y)
+                )
+                batch = (x0[some].to(pl_module.device), chosen, ids[some].tolist())
                 errors.append(noise_errors(pl_module.denoiser, *batch, times=times, seed=self._seed))
             return torch.cat(errors)
 
@@ -111,21 +113,21 @@ def times_at(schedule: NoiseSchedule, levels: Iterable[int]) -> dict[int, int]:
 
 
 def noise_errors(
-    denoiser: Denoiser, x0: Tensor, y: Tensor | None, ids: Sequence[int], *, times: dict[int, int], seed: int
+    denoiser: Denoiser, x0: Tensor, y: Condition | None, ids: Sequence[int], *, times: dict[int, int], seed: int
 ) -> Tensor:
     """(B, levels) ‖ε̂ − ε‖²/d of each image at each level, with ε̂ = (x_t − √ᾱ_t x̂_0)/√(1−ᾱ_t).
 
     Args:
         denoiser: gives x̂_0, which is not clipped.
-        x0: (B, C, H, W) images.
-        y: (B,) labels, or None.
+        x0: (B, C, ...) in [−1, 1].
+        y: labels or another condition, or None.
         ids: the images' numbers in their set.
         times: t by level of log SNR.
         seed: image i's noise depends on (seed, level, i) only.
     """
     schedule, columns = denoiser.schedule, []
     for level, time in times.items():
-        t = torch.full((len(x0), 1, 1, 1), time, device=x0.device)
+        t = torch.full((len(x0), *[1] * (x0.ndim - 1)), time, device=x0.device)
         noise = SeededNoise(derive(seed, f"log SNR {level}"), ids)(x0)
         x_t = schedule.q_sample(x0, t, noise)
         eps = (x_t - schedule.sqrt_alpha_bar[t] * denoiser(x_t, t, y)) / schedule.sqrt_one_minus_alpha_bar[t]

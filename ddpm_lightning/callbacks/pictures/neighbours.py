@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.data.loaders import InMemory
-from ddpm_lightning.images import grid
+from ddpm_lightning.images import grid, to_uint8
 from ddpm_lightning.metrics.distances import nearest
 from ddpm_lightning.ranges import require
 
@@ -18,7 +18,7 @@ __all__ = ["Neighbours"]
 class Neighbours(Pictures):
     """Each sample in a row with its nearest training images in L2 distance of the pixels: a copy, also a mirrored one, would have itself beside it.
 
-    Streams have no such figure, since their images are not in memory.
+    There is no such figure of streams, whose images are not in memory, and of data other than 8-bit images.
 
     Args:
         num_neighbours: training images in a row; the others are those of `Pictures`.
@@ -32,11 +32,12 @@ class Neighbours(Pictures):
         self.num_neighbours = num_neighbours
 
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
-        if isinstance(trainer.datamodule.source, InMemory):
+        source = trainer.datamodule.source
+        if isinstance(source, InMemory) and source.are_images:
             super().on_period(trainer, pl_module)
 
     def draw(self, pl_module: Any) -> Tensor:
-        samples = self.samples(pl_module).cpu()
+        samples = to_uint8(self.samples(pl_module)).cpu()
         if not pl_module.trainer.is_global_zero:
             return grid(samples)  # which is shown by rank zero alone
         images = pl_module.trainer.datamodule.split("train").images

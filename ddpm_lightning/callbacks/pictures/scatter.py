@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures.base import Pictures
-from ddpm_lightning.images import labels_in_turn
+from ddpm_lightning.data.source import in_turn, is_labels
 from ddpm_lightning.ranges import require
 
 __all__ = ["Scatter"]
@@ -30,7 +30,7 @@ class Scatter(Pictures):
         from ddpm_lightning.plots import Panel, draw_points
 
         steps = list(self.steps(pl_module))
-        y = labels_in_turn(range(self.num_samples), self.labels)
+        y = in_turn(self.condition, range(self.num_samples)) if is_labels(self.condition) else None
         real = pl_module.trainer.datamodule.split("train")
         x0, labels = (part[: self.num_samples] for part in real)
         beside = [

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures.base import Pictures
-from ddpm_lightning.images import grid, save_gif, to_uint8
+from ddpm_lightning.images import as_pictures, grid, save_gif
 from ddpm_lightning.ranges import require
 
 __all__ = ["Trajectory"]
@@ -38,11 +38,11 @@ class Trajectory(Pictures):
         if self.num_frames is not None and pl_module.trainer.is_global_zero:
             self._animate(pl_module.trainer, _evenly(pairs, self.num_frames))
         shown = _evenly(pairs, self.num_columns)
-        return grid(to_uint8(torch.stack(shown, dim=2).flatten(0, 2)), columns=len(shown))
+        return grid(as_pictures(torch.stack(shown, dim=2).flatten(0, 2)), columns=len(shown))
 
     def _animate(self, trainer: Trainer, pairs: list[Tensor]) -> None:
         path = self.folder / f"{self.name}_{trainer.global_step:07d}.gif"
-        save_gif([grid(to_uint8(pair.flatten(0, 1)), columns=2, cell=64) for pair in pairs], path)
+        save_gif([grid(as_pictures(pair.flatten(0, 1)), columns=2, cell=64) for pair in pairs], path)
         for logger in trainer.loggers:
             if log_video := getattr(logger, "log_video", None):
                 log_video(f"samples/{self.name}_animation", [str(path)], step=trainer.global_step)

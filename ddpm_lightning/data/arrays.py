@@ -1,0 +1,69 @@
+"""Arrays of any shape from .npy files: signals, volumes, videos, latents."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddpm_lightning.data.conditions import load_array, load_condition
+from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import require_one_of
+
+__all__ = ["arrays"]
+
+_READ = ("uint8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64")
+
+
+def arrays(
+    root: str | Path, *, channels: int, image_size: Sequence[int], condition: str | Path | None = None
+) -> ImageSet:
+    """Values (N, C, ...) of a .npy file, or of all .npy files (C, ...) of a folder in order of their names.
+
+    Where C is 1 its axis may be missing. 64 bits become 32.
+
+    Args:
+        root: the file or folder.
+        channels: C.
+        image_size: (length,), (height, width) or (frames, height, width).
+        condition: a file with a row for each: labels, embeddings or images, see `load_condition`.
+
+    Raises:
+        UserError: for files that cannot be read, or hold another shape or type.
+    """
+    root = Path(root)
+    paths = sorted(root.glob("*.npy")) if root.is_dir() else [root]
+    if not paths:
+        raise UserError(f"data.root must be a .npy file, or a folder of .npy files, got {root}")
+    shape = (channels, *image_size)
+    values = np.concatenate([_read(path, shape, batch=not root.is_dir()) for path in paths])
+    if values.dtype in (np.dtype(np.float16), np.dtype(np.float64)):
+        values = values.astype(np.float32)
+    labels = torch.zeros(len(values), dtype=torch.long)
+    if condition is None:
+        return ImageSet(torch.from_numpy(_signed(values)), labels)
+    return ImageSet(torch.from_numpy(_signed(values)), load_condition(condition, key="data.dataset.condition"))
+
+
+def _read(path: Path, shape: tuple[int, ...], *, batch: bool) -> np.ndarray:
+    """(N, C, ...) the values of a file; N is 1 for one of a folder."""
+    found = load_array(path, key="data.root")
+    require_one_of(f"the type of {path}", str(next(iter(found.values())).dtype), _READ)
+    if [*found] != [""]:
+        raise UserError(f"data.root={path} holds several arrays: give a .npy file of one")
+    values = found[""] if batch else found[""][None]
+    if shape[0] == 1 and values.shape[1:] == shape[1:]:
+        values = values[:, None]
+    if values.shape[1:] != shape or not len(values):
+        wanted = ", ".join(map(str, shape))
+        raise UserError(
+            f"data.root={path} must hold values of data.channels and data.image_size, {'(N, ' if batch else '('}{wanted}), got "
+            f"{found[''].shape}"
+        )
+    return values
+
+
+def _signed(values: np.ndarray) -> np.ndarray:
+    """In a type that torch computes with on every device."""
+    return values.astype(np.int32) if values.dtype == np.uint16 else values

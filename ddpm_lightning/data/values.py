@@ -1,0 +1,113 @@
+"""How the values of data are stored, and how they become the [−1, 1] of a model and come back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import require_one_of
+
+__all__ = ["POINTS", "Values", "kind_of", "values_of"]
+
+POINTS = (2, 1, 1)  # the shape of points in the plane: images of two channels and one pixel
+
+# By type: the range that becomes [−1, 1], and the type in memory, in which every device can index.
+_TYPES = {
+    "uint8": (0.0, 255.0, torch.uint8),
+    "uint16": (0.0, 65535.0, torch.int32),
+    "float32": (-1.0, 1.0, torch.float32),
+}
+
+
+class Values(NamedTuple):
+    """The type of stored values v and their range, x = 2(v − low)/(high − low) − 1.
+
+    Args:
+        dtype: "uint8", "uint16" or "float32".
+        low: what becomes −1.
+        high: what becomes 1.
+    """
+
+    dtype: str = "uint8"
+    low: float = 0.0
+    high: float = 255.0
+
+    @property
+    def memory(self) -> torch.dtype:
+        """The type that the values have in memory."""
+        return _TYPES[self.dtype][2]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are real numbers, which are neither rounded nor clipped."""
+        return self.dtype == "float32"
+
+    def normalize(self, values: Tensor) -> Tensor:
+        """Stored values to float32, with [low, high] as [−1, 1]."""
+        half = (self.high - self.low) / 2
+        if self.is_float:
+            return (values - (self.high + self.low) / 2) / half
+        return (values.float() - self.low) / half - 1
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """The inverse: integers are clipped to the range and rounded to the nearest."""
+        half = (self.high - self.low) / 2
+        if self.is_float:
+            return x.float() * half + (self.high + self.low) / 2
+        return ((x.float().clamp(-1, 1) + 1) * half + self.low).round().to(self.memory)
+
+    def array(self, values: Tensor) -> np.ndarray:
+        """Stored values as an array of their own type."""
+        return values.cpu().numpy().astype(self.dtype)
+
+    def check(self, values: Tensor) -> Tensor:
+        """The values in the type that they have in memory.
+
+        Raises:
+            UserError: for values of another type, and NaN or infinite ones.
+        """
+        low, high, memory = _TYPES[self.dtype]
+        if values.numel() and not self._holds(values, low, high):
+            lowest, highest = (float(v) for v in values.aminmax())
+            raise UserError(
+                f"data.dtype must be the type of the dataset's values, got {self.dtype}: they are "
+                f"{str(values.dtype).removeprefix('torch.')} from {lowest:.6g} to {highest:.6g}"
+            )
+        return values.to(memory)
+
+    def _holds(self, values: Tensor, low: float, high: float) -> bool:
+        if self.is_float:
+            return bool(values.isfinite().all())
+        if self.dtype == "uint8" or values.is_floating_point():
+            return values.dtype == self.memory
+        return low <= int(values.min()) and int(values.max()) <= high
+
+
+def values_of(data: Mapping[Any, Any]) -> Values:
+    """The type and range that a data config states, by default those of 8-bit images, or of points.
+
+    Raises:
+        UserError: for an unknown type, or a range that is not one.
+    """
+    dtype = data.get("dtype") or ("float32" if kind_of(data) == "points" else "uint8")
+    require_one_of("data.dtype", dtype, [*_TYPES])
+    low, high, _ = _TYPES[dtype]
+    given = data.get("value_range")
+    if given is None:
+        return Values(dtype, low, high)
+    pair = isinstance(given, Sequence) and len(given) == 2
+    if not pair or not all(isinstance(v, int | float) for v in given) or not given[0] < given[1]:
+        raise UserError(f"data.value_range must be [low, high], the values that become -1 and 1, or null, got {given}")
+    return Values(dtype, float(given[0]), float(given[1]))
+
+
+def kind_of(data: Mapping[Any, Any]) -> str:
+    """What a data config describes: "points" in the plane, 8-bit "images" of one or three channels, or other "arrays"."""
+    shape = (data["channels"], *data["image_size"])
+    if shape == POINTS:
+        return "points"
+    is_image = len(shape) == 3 and shape[0] in (1, 3) and data.get("dtype") in (None, "uint8")
+    return "images" if is_image else "arrays"

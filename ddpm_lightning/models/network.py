@@ -1,0 +1,130 @@
+"""What all networks have in common: time and condition come in the same way."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.models.layers import SIZES, TimeEmbedding
+from ddpm_lightning.ranges import require
+
+__all__ = ["Network"]
+
+
+class Network(nn.Module, ABC):
+    """What all networks here have in common: model(x, t, y), where t and y come in as one embedding (Ho et al. 2020).
+
+    Args:
+        in_channels: channels of x.
+        out_channels: channels of the output.
+        num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
+        checkpointing: recompute the inside of each part in the backward pass.
+        dims: axes of x besides the batch and the channels.
+        condition_size: D of the vectors (B, D) that y is, such as text embeddings; None for a model without.
+        condition_channels: channels of the images (B, channels, H', W') that y is, of any size: they are resized to x and
+            given beside it (Saharia et al. 2021); None for a model without.
+
+    Raises:
+        UserError: for a number that is not a positive integer, and more than one kind of condition.
+    """
+
+    null: Callable[[Tensor], Tensor]  # of models with vectors or images for a condition
+    settings: dict[str, Any]  # what it was made with, by the names of its constructor's parameters
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made = super().__new__(cls)
+        names = [*inspect.signature(cls.__init__).parameters][1:]
+        made.__dict__["settings"] = {**dict(zip(names, args, strict=False)), **kwargs}
+        return made
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_classes: int | None,
+        *,
+        checkpointing: bool = False,
+        dims: int = 2,
+        condition_size: int | None = None,
+        condition_channels: int | None = None,
+    ):
+        super().__init__()
+        require("in_channels", in_channels, SIZES)
+        require("out_channels", out_channels, SIZES)
+        kinds = {"num_classes": num_classes, "condition_size": condition_size, "condition_channels": condition_channels}
+        for name, value in kinds.items():
+            require(name, value, SIZES, optional=True)
+        if len(given := [f"{name}={value}" for name, value in kinds.items() if value is not None]) > 1:
+            raise UserError(f"a model takes one kind of condition, got {' and '.join(given)}: leave one of them null")
+        self.in_channels, self.out_channels, self.num_classes = in_channels, out_channels, num_classes
+        self.checkpointing = checkpointing
+        self.dims, self.condition_size, self.condition_channels = dims, condition_size, condition_channels
+        if condition_size is not None or condition_channels is not None:
+            self.null = torch.zeros_like
+
+    def add_embeddings(self, times: TimeEmbedding, dim: int) -> None:
+        """Take the embedding of t, and one of y beside it: of labels, of which the last stands for none, or of vectors."""
+        self.time_embedding = times
+        self.class_embedding = None if self.num_classes is None else nn.Embedding(self.num_classes + 1, dim)
+        self.condition_embedding = None if self.condition_size is None else nn.Linear(self.condition_size, dim)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W), t: (B,) int in 0..T−1, y: (B,) labels, another condition or None -> (B, out_channels, H, W).
+
+        A model with classes takes `num_classes`, and y = None for all images, as no label; one with another condition zeros, and None.
+
+        Raises:
+            ValueError: where x or y is of another shape, or y is given to a model that takes none.
+        """
+        if x.ndim != 2 + self.dims:
+            raise ValueError(
+                f"the data have {x.ndim - 2} axes besides their channels, the model takes dims={self.dims}"
+            )
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
+        emb = self.time_embedding(t)
+        if (classes := self.class_embedding) is not None:
+            emb = emb + classes(torch.full_like(t, classes.num_embeddings - 1) if y is None else y)
+        elif self.condition_embedding is not None:
+            if y is not None:
+                self._check_condition(y, (self.condition_size,))
+                emb = emb + self.condition_embedding(y.to(emb.dtype))
+            else:
+                emb = emb + self.condition_embedding.bias
+        elif self.condition_channels is not None:
+            x = torch.cat([x, self._resized(x, y)], dim=1)
+        elif y is not None:
+            raise ValueError("labels were given to a model that takes none (num_classes=None)")
+        return self.transform(x, F.silu(emb))
+
+    def _resized(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """The image condition in the size of x, with linear interpolation; zeros for none."""
+        if y is None:
+            return x.new_zeros(len(x), self.condition_channels or 0, *x.shape[2:])
+        self._check_condition(y, (self.condition_channels, *[-1] * self.dims))
+        if y.shape[2:] == x.shape[2:]:
+            return y.to(x.dtype)
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[self.dims]
+        return F.interpolate(y.to(x.dtype), size=[*x.shape[2:]], mode=mode, align_corners=False)
+
+    def _check_condition(self, y: Tensor, shape: tuple[int | None, ...]) -> None:
+        given = y.shape[1:] if isinstance(y, Tensor) else ()
+        if len(given) != len(shape) or any(n not in (-1, m) for n, m in zip(shape, given, strict=True)):
+            wanted = ", ".join("any" if n == -1 else str(n) for n in shape)
+            raise ValueError(f"the condition is shaped {tuple(given)} for each sample, the model takes ({wanted})")
+
+    @abstractmethod
+    def transform(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (B, in_channels, H, W), emb: (B, dim) after its SiLU -> (B, out_channels, H, W)."""
+
+    def through(self, part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+        """part(h, emb), with `checkpointing` as it says."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(part, h, emb, use_reentrant=False)
+        return part(h, emb)
