@@ -60,9 +60,10 @@ class ImageSet(NamedTuple):
                 no training image.
         """
         check_size(len(self.images), form.channels, form.image_size, form.values)
-        images = form.values.check(self.images)
+        images = self.images
         if images.dtype is torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3):
             images = _resized(images, form)
+        images = form.values.check(images)
         _check_shape(images, form)
         _check_labels(self.labels, len(images), form.num_classes)
         return InMemory(ImageSet(images, self.labels), form)

@@ -76,10 +76,8 @@ def load_data(node: DictConfig) -> ImageDataModule:
         UserError: for points in the plane, and other data than 8-bit images.
     """
     if (kind := kind_of(node)) != "images":
-        figure = "scatter.png" if kind == "points" else "grid.png"
-        raise UserError(
-            f"the model was trained on {kind}, and only 8-bit images can be evaluated: see sample.py's {figure}"
-        )
+        figure, only = ("scatter.png", "images") if kind == "points" else ("grid.png", "8-bit images")
+        raise UserError(f"the model was trained on {kind}, and only {only} can be evaluated: see sample.py's {figure}")
     data: ImageDataModule = build("data", node)
     data.setup()
     return data

@@ -77,7 +77,7 @@ def test_samples_are_points_and_their_scatter_plot(run, tmp_path):
 
 
 def test_what_is_for_images_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match="format must be grid or npz, got 'png'"):
+    with pytest.raises(UserError, match="format must be grid, npz or npy, got 'png'"):
         draw(run, tmp_path / "png", "format=png")
     assert not (tmp_path / "png").exists()
     with pytest.raises(UserError, match="trained on points, and only images can be evaluated"):
