@@ -138,13 +138,14 @@ class DDPM(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Once per optimizer step and after unscaling: the place to see the norm before it is clipped.
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         self.grad_norm = unsharded(torch.nn.utils.get_total_norm(gradients))
         # Not by Lightning, which refuses to clip for a fused optimizer even where no loss is scaled, as in bfloat16.
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
 
 
 def _beside(values: Tensor, x: Tensor) -> Tensor:

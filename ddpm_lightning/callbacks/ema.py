@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require
@@ -43,6 +42,7 @@ class EMA(Callback):
         self._decay = decay
         self._steps = 0
         self._average: dict[str, Tensor] = {}
+        self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])  # the average and the weights, in one order
         self._validating = False
 
     @property
@@ -60,14 +60,15 @@ class EMA(Callback):
         for name, parameter in _averaged(pl_module):
             saved = self._average.get(name, parameter.detach())
             self._average[name] = shared_like(saved, parameter).to(parameter.device, copy=True)
+        weights = {name: parameter.detach() for name, parameter in _averaged(pl_module)}
+        self._pairs = [self._average[name] for name in weights], [*weights.values()]
 
     on_train_start = on_fit_start  # once more, since FSDP shards weights, and loads them, in between
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._steps:
             return  # gradients are still being accumulated
-        raw = {name: parameter.detach() for name, parameter in _averaged(pl_module)}
-        get_ema_multi_avg_fn(self.current_decay)([self._average[name] for name in raw], [*raw.values()], 0)
+        torch._foreach_lerp_(*self._pairs, 1 - self.current_decay)
         self._steps = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,10 +95,10 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
-        for name, parameter in _averaged(pl_module):
-            raw = parameter.detach().clone()
-            parameter.copy_(self._average[name])
-            self._average[name].copy_(raw)
+        for average, weight in zip(*self._pairs, strict=True):
+            raw = weight.clone()
+            weight.copy_(average)
+            average.copy_(raw)
 
 
 def _averaged(pl_module: LightningModule) -> Iterator[tuple[str, Parameter]]:

@@ -11,7 +11,7 @@ __all__ = ["Randomness"]
 
 
 class Randomness(Callback):
-    """Seeds the global generators of every device before each micro-batch, so that nothing random has to be saved.
+    """Seeds the global generators of the CPU and of the run's device before each micro-batch, so that nothing random has to be saved.
 
     The ranks draw different noise; what they must draw alike comes from the module's `shared_generator`.
     The counter is that of micro-batches, not of optimiser steps: those stand still under gradient accumulation.
@@ -25,7 +25,7 @@ class Randomness(Callback):
         self._batches = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(derive(self._seed, "step", self._batches, trainer.global_rank))
+        _seed(pl_module.device, derive(self._seed, "step", self._batches, trainer.global_rank))
         pl_module.shared_generator.manual_seed(derive(self._seed, "shared", self._batches))
         self._batches += 1
 
@@ -34,3 +34,12 @@ class Randomness(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._batches = state_dict["batches"]
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """As `torch.manual_seed`, which takes a millisecond, since it asks for devices that are not there."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

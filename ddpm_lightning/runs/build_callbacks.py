@@ -16,6 +16,15 @@ from ddpm_lightning.samplers import Sampler
 
 __all__ = ["build_callbacks", "first"]
 
+# Called once in each step, for every callback.
+_STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+)
 _OURS_ALONE = ("ema", "loss_guard", "stop_signals")  # which nobody else has a default for
 
 
@@ -45,12 +54,20 @@ def build_callbacks(config: DictConfig, sampler: Sampler, condition: Condition |
         built[name] = callback
     chosen = [built[name] for name in nodes]
     chosen.sort(key=lambda callback: (isinstance(callback, NewestCheckpoint), callback is not handed.get("ema")))
-    return [Randomness(config.seed), handed["stop_signals"], *chosen]
+    return [_without_empty_hooks(callback) for callback in (Randomness(config.seed), handed["stop_signals"], *chosen)]
 
 
 def first(callbacks: Iterable[Callback], kind: type) -> Any:
     """The first of the callbacks that is of a class; None where none is."""
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+
+
+def _without_empty_hooks(callback: Callback) -> Callback:
+    """The callback, whose hooks of a step that do nothing are not called: Lightning leaves out what is None."""
+    for name in _STEP_HOOKS:
+        if name not in vars(callback) and getattr(type(callback), name) is getattr(Callback, name):
+            setattr(callback, name, None)
+    return callback
 
 
 def _is(node: DictConfig, kind: type) -> bool:
