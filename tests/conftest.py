@@ -1,5 +1,6 @@
 """What all layers share: numbers that are the same every time, a run that was trained once, and datasets on the disk."""
 
+import os
 import pickle
 
 import numpy as np
@@ -13,6 +14,8 @@ from tests.helpers.configs import train_config
 from tests.helpers.datasets import quadrants, write_fashion_mnist
 from tests.helpers.shards import write
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its kernels run on the CPU
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("steady")
 torch.set_num_threads(1)

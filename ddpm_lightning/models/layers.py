@@ -90,7 +90,7 @@ class TimeEmbedding(nn.Module):
         step = -math.log(10000) / max(half - self.frequency_shift, 1)
         angle = t.float()[:, None] * torch.exp(torch.arange(half, device=t.device) * step)
         sinusoids = torch.cat([angle.sin(), angle.cos()], dim=1)
-        return self.net(sinusoids.to(self.net[0].weight.dtype))
+        return self.net(sinusoids.to(self.net[0].weight.dtype))  # type: ignore[arg-type]
 
 
 class ResBlock(nn.Module):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm_lightning.models.fast_cpu import speed_up
+from ddpm_lightning.models.fast_cpu import speed_up as fast_cpu_layers
+from ddpm_lightning.models.fast_gpu import speed_up as fast_gpu_blocks
 from ddpm_lightning.models.layers import (
     CONVOLUTIONS,
     SIZES,
@@ -86,6 +87,7 @@ class UNet(Network):
         zero_init: the last layers of the network, of each residual block and of each attention begin at zero.
         checkpointing: recompute the inside of each block in the backward pass: less memory, a third more time.
         fast_cpu: on a CPU, use the layers of `fast_cpu.py`, which train faster and are equal up to rounding.
+        fast_gpu: on a GPU, use the kernels of `kernels.py`, which are equal up to rounding.
         dims: spatial axes of x: 1 of signals, 2 of images, 3 of videos and volumes.
         condition_size: see `Network`, as for condition_channels.
         condition_channels: channels of an image condition.
@@ -119,6 +121,7 @@ class UNet(Network):
         zero_init: bool = True,
         checkpointing: bool = False,
         fast_cpu: bool = True,
+        fast_gpu: bool = True,
         dims: int = 2,
         condition_size: int | None = None,
         condition_channels: int | None = None,
@@ -148,10 +151,15 @@ class UNet(Network):
         self.norm_out = norm(self.plan.widths[0])
         self.conv_out = CONVOLUTIONS[dims](self.plan.widths[0], out_channels, 3, padding=1)
         self._initialize(xavier_init, zero_init)
-        if fast_cpu and dims == 2:
-            speed_up(self)
+        self._speed_up(fast_cpu and dims == 2, fast_gpu)
         self.layout = _LAYOUTS[dims]
         self.to(memory_format=self.layout)
+
+    def _speed_up(self, on_cpu: bool, on_gpu: bool) -> None:
+        if on_cpu:
+            fast_cpu_layers(self)
+        if on_gpu:
+            fast_gpu_blocks(self)
 
     def transform(self, x: Tensor, emb: Tensor) -> Tensor:
         """Down, through the middle, and up again, where each part meets what the way down left at its size."""
