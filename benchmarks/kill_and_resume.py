@@ -62,7 +62,9 @@ ODD = {
     ],
     "compiled": ["compile=true"],
 }
-TIMINGS = ("train/wall_seconds", "train/images_per_second")
+TIMINGS = tuple(
+    f"train/{name}" for name in ("wall_seconds", "images_per_second", "mfu", "host_share", "peak_memory_gib")
+)
 SAME = ("state_dict", "ema_state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "loss_guard")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ddpm_lightning.callbacks.stopwatch import Stopwatch
 from ddpm_lightning.images import save_png
 from ddpm_lightning.ranges import require
 
@@ -22,15 +23,17 @@ class Periodic(Callback):
     Args:
         folder: where figures go.
         every_n_steps: optimizer steps between two calls; None for the end only.
+        stopwatch: of training, which is paused meanwhile.
 
     Raises:
         UserError: for a number of steps below 1.
     """
 
-    def __init__(self, folder: str | Path, *, every_n_steps: int | None = None):
+    def __init__(self, folder: str | Path, *, every_n_steps: int | None = None, stopwatch: Stopwatch | None = None):
         require("every_n_steps", every_n_steps, "1..", optional=True)
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
+        self._stopwatch = stopwatch or Stopwatch()
         self._last_step = -1
 
     @abstractmethod
@@ -57,7 +60,8 @@ class Periodic(Callback):
         if trainer.global_step == self._last_step:
             return  # looked already: at an earlier micro-batch of this step, or just before the end
         self._last_step = trainer.global_step
-        self.on_period(trainer, pl_module)
+        with self._stopwatch.paused():
+            self.on_period(trainer, pl_module)
 
 
 def show(trainer: Trainer, picture: Tensor, path: Path, name: str) -> None:

@@ -1,6 +1,7 @@
 """The scalars of training."""
 
 import math
+import sys
 import time
 from typing import Any
 
@@ -10,27 +11,43 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ddpm_lightning.callbacks.ema import EMA
 from ddpm_lightning.callbacks.loss_guard import LossGuard
 from ddpm_lightning.callbacks.steps import at_log_step
+from ddpm_lightning.callbacks.stopwatch import Stopwatch
+from ddpm_lightning.models.cost import matmul_speed
 
 __all__ = ["TrainingMetrics"]
 
 
 class TrainingMetrics(Callback):
-    """Logs loss, loss by quartile of t, learning rate, gradient norm, images per second, seconds since the start, EMA decay and loss spikes.
+    """Logs the loss, also by quartile of t, learning rate, gradient norm, EMA decay and loss spikes, and what the training costs.
 
     Sums are kept on the device and averaged over ranks once per `trainer.log_every_n_steps`: no training step waits for
-    the device. The images per second leave validation and pictures out. Checkpoints hold the sums of each rank, so that a
-    resumed run logs what an uninterrupted one does.
+    the device. Checkpoints hold the sums of each rank, so that a resumed run logs what an uninterrupted one does.
+
+    `train/images_per_second` is by wall time, without validation and figures; `train/mfu` the network's operations per second as a
+    share of the device's matrix products, see `models.cost`; `train/host_share` the share of the time in which Python is at work: near
+    1 on a GPU, the GPU waits; `train/peak_memory_gib` the most memory used so far, of the GPU or else of the process.
 
     Args:
+        flops_per_image: of a training step; None for no `train/mfu`.
+        stopwatch: which others pause, too.
         ema: whose decay is logged.
         loss_guard: whose spikes are logged.
     """
 
-    def __init__(self, *, ema: EMA | None = None, loss_guard: LossGuard | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        flops_per_image: int | None = None,
+        stopwatch: Stopwatch | None = None,
+        ema: EMA | None = None,
+        loss_guard: LossGuard | None = None,
+    ) -> None:
         self._ema, self._loss_guard = ema, loss_guard
+        self._flops, self._stopwatch = flops_per_image, stopwatch or Stopwatch()
+        self._matmul_speed = 0.0
         self._sums = torch.zeros(2, 4)  # of the losses by quartile of t, and how many they are
         self._images = 0
-        self._seconds = 0.0
+        self._host_seconds = 0.0
         self._started = 0.0
         self._began = 0.0
         self._earlier = 0.0  # seconds of the run before it was resumed
@@ -40,6 +57,9 @@ class TrainingMetrics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.perf_counter() - self._earlier
         self._sums = self._sums.to(pl_module.device)
+        if self._flops is not None:
+            self._matmul_speed = matmul_speed(pl_module.device)
+        self._stopwatch.start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._started = time.perf_counter()
@@ -52,7 +72,7 @@ class TrainingMetrics(Callback):
         new[1].index_add_(0, quartile, torch.ones_like(losses))
         self._sums += new
         self._images += len(losses)
-        self._seconds += time.perf_counter() - self._started
+        self._host_seconds += time.perf_counter() - self._started
         if at_log_step(trainer):
             self._log(trainer, pl_module)
 
@@ -60,21 +80,30 @@ class TrainingMetrics(Callback):
         if self._images:
             self._log(trainer, pl_module)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stopwatch.stop()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
+            self._stopwatch.start()
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             self.best = self.best | {k: min(v, self.best.get(k, v)) for k, v in metrics.items() if math.isfinite(v)}
             self._write(trainer, metrics)
 
     def _log(self, trainer: Trainer, pl_module: Any) -> None:
-        total, count = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        total, count = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()  # waits for the device
+        seconds = max(self._stopwatch.seconds, 1e-9)
         metrics = {
             "train/loss": sum(total) / sum(count),
             "train/grad_norm": float(pl_module.grad_norm),
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train/wall_seconds": time.perf_counter() - self._began,
-            "train/images_per_second": self._images * trainer.world_size / max(self._seconds, 1e-9),
+            "train/images_per_second": self._images * trainer.world_size / seconds,
+            "train/host_share": min(1.0, self._host_seconds / seconds),
+            "train/peak_memory_gib": _peak_memory(pl_module.device) / 2**30,
         }
+        if self._flops is not None:
+            metrics["train/mfu"] = self._flops * self._images / seconds / self._matmul_speed
         metrics |= {f"train/loss_q{i + 1}": s / n for i, (s, n) in enumerate(zip(total, count, strict=True)) if n}
         if self._ema is not None:
             metrics["train/ema_decay"] = self._ema.current_decay
@@ -83,7 +112,8 @@ class TrainingMetrics(Callback):
         self._write(trainer, metrics)
         self.latest = metrics
         trainer.progress_bar_metrics["train/loss"] = metrics["train/loss"]
-        self._sums, self._images, self._seconds = torch.zeros_like(self._sums), 0, 0.0
+        self._sums, self._images, self._host_seconds = torch.zeros_like(self._sums), 0, 0.0
+        self._stopwatch.start(0.0)
 
     @staticmethod
     def _write(trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -95,7 +125,7 @@ class TrainingMetrics(Callback):
         checkpoint["training_metrics"] = {
             "sums": pl_module.all_gather(self._sums).reshape(-1, 2, 4).cpu(),
             "images": self._images,
-            "seconds": self._seconds,
+            "seconds": self._stopwatch.seconds,
             "wall_seconds": time.perf_counter() - self._began,
             "latest": self.latest,
             "best": self.best,
@@ -107,5 +137,18 @@ class TrainingMetrics(Callback):
         if len(ranks) != trainer.world_size:  # another number of processes: the first one takes all that was summed
             ranks, rank, images = ranks.sum(0, keepdim=True), 0, images * len(ranks)
         self._sums = ranks[rank] if trainer.global_rank < len(ranks) else torch.zeros(2, 4)
-        self._images, self._seconds, self._earlier = images, held["seconds"], held["wall_seconds"]
+        self._images, self._earlier = images, held["wall_seconds"]
+        self._host_seconds = held["seconds"]
+        self._stopwatch.start(held["seconds"])
         self.latest, self.best = held["latest"], held["best"]
+
+
+def _peak_memory(device: torch.device) -> int:
+    """The most bytes that the GPU's tensors, or else the process, took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

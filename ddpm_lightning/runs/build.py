@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, TrainingMetrics
 from ddpm_lightning.data.datamodule import ImageDataModule
-from ddpm_lightning.data.source import Condition
+from ddpm_lightning.data.source import Condition, map_condition
 from ddpm_lightning.data.values import Values, values_of
 from ddpm_lightning.denoiser import Denoiser, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.loggers import CSVLogger
+from ddpm_lightning.models.cost import training_flops
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.runs.build_callbacks import build_callbacks, first
 from ddpm_lightning.runs.build_loggers import build_loggers
@@ -82,7 +83,9 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     if point is not None:
         point.check(module, data.source.fingerprint)
     folder, condition = Path(str(config.run_dir)), data.source.conditions(_CONDITIONS)
-    callbacks = build_callbacks(config, sampler, condition)
+    callbacks = build_callbacks(
+        config, sampler, {"condition": condition, "flops_per_image": _flops(module, config, condition)}
+    )
     csv, loggers = CSVLogger(folder), build_loggers(config.logger, folder)
     record = StoreRun(
         plain(config),
@@ -154,6 +157,17 @@ def compile_model(denoiser: Denoiser, device: torch.device) -> None:
     if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise UserError("compile=true requires a C++ compiler on a CPU: install g++, or choose compile=false")
     denoiser.model.compile()
+
+
+def _flops(module: DDPM, config: DictConfig, condition: Condition | None) -> int | None:
+    """Of a training step for each image; None for a network that cannot say."""
+    y = torch.zeros(1, dtype=torch.long) if config.data.num_classes is not None else None
+    if condition is not None:
+        y = map_condition(lambda rows: rows[:1], condition)
+    try:
+        return training_flops(module.denoiser.model, (config.data.channels, *config.data.image_size), y)
+    except Exception:  # of a network of one's own, which does what it wants
+        return None
 
 
 def _data_config(config: DictConfig, point: ResumePoint | None) -> DictConfig:

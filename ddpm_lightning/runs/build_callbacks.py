@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
 from ddpm_lightning.callbacks import EMA, LossGuard, NewestCheckpoint, Randomness, StopSignals
-from ddpm_lightning.data.source import Condition
+from ddpm_lightning.callbacks.stopwatch import Stopwatch
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.samplers import Sampler
@@ -25,23 +25,29 @@ _STEP_HOOKS = (
     "on_after_backward",
     "on_before_optimizer_step",
 )
-_OURS_ALONE = ("ema", "loss_guard", "stop_signals")  # which nobody else has a default for
+_OURS_ALONE = ("ema", "loss_guard", "stop_signals", "stopwatch")  # which nobody else has a default for
 
 
-def build_callbacks(config: DictConfig, sampler: Sampler, condition: Condition | None = None) -> list[Callback]:
+def build_callbacks(config: DictConfig, sampler: Sampler, data: Mapping[str, Any] | None = None) -> list[Callback]:
     """The callbacks in the order that they need: the average first, the checkpoint that a run resumes from last.
 
-    A callback is handed each of `sampler`, `shape`, `num_classes`, `condition`, `ema`, `loss_guard` and `stop_signals` that its constructor has a
-    parameter for, where the config does not say otherwise. A class that is not ours keeps its own defaults of the first four.
+    A callback is handed each of `sampler`, `shape`, `num_classes`, `condition`, `flops_per_image`, `ema`, `loss_guard`, `stopwatch` and
+    `stop_signals` that its constructor has a parameter for, where the config does not say otherwise. A class that is not ours
+    keeps its own defaults of the first five.
+
+    Args:
+        config: the run's.
+        sampler: of the figures.
+        data: what is known of the data by now: `condition`, the figures' conditions where they are not labels, and `flops_per_image`.
     """
     handed: dict[str, Any] = {
         "sampler": sampler,
         "shape": (config.data.channels, *config.data.image_size),
         "num_classes": config.data.num_classes,
         "stop_signals": StopSignals(),
+        "stopwatch": Stopwatch(),
+        **{name: value for name, value in (data or {}).items() if value is not None},
     }
-    if condition is not None:
-        handed["condition"] = condition
     nodes = {name: node for name, node in config.callbacks.items() if node is not None}
     built: dict[str, Callback] = {}
     for name in sorted(nodes, key=lambda name: [not _is(nodes[name], kind) for kind in (EMA, LossGuard)]):

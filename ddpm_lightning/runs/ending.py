@@ -61,7 +61,7 @@ def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str |
     folder, final = Path(os.path.relpath(run.folder)), summary["final"]
     losses = [f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss") if key in final]
     how = f"{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
-    lines = ["", ", ".join([how, *losses])]
+    lines = ["", ", ".join([how, *losses, *_speed(final)])]
     checkpoint = folder / "checkpoints" / "last.ckpt"
     figures = [path for name in ("grid", "scatter") for path in by_step(folder / "samples", name, ".png")]
     places = [("checkpoint", checkpoint), ("metrics", folder / "metrics.csv")]
@@ -75,6 +75,14 @@ def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str |
         more.append(environment.trust_argument(packages_to_trust(run.record.config)))
         lines.append(" ".join(["Next:", environment.command("sample"), argument, *filter(None, more)]))
     return "\n".join(lines)
+
+
+def _speed(final: Mapping[str, Any]) -> list[str]:
+    """Images per second, and the share of the device that they are, of the last steps that were logged."""
+    speed, share = final.get("train/images_per_second"), final.get("train/mfu")
+    if not speed:
+        return []
+    return [f"{speed:,.0f} images/s" + (f" ({share:.0%} of the device's matrix-product speed)" if share else "")]
 
 
 def origin_of(data: ImageDataModule, overrides: list[str]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import shutil
 
 import torch
 
-TIMINGS = ("train/wall_seconds", "train/images_per_second")
+TIMINGS = tuple(
+    f"train/{name}" for name in ("wall_seconds", "images_per_second", "mfu", "host_share", "peak_memory_gib")
+)
 
 
 def rows(folder):

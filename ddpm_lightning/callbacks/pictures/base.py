@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.periodic import Periodic, show
+from ddpm_lightning.callbacks.stopwatch import Stopwatch
 from ddpm_lightning.data.conditions import load_condition
 from ddpm_lightning.data.source import Condition, in_turn, map_condition
 from ddpm_lightning.denoiser import Guided
@@ -41,6 +42,7 @@ class Pictures(Periodic):
         guidance_scale: of classifier-free guidance, see `Guided`.
         weights: "ema" or "raw"; the figures of the raw weights are called `raw_<name>`.
         ema: the run's average of the weights; without one the raw weights are used.
+        stopwatch: of training, which is paused meanwhile.
 
     Raises:
         UserError: for other numbers or weights.
@@ -62,8 +64,9 @@ class Pictures(Periodic):
         guidance_scale: float = 1.0,
         weights: str = "ema",
         ema: EMA | None = None,
+        stopwatch: Stopwatch | None = None,
     ):
-        super().__init__(folder, every_n_steps=every_n_steps)
+        super().__init__(folder, every_n_steps=every_n_steps, stopwatch=stopwatch)
         require("num_samples", num_samples, "1..10000")
         require("seed", seed, "0..")
         require("guidance_scale", guidance_scale, "[0, inf)")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.gather import sampled_together
 from ddpm_lightning.callbacks.periodic import Periodic, show
+from ddpm_lightning.callbacks.stopwatch import Stopwatch
 from ddpm_lightning.data.source import Batch, Condition, map_condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.images import SeededNoise
@@ -39,6 +40,7 @@ class LogSNRCurve(Periodic):
         every_n_steps: optimiser steps between two curves; None for one at the end only.
         seed: image i's noise at a level depends on (seed, level, i) only.
         ema: the run's average of the weights; without one the raw weights are used.
+        stopwatch: of training, which is paused meanwhile.
 
     Raises:
         UserError: for other numbers.
@@ -53,8 +55,9 @@ class LogSNRCurve(Periodic):
         every_n_steps: int | None = None,
         seed: int = 0,
         ema: EMA | None = None,
+        stopwatch: Stopwatch | None = None,
     ):
-        super().__init__(folder, every_n_steps=every_n_steps)
+        super().__init__(folder, every_n_steps=every_n_steps, stopwatch=stopwatch)
         require("num_images", num_images, "1..100000")
         require("batch_size", batch_size, "1..65536")
         require("seed", seed, "0..")

@@ -1,0 +1,50 @@
+"""What a network costs: its floating-point operations, and how many of them a device does in a second."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm_lightning.data.source import map_condition
+
+__all__ = ["matmul_speed", "training_flops"]
+
+
+def training_flops(model: nn.Module, shape: Sequence[int], y: Any = None) -> int:
+    """Operations of a training step for each sample: three times those of model(x, t, y), since a gradient takes twice as many.
+
+    Matrix products, convolutions and attention are counted, a multiplication and an addition as two; nothing is computed.
+
+    Args:
+        model: the network, on any device.
+        shape: of one sample.
+        y: the condition of one sample, such as a label (1,), or None.
+    """
+    x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, dtype=torch.long, device="meta")
+    on_meta = {name: p.to("meta") for name, p in model.named_parameters()}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.func.functional_call(
+            model, on_meta, (x, t, None if y is None else map_condition(lambda rows: rows.to("meta"), y))
+        )
+    return 3 * counter.get_total_flops()
+
+
+def matmul_speed(device: torch.device) -> float:
+    """Operations per second of the device's matrix product: in bfloat16 of 8192×8192 on a GPU, in float32 of 1024×1024 elsewhere.
+
+    The fastest of several, since others may use the device, too.
+    """
+    is_gpu = device.type == "cuda"
+    size, dtype = (8192, torch.bfloat16) if is_gpu else (1024, torch.float32)
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.mm(a, a)
+        if is_gpu:
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
