@@ -33,6 +33,14 @@ __all__ = [
 ]
 
 
+_COLORS = [
+    (255, 255, 255),
+    (80, 170, 255),
+    (255, 150, 50),
+    (90, 210, 110),
+    (230, 100, 200),
+    (250, 220, 80),
+]  # of channels
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # as Pillow calls them
 
 
@@ -72,8 +80,8 @@ def _factor(image_size: Sequence[int], cell: int) -> int:
 def as_pictures(x: Tensor) -> Tensor:
     """Pictures, uint8 (N, 1 or 3, H, W), of samples (N, C, ...) in [−1, 1] of any shape.
 
-    Signals (N, C, L) are drawn as curves, the frames of videos (N, C, T, H, W) stand side by side, and so do channels of any
-    other number than 1 and 3.
+    Signals (N, C, L) are drawn as curves, a color for each channel; the frames of videos (N, C, T, H, W) stand side by side, and so
+    do channels of any other number than 1 and 3.
     """
     if x.ndim == 3:
         return _curves(x)
@@ -84,13 +92,18 @@ def as_pictures(x: Tensor) -> Tensor:
     return to_uint8(x)
 
 
-def _curves(x: Tensor, height: int = 49) -> Tensor:
-    """White curves on black: each column holds its value and the way to the next one."""
+def _curves(x: Tensor, height: int = 65) -> Tensor:
+    """Curves on black, each below the former ones: a column holds its value and the way to the next one."""
     here = ((1 - x.float().clamp(-1, 1)) / 2 * (height - 1)).round()[:, :, None]  # the row of each value
     there = torch.cat([here[..., 1:], here[..., -1:]], dim=-1)
     rows = torch.arange(height, device=x.device)[:, None]
     drawn = (rows >= torch.minimum(here, there)) & (rows <= torch.maximum(here, there))
-    return 255 * drawn.any(1, keepdim=True).to(torch.uint8)
+    colors = torch.tensor(_COLORS if x.shape[1] > 1 else [(255, 255, 255)], dtype=torch.uint8, device=x.device)
+    picture = torch.zeros(len(x), 3, height, x.shape[-1], dtype=torch.uint8, device=x.device)
+    for channel in reversed(range(x.shape[1])):
+        color = colors[channel % len(colors)][None, :, None, None]
+        picture = torch.where(drawn[:, channel, None], color, picture)
+    return picture
 
 
 def contact_sheet(samples: Tensor, condition: Condition | None = None) -> Tensor:
@@ -107,7 +120,9 @@ def contact_sheet(samples: Tensor, condition: Condition | None = None) -> Tensor
         return grid(pictures)
     given = as_pictures(in_turn(condition, range(len(samples))).to(samples.device))
     given = F.interpolate(given, size=[*pictures.shape[2:]], mode="nearest")
-    return grid(torch.stack([given.expand_as(pictures), pictures], 1).flatten(0, 1), columns=2 * _columns(len(samples)))
+    channels = max(given.shape[1], pictures.shape[1])
+    pairs = torch.stack([part.expand(-1, channels, -1, -1) for part in (given, pictures)], dim=1)
+    return grid(pairs.flatten(0, 1), columns=2 * _columns(len(samples)))
 
 
 def _columns(count: int) -> int:

@@ -1,11 +1,13 @@
 """Training, as a LightningModule."""
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -131,6 +133,11 @@ class DDPM(LightningModule):
             return self.denoiser.parameters()
         return [{"params": [*self.denoiser.parameters()]}, {"params": own, "weight_decay": 0.0}]
 
+    @cached_property
+    def _listed(self) -> list[Parameter]:
+        """The parameters, once: to walk over the modules takes longer than to clip."""
+        return [*self.parameters()]
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -138,14 +145,13 @@ class DDPM(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Once per optimizer step and after unscaling: the place to see the norm before it is clipped.
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in self._listed if p.grad is not None]
         self.grad_norm = unsharded(torch.nn.utils.get_total_norm(gradients))
         # Not by Lightning, which refuses to clip for a fused optimizer even where no loss is scaled, as in bfloat16.
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            torch.nn.utils.clip_grad_value_(self._listed, gradient_clip_val)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(self._listed, gradient_clip_val, self.grad_norm)
 
 
 def _beside(values: Tensor, x: Tensor) -> Tensor:

@@ -49,7 +49,9 @@ def arrays(
 def _read(path: Path, shape: tuple[int, ...], *, batch: bool) -> np.ndarray:
     """(N, C, ...) the values of a file; N is 1 for one of a folder."""
     found = load_array(path, key="data.root")
-    require_one_of(f"the type of {path}", str(next(iter(found.values())).dtype), _READ)
+    require_one_of(
+        f"data.root={path}: its type", str(next(iter(found.values())).dtype), _READ, hint="save it as one of these"
+    )
     if [*found] != [""]:
         raise UserError(f"data.root={path} holds several arrays: give a .npy file of one")
     values = found[""] if batch else found[""][None]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.data.source import Condition
-from ddpm_lightning.errors import UserError, brief
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.ranges import require
@@ -44,7 +44,7 @@ def low_resolution(dataset: Callable[..., ImageSet], *, factor: int = 2, root: s
 def load_condition(path: str | Path, *, key: str = "condition") -> Condition:
     """Conditions from a file: an array with a row for each sample (.npy), or several by name (.npz).
 
-    Integers of one axis are labels, int64; all else becomes float32.
+    Integers become int64, those of one axis are labels; all else becomes float32.
 
     Args:
         path: the file.
@@ -84,15 +84,15 @@ def load_array(path: str | Path, *, key: str) -> dict[str, np.ndarray[Any, Any]]
         if not arrays or any(array.dtype.kind not in "biuf" for array in arrays.values()):
             raise ValueError("it holds no numbers")
     except Exception as error:  # numpy raises what it comes upon
-        why = error.strerror if isinstance(error, OSError) and error.strerror else brief(error)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged, or of another kind"
         raise UserError(f"{key}={path} cannot be read ({why}): give a .npy or .npz file of numbers") from error
-    return arrays
+    return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
 
 
 def _tensor(name: str, array: np.ndarray[Any, Any], path: str | Path, key: str) -> Tensor:
     if not array.ndim or not len(array):
         raise UserError(f"{key}={path} must have a row for each sample, and {name or 'it'} has none")
-    if array.ndim == 1 and array.dtype.kind in "iu":
+    if array.dtype.kind in "iu":
         return torch.from_numpy(array.astype(np.int64))
     if not np.isfinite(array).all():
         raise UserError(f"{key}={path} must hold finite numbers, and {name or 'it'} has NaN or infinite ones")

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 
 from ddpm_lightning.data.image_files import read_image, read_images
-from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.data.loaders import ImageSet, require_sides
 from ddpm_lightning.errors import UserError, below, brief, optional_package
 from ddpm_lightning.ranges import require_one_of
 
@@ -188,6 +188,7 @@ def huggingface(
         ) from error
     require_one_of("data.dataset.image_column", image_column, found.column_names)
     require_one_of("data.dataset.label_column", label_column, [*found.column_names, None])
+    require_sides(image_size)
     height, width = image_size
     if isinstance(found.features[image_column], datasets.Image):  # decoded here, as the images in a folder are
         found = found.cast_column(image_column, datasets.Image(decode=False))

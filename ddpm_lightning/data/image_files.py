@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ddpm_lightning.data.loaders import check_size
+from ddpm_lightning.data.loaders import check_size, require_sides
 from ddpm_lightning.data.values import Values
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import open_image
@@ -46,6 +46,7 @@ def read_images(
     Raises:
         UserError: for too many damaged files, or more images than fit in memory.
     """
+    require_sides(image_size)
     height, width = image_size
     values = Values(dtype or "uint8")
     check_size(len(paths), channels, image_size, values)
@@ -55,6 +56,8 @@ def read_images(
     def read(path: Path) -> np.ndarray | None:
         try:
             return read_image(path, channels, (width, height), dtype=values.dtype)
+        except UserError as error:
+            raise UserError(f"{path} {error}") from error
         except ValueError as error:
             log.warning("%s is damaged and left out (%s)", path, error)
             return None
@@ -99,10 +102,13 @@ def read_image(file: Path | IO[bytes], channels: int, size: tuple[int, int], *, 
 
     Raises:
         ValueError: for a damaged file; one line says how.
+        UserError: for one of another kind than the type asks for.
     """
     try:
         with open_image(file) as image:
             return _as_bytes(image, channels, size) if dtype == "uint8" else _as_levels(image, size, dtype)
+    except UserError:
+        raise
     except Exception as error:  # on damaged bytes Pillow's decoders raise what they come upon
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -111,7 +117,9 @@ def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.nd
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         low, high = image.getextrema()
-        raise ValueError(f"its values are real numbers from {low:.6g} to {high:.6g}: read it with data.dtype=float32")
+        raise UserError(
+            f"holds real numbers from {low:.6g} to {high:.6g}: set data.dtype=float32, and their data.value_range"
+        )
     if image.mode.startswith("I"):  # 16 bits in 32: Pillow would cut them off at 255
         levels = np.asarray(image).clip(0, 65535).astype(np.uint16)  # n/257, rounded: there are no halves
         image = Image.fromarray(((levels + np.uint32(128)) // np.uint32(257)).astype(np.uint8))
@@ -126,12 +134,12 @@ def _as_levels(image: Image.Image, size: tuple[int, int], dtype: str) -> np.ndar
     """A grayscale image with all of its bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode not in ("L", "F") and not image.mode.startswith("I"):
-        raise ValueError(f"it is a color image ({image.mode}), which is read with 8 bits: choose data.dtype=uint8")
+        raise UserError(f"is a color image ({image.mode}), which can only be read with 8 bits: set data.dtype=uint8")
     levels = np.asarray(image).astype(np.float32)
     if dtype == "uint16":
         levels *= 257 if image.mode == "L" else 1
         if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"its values are from {levels.min():.6g} to {levels.max():.6g}: choose data.dtype=float32")
+            raise UserError(f"holds values from {levels.min():.6g} to {levels.max():.6g}: set data.dtype=float32")
     if image.size != size:
         levels = np.asarray(ImageOps.fit(Image.fromarray(levels), size, Image.Resampling.BICUBIC))
     if dtype == "uint16":

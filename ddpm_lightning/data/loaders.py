@@ -16,10 +16,11 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.seeds import derive
 
-__all__ = ["EvalLoader", "ImageSet", "InMemory", "TrainLoader", "check_size"]
+__all__ = ["EvalLoader", "ImageSet", "InMemory", "TrainLoader", "check_size", "require_sides"]
 
 
 _BYTES = Values()
+_IMAGES = 4  # axes of a batch of them
 _MOST = 16 * 2**30  # bytes of a dataset in memory
 
 
@@ -35,6 +36,16 @@ def check_size(count: int, channels: int, image_size: Sequence[int], values: Val
             f"data.image_size must be smaller, got {[*image_size]}: the {count:,} images of the dataset are "
             f"{size / 2**30:.0f} GiB as {kind}, and at most {_MOST // 2**30} GiB fit in memory"
         )
+
+
+def require_sides(image_size: Sequence[int]) -> None:
+    """Refuse another size than that of images.
+
+    Raises:
+        UserError: for other than two sides.
+    """
+    if len(image_size) != 2:
+        raise UserError(f"data.image_size must be [height, width] for a dataset of images, got {[*image_size]}")
 
 
 class ImageSet(NamedTuple):
@@ -65,7 +76,8 @@ class ImageSet(NamedTuple):
             images = _resized(images, form)
         images = form.values.check(images)
         _check_shape(images, form)
-        _check_labels(self.labels, len(images), form.num_classes)
+        _check_condition(self.labels, images, flip=form.flip)
+        _check_labels(self.labels, form.num_classes)
         return InMemory(ImageSet(images, self.labels), form)
 
 
@@ -74,6 +86,7 @@ def _resized(images: Tensor, form: Form) -> Tensor:
     from torchvision.transforms.v2 import functional as transforms  # heavy, and a stream's workers do without
 
     require_one_of("data.channels", form.channels, (1, 3), hint="the dataset holds images")
+    require_sides(form.image_size)
     if [*images.shape[-2:]] != [*form.image_size]:
         images = transforms.resize(images, [*form.image_size], antialias=True)
     if images.shape[1] != form.channels:
@@ -90,10 +103,21 @@ def _check_shape(images: Tensor, form: Form) -> None:
     require_one_of("data.image_size", [*form.image_size], (size,), hint="that is the size of the dataset's values")
 
 
-def _check_labels(labels: Condition, count: int, num_classes: int | None) -> None:
-    rows = {len(value) for value in (labels.values() if isinstance(labels, Mapping) else [labels])}
-    if rows != {count}:
-        raise UserError(f"the dataset must have one condition for each of its {count} images, got {sorted(rows)}")
+def _check_condition(y: Condition, images: Tensor, *, flip: bool) -> None:
+    """Refuse other numbers of rows than of images, and what could not be mirrored with them."""
+    for value in y.values() if isinstance(y, Mapping) else [y]:
+        if len(value) != len(images):
+            raise UserError(
+                f"the dataset's condition must have a row for each of the {len(images)} samples, got {len(value)}"
+            )
+        if flip and value.ndim > 2 and not value.ndim == images.ndim == _IMAGES:
+            raise UserError(
+                f"data.flip must be false for a condition of {[*value.shape[1:]]} beside samples of {[*images.shape[1:]]}, got true: "
+                "only images and image conditions are mirrored"
+            )
+
+
+def _check_labels(labels: Condition, num_classes: int | None) -> None:
     if num_classes is None:
         return
     if not isinstance(labels, Tensor) or not is_labels(labels):
@@ -142,7 +166,7 @@ class TrainLoader(EndlessLoader):
 
         def mirror(values: Tensor) -> Tensor:
             """Also a condition with the axes of an image, such as a mask."""
-            if values.ndim < x0.ndim:
+            if not values.ndim == x0.ndim == _IMAGES:
                 return values
             return torch.where(there.reshape(-1, *[1] * (values.ndim - 1)), values.flip(-1), values)
 
@@ -217,9 +241,11 @@ class InMemory(Source):
         labels, ids = self._data.labels, self.val_indices if len(self.val_indices) else self.train_indices
         return None if is_labels(labels) else map_condition(lambda rows: rows[ids[:count]], labels)
 
+    @property
+    def extent(self) -> list[float]:
+        return [float(f"{float(value):.4g}") for value in self._data.images.aminmax()]
+
     def outside(self, clip: float) -> float:
-        if not self._form.values.is_float:
-            return 0.0
         return float((self._form.values.normalize(self._data.images).abs() > clip).double().mean())
 
     @property

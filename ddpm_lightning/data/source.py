@@ -160,6 +160,11 @@ class Source(ABC):
         """Those of the first held-out images, or training images where none is held out; None where they are labels, or none."""
         return None
 
+    @property
+    def extent(self) -> list[float]:
+        """The least and the largest stored value."""
+        return []
+
     def outside(self, clip: float) -> float:
         """The fraction of the values beyond ±clip, which a sampler that clips there would not reach."""
         return 0.0

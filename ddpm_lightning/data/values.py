@@ -67,9 +67,11 @@ class Values(NamedTuple):
         """The values in the type that they have in memory.
 
         Raises:
-            UserError: for values of another type, and NaN or infinite ones.
+            UserError: for NaN or infinite values, and those of another type.
         """
         low, high, memory = _TYPES[self.dtype]
+        if values.is_floating_point() and not values.isfinite().all():
+            raise UserError("the dataset must hold finite numbers, and some are NaN or infinite")
         if values.numel() and not self._holds(values, low, high):
             lowest, highest = (float(v) for v in values.aminmax())
             raise UserError(
@@ -80,7 +82,7 @@ class Values(NamedTuple):
 
     def _holds(self, values: Tensor, low: float, high: float) -> bool:
         if self.is_float:
-            return bool(values.isfinite().all())
+            return True
         if self.dtype == "uint8" or values.is_floating_point():
             return values.dtype == self.memory
         return low <= int(values.min()) and int(values.max()) <= high
@@ -92,7 +94,7 @@ def values_of(data: Mapping[Any, Any]) -> Values:
     Raises:
         UserError: for an unknown type, or a range that is not one.
     """
-    dtype = data.get("dtype") or ("float32" if kind_of(data) == "points" else "uint8")
+    dtype = data.get("dtype") or ("float32" if (data["channels"], *data["image_size"]) == POINTS else "uint8")
     require_one_of("data.dtype", dtype, [*_TYPES])
     low, high, _ = _TYPES[dtype]
     given = data.get("value_range")
@@ -101,6 +103,8 @@ def values_of(data: Mapping[Any, Any]) -> Values:
     pair = isinstance(given, Sequence) and len(given) == 2
     if not pair or not all(isinstance(v, int | float) for v in given) or not given[0] < given[1]:
         raise UserError(f"data.value_range must be [low, high], the values that become -1 and 1, or null, got {given}")
+    if dtype != "float32" and not low <= given[0] < given[1] <= high:
+        raise UserError(f"data.value_range must lie within [{low:.0f}, {high:.0f}] for data.dtype={dtype}, got {given}")
     return Values(dtype, float(given[0]), float(given[1]))
 
 
@@ -109,5 +113,4 @@ def kind_of(data: Mapping[Any, Any]) -> str:
     shape = (data["channels"], *data["image_size"])
     if shape == POINTS:
         return "points"
-    is_image = len(shape) == 3 and shape[0] in (1, 3) and data.get("dtype") in (None, "uint8")
-    return "images" if is_image else "arrays"
+    return "images" if len(shape) == 3 and shape[0] in (1, 3) and values_of(data) == Values() else "arrays"

@@ -24,7 +24,7 @@ def training_flops(model: nn.Module, shape: Sequence[int], y: Any = None) -> int
         y: the condition of one sample, such as a label (1,), or None.
     """
     x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, dtype=torch.long, device="meta")
-    on_meta = {name: p.to("meta") for name, p in model.named_parameters()}
+    on_meta = {name: p.to("meta") for name, p in [*model.named_parameters(), *model.named_buffers()]}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         torch.func.functional_call(
             model, on_meta, (x, t, None if y is None else map_condition(lambda rows: rows.to("meta"), y))

@@ -100,7 +100,12 @@ class Network(nn.Module, ABC):
         elif self.condition_channels is not None:
             x = torch.cat([x, self._resized(x, y)], dim=1)
         elif y is not None:
-            raise ValueError("labels were given to a model that takes none (num_classes=None)")
+            kind, setting = (
+                ("labels were", "num_classes")
+                if y.ndim == 1
+                else ("a condition was", "condition_size or condition_channels")
+            )
+            raise ValueError(f"{kind} given to a model that takes none: set {setting}")
         return self.transform(x, F.silu(emb))
 
     def _resized(self, x: Tensor, y: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from ddpm_lightning.errors import UserError, brief
 
 __all__ = ["Sweep", "save", "workspace"]
 
+_SPEED = ("images_per_second", "wall_seconds", "mfu", "host_share", "peak_memory_gib")
 _STEP = "trainer/global_step"
 _SECONDS = 10  # that W&B has for an answer
 _LEVELS = ("-08", "-04", "+00", "+04", "+08")  # of log SNR, in panels of their own
@@ -103,7 +104,7 @@ def _sections() -> list[ws.Section]:
         _section("Error by log SNR", [_media("log_snr"), *levels], rows=2),
         _section("Schedule", [_media("schedule")], columns=1),
         _section("Optimiser", [_curve(f"train/{name}") for name in ("grad_norm", "lr", "ema_decay", "loss_spikes")]),
-        _section("Speed", [_curve("train/images_per_second"), _curve("train/wall_seconds")], columns=2),
+        _section("Speed", [_curve(f"train/{name}") for name in _SPEED], columns=2),
         _section(
             "Report of a sweep",
             [

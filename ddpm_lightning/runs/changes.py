@@ -38,7 +38,7 @@ _FIXED = {
     "data.val_fraction": "images that the run has trained on would be held out",
     "data.seed": "images that the run has trained on would be held out",
 }
-_FREE = ("workers", "sizes", "max_damaged", "fused", "foreach")  # how something is read or computed
+_FREE = ("condition", "workers", "sizes", "max_damaged", "fused", "foreach")  # how something is read or computed
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

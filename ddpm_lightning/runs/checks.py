@@ -33,6 +33,7 @@ def check_config(config: DictConfig) -> None:
     Raises:
         UserError: that names the key, its value and the fix.
     """
+    _refuse_missing({f"data.{key}" for key in ("channels", "image_size") if OmegaConf.is_missing(config.data, key)})
     _check_finite(OmegaConf.to_container(config, resolve=False))
     require("seed", config.seed, f"0..{2**32 - 1}")
     require("data.channels", config.data.channels, "1..4096")
@@ -62,8 +63,12 @@ def check_config(config: DictConfig) -> None:
     _check_metric(config)
     _check_kinds(config)
     _check_trainer(config.trainer)
-    if missing := OmegaConf.missing_keys(config):
-        key = min(missing, key=len)
+    _refuse_missing(OmegaConf.missing_keys(config))
+
+
+def _refuse_missing(keys: set[str]) -> None:
+    if keys:
+        key = min(keys, key=len)
         raise UserError(f"{key} has no default: give it on the command line, as in {key}=...")
 
 

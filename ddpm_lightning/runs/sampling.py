@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -46,8 +47,9 @@ def sample(config: DictConfig) -> Path:
 
 def _formats(setup: SamplingSetup) -> list[str]:
     """In which the samples can be written as what they are."""
-    is_gray, dtype = len(setup.shape) == 3 and setup.shape[0] == 1, setup.values.dtype
-    files = {"png": setup.kind == "images" or (is_gray and dtype == "uint16"), "tiff": is_gray and dtype != "uint8"}
+    channels, dtype = setup.shape[0] if len(setup.shape) == 3 else 0, setup.values.dtype
+    is_8_bit = channels in (1, 3) and dtype == "uint8"
+    files = {"png": is_8_bit or (channels == 1 and dtype == "uint16"), "tiff": channels == 1 and dtype != "uint8"}
     return ["grid", *(name for name, fits in files.items() if fits), "npz", "npy"]
 
 
@@ -110,6 +112,9 @@ def _write_files(samples: Tensor, out: Path, form: str, setup: SamplingSetup) ->
         arrays = {setup.kind: held.get(setup.kind, lambda: array)()}
         if labels is not None:
             arrays["labels"] = labels.numpy()
+        elif (y := in_turn(setup.condition, range(len(samples)))) is not None:
+            named = y if isinstance(y, Mapping) else {"condition": y}
+            arrays |= {name: rows.numpy() for name, rows in named.items()}
         np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
     elif form in ("png", "tiff"):
         for i, image in enumerate(array):

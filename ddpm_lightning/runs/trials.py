@@ -10,8 +10,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.data.source import Condition, Source, map_condition
+from ddpm_lightning.data.values import values_of
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, below
+from ddpm_lightning.models import Network
 from ddpm_lightning.runs.instantiate import build, one_line, with_settings
 from ddpm_lightning.runs.processes import total_memory
 from ddpm_lightning.samplers import Sampler
@@ -65,43 +67,62 @@ def times_of(sampler: Sampler, denoiser: Denoiser) -> list[int]:
 
 
 def try_shapes(data: DictConfig, denoiser: Denoiser) -> None:
-    """One forward pass of the network on the meta device: shapes are checked, nothing is computed.
+    """One forward pass of a network of ours on the meta device, before the data are read: shapes are checked, nothing is computed.
 
     Raises:
         UserError: for a network that is not made for images of this size.
     """
-    if hasattr(denoiser.model, "null"):
-        return  # its condition is not known before the data are read, see `check_data`
-    y = None if data.num_classes is None else torch.empty(1, dtype=torch.long)
-    if words := refusal(denoiser, (data.channels, *data.image_size), y):
-        raise UserError(f"data.image_size={list(data.image_size)}, data.channels={data.channels}: {words}")
+    if _knows_its_condition(denoiser):
+        y = None if data.num_classes is None else torch.empty(1, dtype=torch.long)
+        _refuse(refusal(denoiser, (data.channels, *data.image_size), y), data)
 
 
 def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sampler) -> None:
-    """Refuse data that the network or the sampler cannot take: a condition of another shape, values that clipping leaves out.
+    """Refuse data that the network or the sampler cannot take: a condition that does not fit, values that samples would not have.
 
     Raises:
         UserError: that says what to change.
     """
     y = source.conditions(1)
-    if y is not None and (words := refusal(denoiser, (data.channels, *data.image_size), y)):
-        shapes = map_condition(lambda rows: [*rows.shape[1:]], y)
-        raise UserError(f"data.dataset gives a condition of {shapes} to each sample: {words}")
-    if sampler.clip is not None and (share := source.outside(sampler.clip)) > 0.01:
+    if y is None and data.num_classes is None:
+        if data.dataset.get("condition") is not None:
+            raise UserError(f"data.num_classes must be the number of labels in {data.dataset.condition}, got null")
+        if hasattr(denoiser.model, "null"):
+            raise UserError(
+                "the model takes a condition, and the dataset gives none: give one, as by data.dataset.condition=FILE of data=arrays, "
+                "or set model.condition_size and model.condition_channels to null"
+            )
+    if y is not None or not _knows_its_condition(denoiser):
+        labels = None if data.num_classes is None else torch.zeros(1, dtype=torch.long)
+        _refuse(refusal(denoiser, (data.channels, *data.image_size), labels if y is None else y), data, y)
+    is_float = values_of(data).is_float
+    clip = sampler.clip if is_float else 1.0
+    if clip is not None and (share := source.outside(clip)) > 0.01:
         raise UserError(
-            f"sampler.clip={sampler.clip} keeps samples within data.value_range, and {share:.0%} of the data's values lie outside: "
-            "give a wider data.value_range=[low, high], or sampler.clip=null"
+            f"data.value_range must be wider, such as {source.extent}: {share:.0%} of the data's values lie outside, where samples "
+            f"are clipped{'; or set sampler.clip=null' if is_float else ''}"
         )
+
+
+def _knows_its_condition(denoiser: Denoiser) -> bool:
+    """Whether the network's condition, labels or none, is known from its config alone."""
+    return isinstance(denoiser.model, Network) and not hasattr(denoiser.model, "null")
+
+
+def _refuse(words: str, data: DictConfig, y: Condition | None = None) -> None:
+    if words:
+        shapes = "" if y is None else f", a condition of {map_condition(lambda rows: [*rows.shape[1:]], y)}"
+        raise UserError(f"data.image_size={list(data.image_size)}, data.channels={data.channels}{shapes}: {words}")
 
 
 def refusal(denoiser: Denoiser, shape: Sequence[int], y: Condition | None) -> str:
     """Why the network cannot take data of this shape with this condition of one sample, in one line; empty where it can."""
     x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, dtype=torch.long, device="meta")
     y = None if y is None else map_condition(lambda rows: rows.to("meta"), y)
-    on_meta = {name: p.to("meta") for name, p in denoiser.model.named_parameters()}
+    on_meta = {name: p.to("meta") for name, p in [*denoiser.model.named_parameters(), *denoiser.model.named_buffers()]}
     try:
         torch.func.functional_call(denoiser.model, on_meta, (x, t, y))
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+    except Exception as error:  # of a network of one's own, any
         return one_line(error)
     return ""
 

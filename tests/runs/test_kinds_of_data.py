@@ -9,7 +9,7 @@ from ddpm_lightning import runs
 from ddpm_lightning.data.conditions import load_condition
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.evaluation.pipeline import evaluate
-from tests.helpers.configs import config_of, train_config
+from tests.helpers.configs import TINY, config_of, train_config
 
 RNG = np.random.default_rng(0)
 
@@ -89,9 +89,13 @@ def test_values_that_clipping_would_leave_out_are_refused(tmp_path):
     np.save(tmp_path / "data.npy", RNG.uniform(0, 255, (12, 1, 4, 4)).astype(np.float32))
     form = ["data=arrays", f"data.root={tmp_path / 'data.npy'}", "data.channels=1", "data.image_size=[4,4]"]
     with pytest.raises(
-        UserError, match=r"sampler.clip=1.0 keeps samples within data.value_range, and (99|100)% .* lie outside"
+        UserError, match=r"data.value_range must be wider, such as .*25.*: (99|100)% .*; or set sampler.clip=null"
     ):
         train(tmp_path / "run", *form)
+    np.save(tmp_path / "data.npy", RNG.integers(0, 65536, (12, 1, 4, 4)).astype(np.uint16))
+    narrow = ["data.dtype=uint16", "data.value_range=[0,4095]"]
+    with pytest.raises(UserError, match=r"data.value_range must be wider, .* samples are clipped$"):
+        train(tmp_path / "run", *form, *narrow)
     assert not (tmp_path / "run").exists()
 
 
@@ -132,9 +136,7 @@ def test_conditions_that_do_not_fit_are_refused(small_to_large, tmp_path):
     ):
         draw(small_to_large, tmp_path / "out", f"condition={tmp_path / 'three.npy'}")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(
-        UserError, match="a condition of .1, 4, 4. to each sample: labels were given to a model that takes none"
-    ):
+    with pytest.raises(UserError, match="a condition of .1, 4, 4.: a condition was given to a model that takes none"):
         train(tmp_path / "none", "data=digits_low_resolution")
 
 
@@ -150,3 +152,51 @@ def test_embeddings_from_a_file(tmp_path):
     denoiser = runs.load_denoiser(run)
     x, y = torch.randn(2, 1, 8), torch.randn(2, 5)
     assert (denoiser(x, torch.tensor(5), y) - denoiser(x, torch.tensor(5))).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.condition_size=5"], "the model takes a condition, and the dataset gives none"),
+        (["model=dit_s", "model.depth=1", "model.condition_channels=5"], "the model takes a condition, and"),
+        (
+            ["data.dataset.condition=labels.npy", "model.condition_size=1"],
+            "data.num_classes must be the number of labels",
+        ),
+        (
+            ["data.dataset.condition=labels.npy"],
+            "data.num_classes must be the number of labels in labels.npy, got null",
+        ),
+        (["data.dataset.condition=text.npy"], "a condition of .5.: a condition was given .* set condition_size"),
+        (["data.dataset.condition=text.npy", "data.num_classes=3"], "data.num_classes must be null, got 3"),
+        (["data.dataset.condition=short.npy"], "condition must have a row for each of the 12 samples, got 4"),
+    ],
+)
+def test_conditions_that_are_not_there_or_not_meant_are_refused_before_a_folder_is_made(
+    tmp_path, monkeypatch, overrides, words
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("data.npy", RNG.uniform(-1, 1, (12, 1, 8, 8)).astype(np.float32))
+    np.save("labels.npy", RNG.integers(0, 3, 12))
+    np.save("text.npy", RNG.normal(size=(12, 5)))
+    np.save("short.npy", RNG.normal(size=(4, 5)))
+    tiny = [o for o in TINY if not (o.startswith("model.") and "model=dit_s" in overrides)]
+    form = ["data=arrays", "data.root=data.npy", "data.channels=1", "data.image_size=[8,8]"]
+    with pytest.raises(UserError, match=words):
+        runs.train(train_config(tmp_path / "run", *form, *overrides, tiny=tiny))
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_from_a_file(tmp_path):
+    np.save(tmp_path / "data.npy", RNG.uniform(-1, 1, (12, 1, 8)).astype(np.float32))
+    np.save(tmp_path / "labels.npy", np.arange(12) % 3)
+    form = ["data=arrays", f"data.root={tmp_path / 'data.npy'}", "data.channels=1", "data.image_size=[8]"]
+    run = train(tmp_path / "run", *form, f"data.dataset.condition={tmp_path / 'labels.npy'}", "data.num_classes=3")
+    held = np.load(draw(run, tmp_path / "npz", "format=npz", "labels=[2,1]") / "samples.npz")
+    assert held["labels"].tolist() == [2, 1, 2, 1, 2]
+
+
+def test_samples_are_saved_with_their_conditions(small_to_large, tmp_path):
+    held = np.load(draw(small_to_large, tmp_path / "npz", "format=npz") / "samples.npz")
+    stored = np.load(small_to_large / "samples" / "condition.npy")
+    assert np.array_equal(held["condition"], stored[:5])

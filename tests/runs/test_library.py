@@ -108,7 +108,7 @@ def test_a_network_that_does_not_know_its_settings_is_refused_before_a_file_is_m
 
 def test_hydras_own_compose_reads_our_configs_after_an_import(tmp_path):
     """In a fresh process, where nothing else has registered the resolvers."""
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)[1]
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)[2]
     code = code.replace("trainer.max_steps=100", "trainer.max_steps=1").replace(
         "model=unet_small", "model.base_channels=8"
     )

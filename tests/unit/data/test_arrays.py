@@ -65,6 +65,10 @@ def test_files_that_are_refused(tmp_path):
 
 def test_conditions_from_files(tmp_path):
     np.save(tmp_path / "labels.npy", np.array([3, 1, 2], np.uint8))
+    np.save(tmp_path / "tokens.npy", np.array([[3, 1], [2, 7]], ">i4"))
+    tokens = load_condition(tmp_path / "tokens.npy")
+    assert tokens.dtype == torch.int64
+    assert tokens.tolist() == [[3, 1], [2, 7]]
     np.save(tmp_path / "text.npy", np.arange(6, dtype=np.float64).reshape(3, 2))
     assert load_condition(tmp_path / "labels.npy").dtype == torch.int64
     assert load_condition(tmp_path / "text.npy").tolist() == [[0, 1], [2, 3], [4, 5]]
@@ -99,7 +103,7 @@ def test_conditions_in_turn():
 
 def module(found, **settings):
     channels, *size = found.images.shape[1:]
-    made = ImageDataModule(lambda: found, channels=channels, image_size=size, batch_size=8, **settings)
+    made = ImageDataModule(lambda: found, **{"channels": channels, "image_size": size, "batch_size": 8, **settings})
     made.setup()
     return made
 
@@ -121,13 +125,33 @@ def test_low_resolution_is_the_mean_of_pixels_and_stays_beside_its_image():
 
 def test_a_condition_has_a_row_for_each():
     images = digits().images[:10]
-    with pytest.raises(UserError, match=r"one condition for each of its 10 images, got \[9\]"):
+    with pytest.raises(UserError, match=r"condition must have a row for each of the 10 samples, got 9"):
         module(ImageSet(images, torch.rand(9, 3)))
     with pytest.raises(UserError, match="data.num_classes must be null, got 10: the dataset has another condition"):
         module(ImageSet(images, torch.rand(10, 3)), num_classes=10)
     data = module(ImageSet(images, {"a": torch.arange(10.0)[:, None]}), val_fraction=0.2)
     batch = next(iter(data.train_dataloader()))
     assert batch.y["a"].flatten().tolist() == batch.ids.tolist()
+
+
+def test_only_images_are_mirrored_with_their_conditions():
+    signals, videos = torch.rand(10, 1, 4), torch.rand(10, 1, 2, 4, 4)
+    for images, condition in ((signals, torch.rand(10, 2, 3)), (videos, videos[:, :, 0])):
+        with pytest.raises(UserError, match="data.flip must be false for a condition of"):
+            module(ImageSet(images, condition), flip=True, dtype="float32")
+    module(ImageSet(signals, torch.rand(10, 3)), flip=True, dtype="float32")
+
+
+def test_big_endian_files(tmp_path):
+    for kind in (">f4", ">u2"):
+        values = np.arange(12).astype(kind).reshape(3, 1, 4)
+        np.save(tmp_path / "big.npy", values)
+        assert arrays(tmp_path / "big.npy", channels=1, image_size=[4]).images.flatten().tolist() == list(range(12))
+    np.save(tmp_path / "mask.npy", np.zeros((3, 1, 4), bool))
+    with pytest.raises(
+        UserError, match=r"data.root=.*: its type must be uint8, .*, got 'bool': save it as one of these"
+    ):
+        arrays(tmp_path / "mask.npy", channels=1, image_size=[4])
 
 
 def test_files_with_all_of_their_bits(tmp_path):
@@ -138,15 +162,26 @@ def test_files_with_all_of_their_bits(tmp_path):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(array[i]).save(tmp_path / folder / f"{i}.{ending}")
     form = {"channels": 1, "image_size": [6, 6]}
+    (tmp_path / "gray").mkdir()
+    Image.fromarray(np.full((6, 6), 3, np.uint8)).save(tmp_path / "gray" / "0.png")
     for folder in ("png", "tiff"):
         assert np.array_equal(image_folder(tmp_path / folder, dtype="uint16", **form).images[:, 0], wide)
         assert np.array_equal(image_folder(tmp_path / folder, dtype="float32", **form).images[:, 0], wide)
         assert np.abs(image_folder(tmp_path / folder, **form).images[:, 0].numpy() - wide / 257.0).max() <= 0.5
     assert np.array_equal(image_folder(tmp_path / "real", dtype="float32", **form).images[:, 0], real)
-    with pytest.raises(UserError, match="3 of 3 images are damaged"):
+    with pytest.raises(UserError, match=r"0.tif holds real numbers from .* set data.dtype=float32"):
         image_folder(tmp_path / "real", **form)
-    (tmp_path / "gray").mkdir()
-    Image.fromarray(np.full((6, 6), 3, np.uint8)).save(tmp_path / "gray" / "0.png")
+    with pytest.raises(UserError, match=r"0.tif holds values from -.*: set data.dtype=float32"):
+        image_folder(tmp_path / "real", dtype="uint16", **form)
+    (tmp_path / "color").mkdir()
+    Image.fromarray(np.zeros((6, 6, 3), np.uint8)).save(tmp_path / "color" / "0.png")
+    with pytest.raises(UserError, match=r"0.png is a color image \(RGB\), which can only be read with 8 bits"):
+        image_folder(tmp_path / "color", dtype="uint16", **form)
+    for size in ([8], [2, 6, 6]):
+        with pytest.raises(UserError, match=r"data.image_size must be \[height, width\] for a dataset of images, got"):
+            image_folder(tmp_path / "gray", channels=1, image_size=size)
+        with pytest.raises(UserError, match=r"data.image_size must be \[height, width\] for a dataset of images, got"):
+            module(digits(), image_size=size)
     assert image_folder(tmp_path / "gray", dtype="uint16", **form).images.unique().tolist() == [3 * 257]
     with pytest.raises(UserError, match="data.channels must be 1, got 3: color files are read with 8 bits"):
         image_folder(tmp_path / "gray", dtype="uint16", channels=3, image_size=[6, 6])
