@@ -29,6 +29,7 @@ def _register(name: str, module: str, **options: bool) -> None:
     OmegaConf.register_new_resolver(name, resolve, replace=True, **options)
 
 
+_register("precision", "launch")
 _register("run_name", "launch", use_cache=True)
 _register("job_name", "sweeps")
 OmegaConf.register_new_resolver("dims", len, replace=True)

@@ -13,7 +13,16 @@ from ddpm_lightning import environment
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
 
-__all__ = ["agreed", "check_sweep_allowed", "end_with_parent", "is_sweep", "run_name", "split_flags", "value_of"]
+__all__ = [
+    "agreed",
+    "check_sweep_allowed",
+    "end_with_parent",
+    "is_sweep",
+    "precision",
+    "run_name",
+    "split_flags",
+    "value_of",
+]
 
 
 def run_name() -> str:
@@ -100,3 +109,11 @@ def _preset(argv: Sequence[str]) -> str:
 
 def _now() -> str:
     return f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
+
+
+def precision(accelerator: str) -> str:
+    """What `trainer.precision` is by default: bf16-mixed on a GPU that computes in bfloat16, else 32-true."""
+    import torch
+
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"

@@ -14,7 +14,14 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.models.layers import SIZES, TimeEmbedding
 from ddpm_lightning.ranges import require
 
-__all__ = ["Network"]
+__all__ = ["Network", "blocks_of"]
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks that a network is mostly made of: the members of its module lists, and others of their kinds; without lists, the network."""
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
+    kinds = {type(child) for part in lists for child in part if not isinstance(child, nn.ModuleList)}
+    return [part for part in model.modules() if type(part) in kinds] or [model]
 
 
 class Network(nn.Module, ABC):

@@ -1,8 +1,6 @@
 """A config to a run: its module, data, callbacks and trainer, built and tried before anything is written."""
 
 import logging
-import os
-import shutil
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +24,8 @@ from ddpm_lightning.module import DDPM
 from ddpm_lightning.runs.build_callbacks import build_callbacks, first
 from ddpm_lightning.runs.build_loggers import build_loggers
 from ddpm_lightning.runs.changes import plain, typed_behind
+from ddpm_lightning.runs.compiling import compile_blocks, is_compiled, uses_graphs
+from ddpm_lightning.runs.graphs import graph_training
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.loading import differing, load_model
 from ddpm_lightning.runs.processes import keep_freed_memory
@@ -35,7 +35,7 @@ from ddpm_lightning.runs.trials import check_data, check_memory, times_of, try_r
 from ddpm_lightning.runs.trust import without_download
 from ddpm_lightning.samplers import Sampler
 
-__all__ = ["Run", "build_module", "build_run", "compile_model"]
+__all__ = ["Run", "build_module", "build_run"]
 
 _CONDITIONS = 64  # of held-out images, with which figures are sampled in turn
 
@@ -96,8 +96,10 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
         ema=first(callbacks, EMA),
     )
     trainer = _build_trainer(config, [record, *callbacks], folder)
-    if config.compile:
-        compile_model(module.denoiser, trainer.strategy.root_device)
+    if uses_graphs(config.compile, trainer.strategy.root_device):
+        graph_training(module, trainer)
+    if is_compiled(config.compile):
+        compile_blocks(module.denoiser.model, trainer.strategy.root_device)
     return Run(folder, point, module, data, condition, csv, loggers, callbacks, record, trainer)
 
 
@@ -134,9 +136,13 @@ def _build_parts(config: DictConfig) -> tuple[DDPM, Sampler]:
 
 
 def _build_trainer(config: DictConfig, callbacks: list[Callback], folder: Path) -> Trainer:
+    interval = config.trainer.val_check_interval
+    if isinstance(interval, int):  # Lightning counts batches
+        interval *= config.trainer.accumulate_grad_batches
     trainer: Trainer = build(
         "trainer",
         config.trainer,
+        val_check_interval=interval,
         callbacks=callbacks,
         logger=False,
         default_root_dir=str(folder),
@@ -146,17 +152,6 @@ def _build_trainer(config: DictConfig, callbacks: list[Callback], folder: Path) 
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
-
-
-def compile_model(denoiser: Denoiser, device: torch.device) -> None:
-    """Compile the network in place: its weights keep their names, so that checkpoints with and without are the same.
-
-    Raises:
-        UserError: on a CPU without a C++ compiler.
-    """
-    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-        raise UserError("compile=true requires a C++ compiler on a CPU: install g++, or choose compile=false")
-    denoiser.model.compile()
 
 
 def _flops(module: DDPM, config: DictConfig, condition: Condition | None) -> int | None:

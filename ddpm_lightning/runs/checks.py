@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ddpm_lightning.data.values import Values, kind_of, values_of
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import is_integer, require, require_one_of
+from ddpm_lightning.runs.compiling import COMPILE
 
 __all__ = ["check_config"]
 
@@ -51,8 +52,8 @@ def check_config(config: DictConfig) -> None:
         raise UserError(
             f"guidance_scale={config.guidance_scale} requires labels: give data.num_classes=..., or leave it at 1"
         )
-    for key in ("learned_variance", "compile"):
-        require_one_of(key, config[key], (True, False))
+    require_one_of("learned_variance", config.learned_variance, (True, False))
+    require_one_of("compile", config.compile, COMPILE)
     for key, interval in (("lr", "[0, 1000]"), ("weight_decay", "[0, 10]")):
         if key in config.optimizer:
             require(f"optimizer.{key}", config.optimizer[key], interval)
@@ -118,17 +119,17 @@ def _check_trainer(trainer: DictConfig) -> None:
     for key, share in (("limit_train_batches", "(0, 1]"), ("limit_val_batches", "[0, 1]")):
         if not is_integer(trainer[key]):
             require(f"trainer.{key}", trainer[key], share, optional=True, hint="a share, or a number of batches")
-    precisions, hint = ("32-true", "bf16-mixed", "16-mixed", "32"), "weights and their average are kept in float32"
+    precisions, hint = (
+        ("32-true", "bf16-mixed", "16-mixed", "32"),
+        "weights and their average are kept in float32",
+    )
     require_one_of("trainer.precision", str(trainer.precision), precisions, hint=hint)
     require("trainer.gradient_clip_val", trainer.gradient_clip_val, "(0, inf)", optional=True)
-    interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+    interval = trainer.val_check_interval
     if isinstance(interval, float) and trainer.check_val_every_n_epoch is not None:
         require("trainer.val_check_interval", interval, "(0, 1]", hint="a share of an epoch")
-    elif not is_integer(interval) or interval % accumulate:
-        raise UserError(
-            f"trainer.val_check_interval must be a multiple of trainer.accumulate_grad_batches={accumulate}, since it counts "
-            f"batches, got {interval}"
-        )
+    else:
+        require("trainer.val_check_interval", interval, "1..100000000", hint="it counts optimizer steps")
     _check_devices(trainer)
 
 

@@ -19,7 +19,8 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.run_folder import refuse_pipes
-from ddpm_lightning.runs.build import compile_model
+from ddpm_lightning.runs.compiling import COMPILE, compile_blocks, is_compiled, uses_graphs
+from ddpm_lightning.runs.graphs import graph_evaluations
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.loading import load_model, newest_checkpoint, run_dir_of
 from ddpm_lightning.runs.process_group import ProcessGroup
@@ -119,8 +120,11 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
     device = _device(config.device, group.local_rank)
     torch.set_float32_matmul_precision("high")  # as in training, so that its images are sampled again bit by bit
     denoiser = denoiser.to(device)
-    if config.compile:
-        compile_model(denoiser, device)
+    require_one_of("compile", config.compile, COMPILE)
+    if uses_graphs(config.compile, device):
+        graph_evaluations(denoiser.model)
+    if is_compiled(config.compile):
+        compile_blocks(denoiser.model, device)
     labels, guided = _labels(config, denoiser), Guided(denoiser, config.guidance_scale)
     condition = torch.tensor(labels) if labels is not None else _condition(config, denoiser, path, data)
     sampler: Sampler = build("sampler", config.sampler)

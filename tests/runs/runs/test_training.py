@@ -169,3 +169,13 @@ def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="compile=true requires a C\\+\\+ compiler"):
         runs.train(train_config(tmp_path / "run", "compile=true"))
+
+
+def test_intervals_count_optimizer_steps(tmp_path):
+    """Three batches a step, and a validation every second step: four of the eight steps, whatever is accumulated."""
+    overrides = ["trainer.accumulate_grad_batches=3", "trainer.max_steps=8", "trainer.val_check_interval=2"]
+    runs.train(train_config(tmp_path / "run", *overrides, "trainer.log_every_n_steps=4"))
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["val/loss"]] == [2, 4, 6, 8]
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [4, 8]

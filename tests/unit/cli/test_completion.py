@@ -16,7 +16,7 @@ KEYS = {
     "callbacks.ema.": ["callbacks.ema._target_=", "callbacks.ema.decay="],
     "callbacks.ema.decay=": ["callbacks.ema.decay=0.999"],
     "seed=": ["seed=0"],
-    "compile=": ["compile=false", "compile=true"],
+    "compile=": ["compile=auto", "compile=false", "compile=graphs", "compile=true"],
     "model.checkpointing=": ["model.checkpointing=false", "model.checkpointing=true"],
     "prediction=": ["prediction=epsilon", "prediction=v", "prediction=x0"],
     "data.num_classes=": [],

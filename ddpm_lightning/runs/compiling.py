@@ -1,0 +1,68 @@
+"""The network as few launches: its blocks compiled by `torch.compile`, or a training step as one CUDA graph."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddpm_lightning.errors import UserError, brief
+from ddpm_lightning.models.network import blocks_of
+
+__all__ = ["COMPILE", "compile_blocks", "is_compiled", "uses_graphs"]
+
+log = logging.getLogger(__name__)
+
+COMPILE = ("auto", True, False, "graphs")  # what `compile=` may be
+
+
+def is_compiled(how: str | bool) -> bool:
+    """Whether `compile=` asks for compiled blocks."""
+    return how is True
+
+
+def uses_graphs(how: str | bool, device: torch.device) -> bool:
+    """Whether `compile=` asks for CUDA graphs on this device: "graphs", and "auto" where there is a GPU."""
+    return how in ("auto", "graphs") and device.type == "cuda"
+
+
+def compile_blocks(model: nn.Module, device: torch.device) -> None:
+    """Compile the network in place, block by block: blocks of one kind and shape share their code, which stays on the disk.
+
+    Weights keep their names, so that checkpoints with and without are the same. A block that cannot be compiled runs as it is.
+
+    Raises:
+        UserError: on a CPU without a C++ compiler.
+    """
+    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise UserError("compile=true requires a C++ compiler on a CPU: install g++, or choose compile=false")
+    blocks = blocks_of(model)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(blocks))
+    torch._dynamo.config.accumulated_recompile_limit = max(
+        torch._dynamo.config.accumulated_recompile_limit, 8 * len(blocks)
+    )
+    for block in blocks:
+        block.compile(dynamic=False)
+        block._compiled_call_impl = _Falling(block, block._compiled_call_impl)  # type: ignore[arg-type]
+
+
+class _Falling:
+    """A block's compiled call, in whose place the plain one stands after the first failure."""
+
+    warned = False
+
+    def __init__(self, block: nn.Module, compiled: Callable[..., Any]):
+        self._block, self._compiled = block, compiled
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self._compiled(*args)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            if not _Falling.warned:
+                _Falling.warned = True
+                log.warning("compile=true failed, and the network runs uncompiled (%s)", brief(error))
+            self._block._compiled_call_impl = None
+            return self._block(*args)

@@ -1,0 +1,115 @@
+"""CUDA graphs, of which a CPU has none: what is around them, with a recorder that runs the function at each replay."""
+
+import logging
+
+import pytest
+import torch
+
+from ddpm_lightning.runs import graphs
+from ddpm_lightning.runs.build import build_run
+from ddpm_lightning.runs.graphs import GraphedDDPM, graph_evaluations, graph_training
+from tests.helpers.configs import train_config
+
+
+def replayed(run):
+    """As a graph does: the same memory is written at each replay, and nothing else is returned."""
+    for _ in range(graphs.WARM_UPS):
+        run()
+    found = run()
+    static = found if isinstance(found, dict) else {"": found}
+
+    def replay():
+        again = run()
+        for name, value in (again if isinstance(again, dict) else {"": again}).items():
+            static[name].copy_(value.clone())
+
+    return replay, found
+
+
+def train(folder, graphed, *overrides, record=replayed):
+    run = build_run(train_config(folder, "trainer.max_steps=6", *overrides), None)
+    if graphed:
+        graph_training(run.module, run.trainer)
+        if isinstance(run.module, GraphedDDPM):
+            type(run.module).record = staticmethod(record)
+    run.trainer.loggers = [run.csv]
+    run.trainer.fit(run.module, datamodule=run.data)
+    return run, {name: value.clone() for name, value in run.module.state_dict().items()}
+
+
+@pytest.fixture(autouse=True)
+def _no_record_left():
+    yield
+    GraphedDDPM.record = None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("data.num_classes=10",),
+        ("experiment=digits_super_resolution",),
+        ("loss=hybrid", "learned_variance=true", "model.dropout=0.2"),
+        ("trainer.precision=bf16-mixed",),
+    ],
+    ids=["default", "labels", "images as conditions", "dropout and learned variance", "bfloat16"],
+)
+def test_training_is_the_same_bit_by_bit(tmp_path, overrides):
+    run, weights = train(tmp_path / "graphs", True, *overrides)
+    assert type(run.module) is GraphedDDPM
+    assert len(run.module._graphs) == 1
+    assert not run.module._cannot_be_recorded
+    _, expected = train(tmp_path / "plain", False, *overrides)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_a_step_that_cannot_be_recorded_runs_without_a_graph(tmp_path, caplog):
+    def fails(run):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with caplog.at_level(logging.WARNING):
+        _, weights = train(tmp_path / "graphs", True, record=fails)
+    assert [r.message for r in caplog.records if "CUDA graph" in r.message] == [
+        "this training step cannot be a CUDA graph, and runs without (RuntimeError: operation not permitted when stream is capturing)"
+    ]
+    _, expected = train(tmp_path / "plain", False)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("overrides", [("trainer.accumulate_grad_batches=2",), ("loss/times=importance",)], ids=str)
+def test_what_a_graph_cannot_hold_is_not_tried(tmp_path, overrides):
+    run = build_run(train_config(tmp_path / "run", *overrides), None)
+    graph_training(run.module, run.trainer)
+    assert type(run.module) is not GraphedDDPM
+
+
+def test_a_networks_evaluations():
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(1, 1, 3, padding=1)
+    calls = []
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = model
+
+        def forward(self, x, t, y=None):
+            calls.append(x.shape)
+            return self.conv(x) * t.reshape(-1, 1, 1, 1) + (0 if y is None else y.reshape(-1, 1, 1, 1))
+
+    network = Network().eval()
+    names = [*network.state_dict()]
+    graph_evaluations(network, replayed)
+    assert [*network.state_dict()] == names
+    with torch.no_grad():
+        for size in (2, 3, 2):
+            x, t, y = torch.randn(size, 1, 4, 4), torch.arange(size), torch.randn(size)
+            first = network(x, t, y)
+            torch.testing.assert_close(first, network.forward(x, t, y), rtol=0, atol=0)
+            kept = first.clone()
+            network(2 * x, t, y)
+            assert torch.equal(first, kept)  # what was returned is not written again
+    assert len(network._compiled_call_impl._graphs) == 2
+    x.requires_grad_()
+    network(x, t, y).sum().backward()  # with gradients as without graphs
+    assert x.grad is not None
