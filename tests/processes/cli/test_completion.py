@@ -22,7 +22,13 @@ def test_the_shell_is_answered_however_the_script_is_called(call):
 
 
 def test_the_shell_is_answered_for_the_script_of_its_line_and_the_place_of_its_cursor():
-    assert complete("python sample.py format=") == ["format=grid", "format=npz", "format=png"]
+    assert complete("python sample.py format=") == [
+        "format=grid",
+        "format=npy",
+        "format=npz",
+        "format=png",
+        "format=tiff",
+    ]
     assert complete("python sample.py schedule") == []
     assert complete("python train.py schedule=co seed=1", point=len("python train.py sched")) == [
         "schedule.",
