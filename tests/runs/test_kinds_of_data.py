@@ -200,3 +200,17 @@ def test_samples_are_saved_with_their_conditions(small_to_large, tmp_path):
     held = np.load(draw(small_to_large, tmp_path / "npz", "format=npz") / "samples.npz")
     stored = np.load(small_to_large / "samples" / "condition.npy")
     assert np.array_equal(held["condition"], stored[:5])
+
+
+def test_the_grid_takes_its_conditions_from_a_file(tmp_path):
+    np.save(tmp_path / "mine.npy", np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 1, 4, 4))
+    mine = f"+callbacks.sample_grid.condition={tmp_path / 'mine.npy'}"
+    run = train(tmp_path / "run", "experiment=digits_super_resolution", mine)
+    with Image.open(run / "samples" / "grid_0000004.png") as image:
+        sheet = np.asarray(image)
+    given = ((np.linspace(-1, 1, 32).reshape(2, 4, 4) + 1) * 127.5).round()
+    assert np.array_equal(sheet[2:34:8, 2:34:8, 0], given[0])
+    assert np.array_equal(sheet[36:68:8, 2:34:8, 0], given[1])  # the second pair, in a grid of one pair a row
+    with pytest.raises(UserError, match=r"condition=.*nothing.npy cannot be read"):
+        train(tmp_path / "other", "experiment=digits_super_resolution", mine.replace("mine.npy", "nothing.npy"))
+    assert not (tmp_path / "other").exists()
