@@ -32,9 +32,11 @@ _ALONE = Replica()
 
 
 class TimeDraw(ABC):
-    """How t is drawn for a batch; `adaptive` says whether it learns from the losses that `update` is given."""
+    """How t is drawn for a batch; `adaptive` says whether it learns from the losses that `update` is given, `on_host` whether it draws on
+    the CPU, which no CUDA graph records."""
 
     adaptive: ClassVar[bool] = False
+    on_host: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
@@ -67,6 +69,8 @@ class Stratified(TimeDraw):
 
     Each t_j by itself is uniform, and together they lie evenly in 1..T, so that the mean loss varies less. All weights are 1.
     """
+
+    on_host = True
 
     def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
         # In integers, U = ⌊N·T·u⌋: nothing is rounded, and U comes from the CPU, so the device is not waited for.

@@ -3,6 +3,7 @@
 Nothing here is needed to read the network. `speed_up` replaces blocks of a built network, which keep their parameters and names.
 """
 
+import logging
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,11 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm_lightning.errors import brief
 from ddpm_lightning.models.layers import ResBlock
 
 __all__ = ["FastResBlock", "speed_up"]
 
+log = logging.getLogger(__name__)
+
 _WIDEST = 4096  # channels that a kernel's tile holds
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_HAS_TRITON = find_spec("triton") is not None
+_broken = False  # after a failure
 
 
 def speed_up(network: nn.Module) -> None:
@@ -33,7 +40,11 @@ class FastResBlock(ResBlock):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         if not _usable(x):
             return super().forward(x, emb)
-        h, emb = _norm_silu(x, self.norm1), self.emb(emb)
+        try:
+            h, emb = _norm_silu(x, self.norm1), self.emb(emb)
+        except Exception as error:  # of Triton, where it finds no C compiler or does not know the GPU
+            _give_up(error)
+            return super().forward(x, emb)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = F.conv2d(h, self.conv1.weight, padding=1)
@@ -56,4 +67,12 @@ def _fits(block: ResBlock) -> bool:
 
 
 def _usable(x: Tensor) -> bool:
-    return x.device.type == "cuda" and x.is_floating_point() and find_spec("triton") is not None
+    if x.device.type != "cuda" or x.dtype not in _DTYPES or torch.compiler.is_compiling():
+        return False
+    return _HAS_TRITON and not _broken
+
+
+def _give_up(error: Exception) -> None:
+    global _broken  # noqa: PLW0603  one GPU is as the next
+    _broken = True
+    log.warning("the Triton kernels cannot be used, and the network runs without (%s)", brief(error))

@@ -97,7 +97,7 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     )
     trainer = _build_trainer(config, [record, *callbacks], folder)
     if uses_graphs(config.compile, trainer.strategy.root_device):
-        graph_training(module, trainer)
+        graph_training(module, trainer, strangers=config.compile == "graphs")
     if is_compiled(config.compile):
         compile_blocks(module.denoiser.model, trainer.strategy.root_device)
     return Run(folder, point, module, data, condition, csv, loggers, callbacks, record, trainer)

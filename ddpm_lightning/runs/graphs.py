@@ -25,16 +25,37 @@ WARM_UPS = 3  # calls before a graph is recorded, in which libraries choose thei
 Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 
-def graph_training(module: DDPM, trainer: Trainer) -> None:
-    """Replay the module's training step as a graph, where that is possible: on one GPU, with a batch a step, and not in float16."""
+def graph_training(module: DDPM, trainer: Trainer, *, strangers: bool = False) -> None:
+    """Replay the module's training step as a graph, where that is possible: on one GPU, with a batch a step, and not in float16.
+
+    Args:
+        module: whose class becomes `GraphedDDPM`.
+        trainer: of the run.
+        strangers: also for a network or a loss from elsewhere, which may do on the host what a graph would do only once.
+    """
     one = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-    if one and not scaled and not module.loss.times.adaptive:
+    times = module.loss.times
+    on_device = not times.adaptive and not times.on_host and (strangers or _is_ours(module))
+    if one and not scaled and on_device:
         module.__class__ = GraphedDDPM
 
 
-def graph_evaluations(model: nn.Module, record: Record | None = None) -> None:
-    """Replay the network's evaluations without gradients as a graph for each shape; its weights keep their names."""
+def _is_ours(module: nn.Module) -> bool:
+    """Whether all parts are of this package or PyTorch's, which are known to stay on the device."""
+    return all(type(part).__module__.partition(".")[0] in ("ddpm_lightning", "torch") for part in module.modules())
+
+
+def graph_evaluations(model: nn.Module, record: Record | None = None, *, strangers: bool = False) -> None:
+    """Replay the network's evaluations without gradients as a graph for each shape; its weights keep their names.
+
+    Args:
+        model: the network.
+        record: how a graph is recorded; None: on the GPU.
+        strangers: also for a network from elsewhere.
+    """
+    if not strangers and not _is_ours(model):
+        return
     model._compiled_call_impl = _GraphedCall(model, record or _recorded)
 
 

@@ -122,7 +122,7 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
     denoiser = denoiser.to(device)
     require_one_of("compile", config.compile, COMPILE)
     if uses_graphs(config.compile, device):
-        graph_evaluations(denoiser.model)
+        graph_evaluations(denoiser.model, strangers=config.compile == "graphs")
     if is_compiled(config.compile):
         compile_blocks(denoiser.model, device)
     labels, guided = _labels(config, denoiser), Guided(denoiser, config.guidance_scale)

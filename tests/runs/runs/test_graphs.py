@@ -4,11 +4,15 @@ import logging
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from ddpm_lightning.data.source import Batch
 from ddpm_lightning.runs import graphs
-from ddpm_lightning.runs.build import build_run
+from ddpm_lightning.runs.build import build_module, build_run
 from ddpm_lightning.runs.graphs import GraphedDDPM, graph_evaluations, graph_training
-from tests.helpers.configs import train_config
+from tests.helpers.configs import ROOT, TINY, config_of, train_config
 
 
 def replayed(run):
@@ -76,7 +80,11 @@ def test_a_step_that_cannot_be_recorded_runs_without_a_graph(tmp_path, caplog):
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("overrides", [("trainer.accumulate_grad_batches=2",), ("loss/times=importance",)], ids=str)
+@pytest.mark.parametrize(
+    "overrides",
+    [("trainer.accumulate_grad_batches=2",), ("loss/times=importance",), ("loss/times=stratified",)],
+    ids=str,
+)
 def test_what_a_graph_cannot_hold_is_not_tried(tmp_path, overrides):
     run = build_run(train_config(tmp_path / "run", *overrides), None)
     graph_training(run.module, run.trainer)
@@ -113,3 +121,76 @@ def test_a_networks_evaluations():
     x.requires_grad_()
     network(x, t, y).sum().backward()  # with gradients as without graphs
     assert x.grad is not None
+
+
+def test_a_stranger_is_only_recorded_where_it_is_asked_for(tmp_path):
+    class Strange(torch.nn.Identity):
+        pass
+
+    for strangers in (False, True):
+        run = build_run(train_config(tmp_path / f"{strangers}"), None)
+        run.module.denoiser.model.extra = Strange()
+        graph_training(run.module, run.trainer, strangers=strangers)
+        assert (type(run.module) is GraphedDDPM) is strangers
+
+
+class Host(TorchDispatchMode):
+    """Notes what computes on the CPU: a graph would do it once, or could not be recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.found.append(str(func))
+        return out
+
+
+def on_a_gpu(module):
+    """The module with weights and tables as of a GPU, of which there is none: shapes and devices without values."""
+    for part in module.modules():
+        for held, kind in ((part._parameters, torch.nn.Parameter), (part._buffers, lambda value: value)):
+            for name, value in held.items():
+                if value is not None:
+                    held[name] = kind(torch.empty(value.shape, dtype=value.dtype, device="cuda"))
+    return module
+
+
+LOSSES = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *[(f"loss={name}", f"learned_variance={str(name in ('hybrid', 'vlb')).lower()}") for name in LOSSES],
+        ("loss/times=log_normal",),
+        ("data.num_classes=10", "model.dropout=0.1"),
+        ("experiment=digits_super_resolution",),
+        ("model=dit_tiny", "data.num_classes=10"),
+        ("prediction=v", "schedule=cosine"),
+    ],
+    ids=str,
+)
+def test_a_training_step_of_ours_stays_on_the_device(tmp_path, overrides):
+    tiny = [o for o in TINY if not (o.startswith("model.") and "model=dit_tiny" in overrides)]
+    module = build_module(config_of(*tiny, "run_dir=unused", *overrides))
+    config = config_of(*tiny, "run_dir=unused", *overrides)
+    with FakeTensorMode():
+        on_a_gpu(module)
+        x0, ids = torch.zeros(4, 1, 8, 8, device="cuda"), torch.arange(4)
+        y = None if config.data.num_classes is None else torch.zeros(4, dtype=torch.long, device="cuda")
+        if "experiment=digits_super_resolution" in overrides:
+            y = torch.zeros(4, 1, 4, 4, device="cuda")
+        with Host() as host:
+            outputs = module.training_step(Batch(x0, y, ids), 0)
+    assert host.found == []
+    assert outputs["loss"].device.type == "cuda"
+
+
+def test_the_watch_sees_what_is_drawn_on_the_host():
+    with Host() as host:
+        torch.randint(4, ())
+    assert host.found

@@ -137,3 +137,22 @@ def test_blocks_that_the_kernels_cannot_compute_stay_plain():
         1, 1, base_channels=16, channel_multipliers=(1,), norm_groups=4, num_res_blocks=1, attention_levels=(), dims=1
     )
     assert not any(isinstance(part, fast_gpu.FastResBlock) for part in model.modules())
+
+
+def test_kernels_that_fail_are_given_up_with_one_warning(monkeypatch, caplog):
+    def fails(*_):
+        raise RuntimeError("Failed to find C compiler.")
+
+    block = ResBlock(8, 8, emb_dim=4, dropout=0.0, norm=lambda channels: torch.nn.GroupNorm(4, channels))
+    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 4)
+    expected = block(x, emb)
+    block.__class__ = fast_gpu.FastResBlock
+    monkeypatch.setattr(fast_gpu, "_broken", False)
+    monkeypatch.setattr(fast_gpu, "_usable", lambda x: not fast_gpu._broken)
+    monkeypatch.setattr(kernels, "norm_silu", fails)
+    for _ in range(2):
+        assert torch.equal(block(x, emb), expected)
+    warnings = [record.message for record in caplog.records]
+    assert warnings == [
+        "the Triton kernels cannot be used, and the network runs without (RuntimeError: Failed to find C compiler.)"
+    ]
