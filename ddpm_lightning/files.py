@@ -16,6 +16,8 @@ from ddpm_lightning.errors import UserError
 
 __all__ = ["atomic_folder", "check_zip", "replace_file", "try_lock"]
 
+_FOLDER = 0x10  # MS-DOS's flag, in a zip file's attributes of a member
+
 
 @contextmanager
 def replace_file(path: Path, mode: str = "w", newline: str | None = None) -> Iterator[IO[Any]]:
@@ -77,6 +79,10 @@ def check_zip(path: Path) -> None:
             packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
             if packed or sum(member.file_size for member in members) > path.stat().st_size:
                 raise ValueError("it unpacks to more bytes than it has")
+            if any(member.is_dir() or member.external_attr & _FOLDER for member in members):
+                raise ValueError(
+                    "one of its members is marked as a folder"
+                )  # of which PyTorch returns what was in memory
             if damaged := archive.testzip():
                 raise ValueError(f"the checksum of {damaged} is wrong")
     except OSError:

@@ -1,8 +1,10 @@
 """Files are written whole or not at all."""
 
+import zipfile
 from contextlib import suppress
 
 import pytest
+import torch
 
 from ddpm_lightning.files import atomic_folder, check_zip, replace_file
 
@@ -31,3 +33,17 @@ def test_a_file_that_is_no_zip_is_named(tmp_path):
         check_zip(tmp_path / "x")
     with pytest.raises(OSError, match="No such file"):
         check_zip(tmp_path / "y")
+
+
+def test_a_member_that_is_marked_as_a_folder_is_found(tmp_path):
+    """PyTorch reads nothing of it, and returns what was in memory; its checksum is right."""
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.arange(64.0)}, path)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    content = bytearray(path.read_bytes())
+    first = content.index(b"PK\x01\x02", start)
+    content[first + 38] ^= 0x10  # of the external attributes
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="one of its members is marked as a folder"):
+        check_zip(path)
