@@ -3,17 +3,14 @@
 import re
 import sys
 
-import pytest
-
 from tests.helpers.configs import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
 
 
-@pytest.mark.parametrize("network", ["ours", "diffusers"])
-def test_a_step_is_measured(monkeypatch, capsys, network):
-    line = ["gpu.py", "step", "--network", network, "--device", "cpu", "--seconds", "0.05", "--tiny"]
+def test_a_step_is_measured(monkeypatch, capsys):
+    line = ["gpu.py", "step", "--device", "cpu", "--seconds", "0.05", "--tiny"]
     monkeypatch.setattr(sys, "argv", line)
     gpu.main()
     assert re.search(

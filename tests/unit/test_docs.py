@@ -41,5 +41,5 @@ def test_every_part_that_a_config_names_is_in_the_reference(target):
 
 
 def test_every_page_is_in_the_contents():
-    index = PAGES.pop("index")
-    assert set(PAGES) == set(re.search(r"```{toctree}\n(.*?)```", index, re.DOTALL)[1].split())
+    contents = re.search(r"```{toctree}\n(.*?)```", PAGES["index"], re.DOTALL)[1].split()
+    assert sorted(contents) == sorted({*PAGES} - {"index"})

@@ -16,8 +16,7 @@ SHAPES = [  # images, channels, groups, height, width
     (2, 32, 8, 8, 8),
     (3, 24, 4, 7, 5),  # six channels in a group, and no power of two of anything
     (2, 96, 32, 4, 4),  # three in a group
-    (1, 40, 5, 3, 3),
-    (2, 16, 8, 40, 40),  # several tiles
+    (1, 16, 8, 20, 20),  # several tiles
     (2, 8, 1, 6, 6),
 ]
 
