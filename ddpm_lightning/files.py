@@ -80,9 +80,8 @@ def check_zip(path: Path) -> None:
             if packed or sum(member.file_size for member in members) > path.stat().st_size:
                 raise ValueError("it unpacks to more bytes than it has")
             if any(member.is_dir() or member.external_attr & _FOLDER for member in members):
-                raise ValueError(
-                    "one of its members is marked as a folder"
-                )  # of which PyTorch returns what was in memory
+                # PyTorch reads nothing of it, and returns what was in memory.
+                raise ValueError("one of its members is marked as a folder")
             if damaged := archive.testzip():
                 raise ValueError(f"the checksum of {damaged} is wrong")
     except OSError:

@@ -246,7 +246,11 @@ class InMemory(Source):
         return [float(f"{float(value):.4g}") for value in self._data.images.aminmax()]
 
     def outside(self, clip: float) -> float:
-        return float((self._form.values.normalize(self._data.images).abs() > clip).double().mean())
+        values, images = self._form.values, self._data.images
+        middle, reach = (values.high + values.low) / 2, clip * (values.high - values.low) / 2
+        if values.is_whole and clip >= 1:
+            return 0.0
+        return int(((images < middle - reach) | (images > middle + reach)).count_nonzero()) / images.numel()
 
     @property
     def are_images(self) -> bool:

@@ -45,6 +45,11 @@ class Values(NamedTuple):
         """Whether the values are real numbers, which are neither rounded nor clipped."""
         return self.dtype == "float32"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the range is all that an integer type can hold."""
+        return not self.is_float and (self.low, self.high) == _TYPES[self.dtype][:2]
+
     def normalize(self, values: Tensor) -> Tensor:
         """Stored values to float32, with [low, high] as [−1, 1]."""
         half = (self.high - self.low) / 2

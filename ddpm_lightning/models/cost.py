@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def training_flops(model: nn.Module, shape: Sequence[int], y: Any = None) -> int
     return 3 * counter.get_total_flops()
 
 
+@cache  # the runs of a sweep in one process ask once
 def matmul_speed(device: torch.device) -> float:
     """Operations per second of the device's matrix product: in bfloat16 of 8192×8192 on a GPU, in float32 of 1024×1024 elsewhere.
 
