@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from ddpm_lightning.callbacks.gather import sampled_together
-from ddpm_lightning.data.source import Condition, in_turn, map_condition
+from ddpm_lightning.data.source import Condition, in_turn
 from ddpm_lightning.denoiser import Guided
 from ddpm_lightning.images import SeededNoise, to_uint8
 from ddpm_lightning.metrics.distances import frechet_distance, kernel_distance
@@ -110,9 +110,8 @@ class GenerationMetrics(Callback):
         for first in range(0, len(indices), self._batch_size):
             some = indices[first : first + self._batch_size]
             noise = SeededNoise(self._seed, some)
-            x, y = noise.draw(self._shape).to(pl_module.device), in_turn(self._condition, some)
-            if y is not None:
-                y = map_condition(lambda rows: rows.to(pl_module.device), y)
+            x = noise.draw(self._shape).to(pl_module.device)
+            y = in_turn(self._condition, some, x.device)
             parts.append(to_uint8(self._sampler(guided, x, y, randn=noise)))
         return torch.cat(parts)
 

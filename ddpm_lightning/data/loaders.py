@@ -1,6 +1,6 @@
 """A dataset in memory: how it is split, and served in an order that is computed from the seed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import count
 from math import ceil, prod
@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.data.fingerprint import fingerprint
-from ddpm_lightning.data.source import Batch, Condition, EndlessLoader, Form, Share, Source, is_labels, map_condition
+from ddpm_lightning.data.source import (
+    Batch,
+    Condition,
+    EndlessLoader,
+    Form,
+    Share,
+    Source,
+    is_labels,
+    map_condition,
+    tensors_of,
+)
 from ddpm_lightning.data.values import POINTS, Values, kind_of
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
@@ -61,7 +71,7 @@ class ImageSet(NamedTuple):
     @property
     def tensors(self) -> list[Tensor]:
         """All of it."""
-        return [self.images, *(self.labels.values() if isinstance(self.labels, Mapping) else [self.labels])]
+        return [self.images, *tensors_of(self.labels)]
 
     def prepared(self, form: Form) -> "InMemory":
         """The dataset in the requested form, and split.
@@ -105,7 +115,7 @@ def _check_shape(images: Tensor, form: Form) -> None:
 
 def _check_condition(y: Condition, images: Tensor, *, flip: bool) -> None:
     """Refuse other numbers of rows than of images, and what could not be mirrored with them."""
-    for value in y.values() if isinstance(y, Mapping) else [y]:
+    for value in tensors_of(y):
         if len(value) != len(images):
             raise UserError(
                 f"the dataset's condition must have a row for each of the {len(images)} samples, got {len(value)}"

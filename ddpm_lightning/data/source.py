@@ -11,7 +11,18 @@ from torch import Tensor
 from ddpm_lightning.data.values import Values
 from ddpm_lightning.ranges import require
 
-__all__ = ["Batch", "Condition", "EndlessLoader", "Form", "Share", "Source", "in_turn", "is_labels", "map_condition"]
+__all__ = [
+    "Batch",
+    "Condition",
+    "EndlessLoader",
+    "Form",
+    "Share",
+    "Source",
+    "in_turn",
+    "is_labels",
+    "map_condition",
+    "tensors_of",
+]
 
 Condition = Tensor | Mapping[str, Tensor]  # labels (B,), or any tensors with the batch first
 
@@ -28,12 +39,17 @@ def is_labels(y: Condition | None) -> bool:
     return isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
 
 
-def in_turn(condition: Condition | None, indices: Iterable[int]) -> Any:
-    """Image i's condition, row `i % N` of N, for each of these i; None where there is none."""
+def in_turn(condition: Condition | None, indices: Iterable[int], device: torch.device | str = "cpu") -> Any:
+    """Image i's condition, row `i % N` of N, for each of these i, on a device; None where there is none."""
     if condition is None:
         return None
     chosen = torch.tensor([*indices])
-    return map_condition(lambda rows: rows[chosen % len(rows)], condition)
+    return map_condition(lambda rows: rows[chosen % len(rows)].to(device), condition)
+
+
+def tensors_of(condition: Condition) -> list[Tensor]:
+    """The tensors of a condition."""
+    return [*condition.values()] if isinstance(condition, Mapping) else [condition]
 
 
 class Batch(NamedTuple):

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ddpm_lightning.data.fingerprint import fingerprint
+from ddpm_lightning.data.source import tensors_of
 from ddpm_lightning.evaluation import table
 from ddpm_lightning.evaluation.bits import Likelihood
 from ddpm_lightning.evaluation.chunks import Chunks, digest
@@ -115,7 +116,7 @@ class Evaluation:
         y = self.setup.condition
         if y is None or self.setup.labels is not None:
             return {}
-        return {"condition": fingerprint(*(y.values() if isinstance(y, Mapping) else [y]))}
+        return {"condition": fingerprint(*tensors_of(y))}
 
     @property
     def root(self) -> Path:

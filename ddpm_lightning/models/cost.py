@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_lightning.data.source import map_condition
 
-__all__ = ["matmul_speed", "training_flops"]
+__all__ = ["call_on_meta", "matmul_speed", "training_flops"]
 
 
 def training_flops(model: nn.Module, shape: Sequence[int], y: Any = None) -> int:
@@ -24,13 +24,18 @@ def training_flops(model: nn.Module, shape: Sequence[int], y: Any = None) -> int
         shape: of one sample.
         y: the condition of one sample, such as a label (1,), or None.
     """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call_on_meta(model, shape, y)
+    return 3 * counter.get_total_flops()
+
+
+def call_on_meta(model: nn.Module, shape: Sequence[int], y: Any = None) -> None:
+    """model(x, t, y) of one sample, without values: shapes are checked, and nothing is computed; the arguments are those of `training_flops`."""
     x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, dtype=torch.long, device="meta")
     on_meta = {name: p.to("meta") for name, p in [*model.named_parameters(), *model.named_buffers()]}
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        torch.func.functional_call(
-            model, on_meta, (x, t, None if y is None else map_condition(lambda rows: rows.to("meta"), y))
-        )
-    return 3 * counter.get_total_flops()
+    torch.func.functional_call(
+        model, on_meta, (x, t, None if y is None else map_condition(lambda rows: rows.to("meta"), y))
+    )
 
 
 @cache  # the runs of a sweep in one process ask once

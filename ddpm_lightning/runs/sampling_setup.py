@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class SamplingSetup:
         """Measured seconds of one network evaluation of one image in a batch of this size."""
         T = self.denoiser.schedule.num_steps
         x, t = torch.zeros(batch_size, *self.shape, device=self.device), torch.tensor(T, device=self.device)
-        y = self._conditions(range(batch_size))
+        y = in_turn(self.condition, range(batch_size), self.device)
         with torch.no_grad():
             for _ in range(2):  # the first one warms up
                 started = time.perf_counter()
@@ -96,15 +96,11 @@ class SamplingSetup:
     def samples(self, seed: int, indices: Sequence[int], advance: Callable[[], Any]) -> Tensor:
         """Samples with these numbers (B, C, ...), on the CPU, as the data are stored, such as uint8; `advance` is called after each step."""
         noise = SeededNoise(seed, indices)
-        x, y = noise.draw(self.shape).to(self.device), self._conditions(indices)
+        x, y = noise.draw(self.shape).to(self.device), in_turn(self.condition, indices, self.device)
         for step in self.sampler.trajectory(self.guided, x, y, randn=noise):
             x = step.x
             advance()
         return self.values.denormalize(x).cpu()
-
-    def _conditions(self, indices: Iterable[int]) -> Condition | None:
-        y = in_turn(self.condition, indices)
-        return None if y is None else map_condition(lambda rows: rows.to(self.device), y)
 
 
 def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:

@@ -14,6 +14,7 @@ from ddpm_lightning.data.values import values_of
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.models import Network
+from ddpm_lightning.models.cost import call_on_meta
 from ddpm_lightning.runs.instantiate import build, one_line, with_settings
 from ddpm_lightning.runs.processes import total_memory
 from ddpm_lightning.samplers import Sampler
@@ -117,11 +118,8 @@ def _refuse(words: str, data: DictConfig, y: Condition | None = None) -> None:
 
 def refusal(denoiser: Denoiser, shape: Sequence[int], y: Condition | None) -> str:
     """Why the network cannot take data of this shape with this condition of one sample, in one line; empty where it can."""
-    x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, dtype=torch.long, device="meta")
-    y = None if y is None else map_condition(lambda rows: rows.to("meta"), y)
-    on_meta = {name: p.to("meta") for name, p in [*denoiser.model.named_parameters(), *denoiser.model.named_buffers()]}
     try:
-        torch.func.functional_call(denoiser.model, on_meta, (x, t, y))
+        call_on_meta(denoiser.model, shape, y)
     except Exception as error:  # of a network of one's own, any
         return one_line(error)
     return ""

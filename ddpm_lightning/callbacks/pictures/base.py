@@ -14,7 +14,7 @@ from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.periodic import Periodic, show
 from ddpm_lightning.callbacks.stopwatch import Stopwatch
 from ddpm_lightning.data.conditions import load_condition
-from ddpm_lightning.data.source import Condition, in_turn, map_condition
+from ddpm_lightning.data.source import Condition, in_turn
 from ddpm_lightning.denoiser import Guided
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require, require_one_of
@@ -106,11 +106,7 @@ class Pictures(Periodic):
         indices = range(self.num_samples) if indices is None else indices
         noise = SeededNoise(self.seed, indices)
         x = noise.draw(self.shape).to(pl_module.device)
-        y = (
-            None
-            if self.condition is None
-            else map_condition(lambda v: v.to(x.device), in_turn(self.condition, indices))
-        )
+        y = in_turn(self.condition, indices, x.device)
         yield Step(pl_module.denoiser.schedule.num_steps, x, torch.zeros_like(x), 0)
         guided = Guided(pl_module.denoiser, self.guidance_scale)
         yield from self.sampler.trajectory(guided, x, y, randn=noise)
