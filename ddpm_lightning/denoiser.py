@@ -59,7 +59,12 @@ class Denoiser(nn.Module):
     @property
     def conditional(self) -> bool:
         """Whether the model has a condition that can be left away: labels, or one with a null of its own."""
-        return self.num_classes is not None or hasattr(self.model, "null")
+        return self.num_classes is not None or self.has_null
+
+    @property
+    def has_null(self) -> bool:
+        """Whether the model says itself what stands for no condition, as those do that take others than labels."""
+        return hasattr(self.model, "null")
 
     def null(self, y: Condition) -> Condition:
         """The condition that stands for none, shaped as y: what the model's own `null` says, or the label `num_classes`."""

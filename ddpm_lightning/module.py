@@ -101,7 +101,7 @@ class DDPM(LightningModule):
     def _condition(self, y: Condition | None) -> Condition | None:
         """A batch's condition, but none for a model that says `num_classes = None`, whatever labels its loader gives."""
         model = self.denoiser.model
-        unlabeled = not hasattr(model, "null") and getattr(model, "num_classes", y) is None
+        unlabeled = not self.denoiser.has_null and getattr(model, "num_classes", y) is None
         return None if unlabeled and is_labels(y) else y
 
     def _drop(self, y: Condition | None) -> Condition | None:

@@ -57,11 +57,13 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `setup`: here the module is on its device, and a resumed run's weights are loaded.
+        averages, weights = [], []
         for name, parameter in _averaged(pl_module):
             saved = self._average.get(name, parameter.detach())
             self._average[name] = shared_like(saved, parameter).to(parameter.device, copy=True)
-        weights = {name: parameter.detach() for name, parameter in _averaged(pl_module)}
-        self._pairs = [self._average[name] for name in weights], [*weights.values()]
+            averages.append(self._average[name])
+            weights.append(parameter.detach())
+        self._pairs = averages, weights
 
     on_train_start = on_fit_start  # once more, since FSDP shards weights, and loads them, in between
 

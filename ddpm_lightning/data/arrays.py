@@ -40,10 +40,12 @@ def arrays(
     values = np.concatenate([_read(path, shape, batch=not root.is_dir()) for path in paths])
     if values.dtype in (np.dtype(np.float16), np.dtype(np.float64)):
         values = values.astype(np.float32)
-    labels = torch.zeros(len(values), dtype=torch.long)
+    if values.dtype == np.uint16:  # in which not every device computes
+        values = values.astype(np.int32)
+    images = torch.from_numpy(values)
     if condition is None:
-        return ImageSet(torch.from_numpy(_signed(values)), labels)
-    return ImageSet(torch.from_numpy(_signed(values)), load_condition(condition, key="data.dataset.condition"))
+        return ImageSet(images, torch.zeros(len(images), dtype=torch.long))
+    return ImageSet(images, load_condition(condition, key="data.dataset.condition"))
 
 
 def _read(path: Path, shape: tuple[int, ...], *, batch: bool) -> np.ndarray:
@@ -64,8 +66,3 @@ def _read(path: Path, shape: tuple[int, ...], *, batch: bool) -> np.ndarray:
             f"{found[''].shape}"
         )
     return values
-
-
-def _signed(values: np.ndarray) -> np.ndarray:
-    """In a type that torch computes with on every device."""
-    return values.astype(np.int32) if values.dtype == np.uint16 else values

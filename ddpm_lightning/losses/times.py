@@ -32,8 +32,11 @@ _ALONE = Replica()
 
 
 class TimeDraw(ABC):
-    """How t is drawn for a batch; `adaptive` says whether it learns from the losses that `update` is given, `on_host` whether it draws on
-    the CPU, which no CUDA graph records."""
+    """How t is drawn for a batch.
+
+    `adaptive` says whether it learns from the losses that `update` is given, `on_host` whether it draws on the CPU, which no CUDA graph
+    records.
+    """
 
     adaptive: ClassVar[bool] = False
     on_host: ClassVar[bool] = False

@@ -200,7 +200,7 @@ def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:
 def _condition(config: DictConfig, denoiser: Denoiser, checkpoint: Path, data: Mapping[str, Any]) -> Condition | None:
     """The conditions of a model that has others than labels: those of the config's file, or else of the run's own figures."""
     path = config.condition
-    if path is None and hasattr(denoiser.model, "null"):
+    if path is None and denoiser.has_null:
         path = next((run_dir_of(checkpoint) / "samples").glob("condition.np[yz]"), None)
         if path is None:
             raise UserError(

@@ -88,7 +88,7 @@ def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sa
     if y is None and data.num_classes is None:
         if data.dataset.get("condition") is not None:
             raise UserError(f"data.num_classes must be the number of labels in {data.dataset.condition}, got null")
-        if hasattr(denoiser.model, "null"):
+        if denoiser.has_null:
             raise UserError(
                 "the model takes a condition, and the dataset gives none: give one, as by data.dataset.condition=FILE of data=arrays, "
                 "or set model.condition_size and model.condition_channels to null"
@@ -107,7 +107,7 @@ def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sa
 
 def _knows_its_condition(denoiser: Denoiser) -> bool:
     """Whether the network's condition, labels or none, is known from its config alone."""
-    return isinstance(denoiser.model, Network) and not hasattr(denoiser.model, "null")
+    return isinstance(denoiser.model, Network) and not denoiser.has_null
 
 
 def _refuse(words: str, data: DictConfig, y: Condition | None = None) -> None:
