@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ddpm_lightning.callbacks.ema import EMA
+from ddpm_lightning.callbacks.idle import IdleWatch
 from ddpm_lightning.callbacks.loss_guard import LossGuard
 from ddpm_lightning.callbacks.steps import at_log_step
 from ddpm_lightning.callbacks.stopwatch import Stopwatch
@@ -45,6 +46,7 @@ class TrainingMetrics(Callback):
         self._ema, self._loss_guard = ema, loss_guard
         self._flops, self._stopwatch = flops_per_image, stopwatch or Stopwatch()
         self._matmul_speed = 0.0
+        self._idle: IdleWatch | None = None
         self._sums = torch.zeros(2, 4)  # of the losses by quartile of t, and how many they are
         self._images = 0
         self._host_seconds = 0.0
@@ -59,6 +61,8 @@ class TrainingMetrics(Callback):
         self._sums = self._sums.to(pl_module.device)
         if self._flops is not None:
             self._matmul_speed = matmul_speed(pl_module.device)
+        if pl_module.device.type == "cuda" and trainer.is_global_zero:
+            self._idle = IdleWatch(pl_module.device, trainer.global_step)
         self._stopwatch.start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -79,6 +83,8 @@ class TrainingMetrics(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._images:
             self._log(trainer, pl_module)
+        if self._idle is not None:
+            self._idle.close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stopwatch.stop()
@@ -91,6 +97,8 @@ class TrainingMetrics(Callback):
             self._write(trainer, metrics)
 
     def _log(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._idle is not None:
+            self._idle.look(trainer.global_step)
         total, count = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()  # waits for the device
         seconds = max(self._stopwatch.seconds, 1e-9)
         metrics = {

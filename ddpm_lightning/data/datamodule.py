@@ -71,7 +71,7 @@ class ImageDataModule(LightningDataModule):
         require("seed", seed, "0..")
         self._dataset = dataset if root is None else partial(dataset, root=root)
         self._form = Form(channels, size, num_classes, val_fraction, flip, seed, values_of(described))
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._on_device = on_device
         self._source: Source | None = None
         self._train: EndlessLoader | None = None
@@ -128,9 +128,9 @@ class ImageDataModule(LightningDataModule):
 
     def _share(self) -> Share:
         if not self.trainer:
-            return Share(self._batch_size)
+            return Share(self.batch_size)
         trainer = self.trainer
-        return Share(self._batch_size, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
+        return Share(self.batch_size, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer and self._on_device else torch.device("cpu")

@@ -21,10 +21,12 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.models.cost import training_flops
 from ddpm_lightning.module import DDPM
+from ddpm_lightning.ranges import require
 from ddpm_lightning.runs.build_callbacks import build_callbacks, first
 from ddpm_lightning.runs.build_loggers import build_loggers
 from ddpm_lightning.runs.changes import plain, typed_behind
 from ddpm_lightning.runs.compiling import compile_blocks, is_compiled, uses_graphs
+from ddpm_lightning.runs.estimate import Estimate, Trial, automatic_batch_size
 from ddpm_lightning.runs.graphs import graph_training
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.loading import differing, load_model
@@ -34,6 +36,7 @@ from ddpm_lightning.runs.store_run import StoreRun
 from ddpm_lightning.runs.trials import check_data, check_memory, times_of, try_rates, try_shapes, warn_of_signal
 from ddpm_lightning.runs.trust import without_download
 from ddpm_lightning.samplers import Sampler
+from ddpm_lightning.sharding import FSDP2
 
 __all__ = ["Run", "build_module", "build_run"]
 
@@ -54,6 +57,7 @@ class Run:
     callbacks: list[Callback]
     record: StoreRun
     trainer: Trainer
+    estimate: Estimate | None  # of what it will take, where that was tried
 
     @cached_property
     def parameters(self) -> int:
@@ -75,7 +79,8 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
     seed_everything(config.seed, workers=True, verbose=False)
     module, sampler = _build_parts(config)
-    data: ImageDataModule = build("data", _data_config(config, point))
+    chooses = config.data.batch_size == "auto"
+    data: ImageDataModule = build("data", _data_config(config, point), **({"batch_size": 1} if chooses else {}))
     if (point is None or not point.checkpoint) and config.init_from is not None:
         _begin_with(module, Path(str(config.init_from)))
     data.setup()
@@ -87,6 +92,8 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
         config, sampler, {"condition": condition, "flops_per_image": _flops(module, config, condition)}
     )
     csv, loggers = CSVLogger(folder), build_loggers(config.logger, folder)
+    trainer = _build_trainer(config, callbacks, folder)
+    estimate = _try_steps(config, module, data, trainer)
     record = StoreRun(
         plain(config),
         _overrides(point),
@@ -95,12 +102,10 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
         metrics=first(callbacks, TrainingMetrics),
         ema=first(callbacks, EMA),
     )
-    trainer = _build_trainer(config, [record, *callbacks], folder)
-    if uses_graphs(config.compile, trainer.strategy.root_device):
-        graph_training(module, trainer, strangers=config.compile == "graphs")
+    trainer.callbacks.insert(0, record)
     if is_compiled(config.compile):
         compile_blocks(module.denoiser.model, trainer.strategy.root_device)
-    return Run(folder, point, module, data, condition, csv, loggers, callbacks, record, trainer)
+    return Run(folder, point, module, data, condition, csv, loggers, callbacks, record, trainer, estimate)
 
 
 def build_module(config: DictConfig) -> DDPM:
@@ -152,6 +157,35 @@ def _build_trainer(config: DictConfig, callbacks: list[Callback], folder: Path) 
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
+
+
+def _try_steps(config: DictConfig, module: DDPM, data: ImageDataModule, trainer: Trainer) -> Estimate | None:
+    """What a batch takes, tried by one process; `data.batch_size=auto` becomes a number.
+
+    Raises:
+        UserError: for a batch that does not fit, and where several processes would each choose one.
+    """
+    device = trainer.strategy.root_device
+    if uses_graphs(config.compile, device):
+        graph_training(module, trainer, strangers=config.compile == "graphs")
+    if config.data.batch_size == "auto" and trainer.world_size > 1:
+        raise UserError(
+            "data.batch_size=auto is for one process: find the number with trainer.devices=1 trainer.max_steps=1, and give it"
+        )
+    waits = module.loss.times.adaptive and trainer.world_size > 1  # for the other processes
+    if trainer.global_rank > 0 or waits or isinstance(trainer.strategy, FSDP2):
+        return None
+    condition = data.source.conditions(_CONDITIONS)
+    if condition is None and config.data.num_classes is not None:
+        condition = torch.arange(config.data.num_classes)
+    try:
+        trial = Trial(module, trainer, (config.data.channels, *config.data.image_size), condition)
+    except Exception:  # of a network of one's own that cannot be copied
+        require("data.batch_size", config.data.batch_size, "1..", hint="the network cannot be copied to be tried")
+        return None
+    if config.data.batch_size == "auto":
+        data.batch_size = config.data.batch_size = automatic_batch_size(trial, data.source.num_images("train"))
+    return trial.estimate(config.data.batch_size)
 
 
 def _flops(module: DDPM, config: DictConfig, condition: Condition | None) -> int | None:

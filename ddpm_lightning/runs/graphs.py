@@ -16,7 +16,7 @@ from ddpm_lightning.data.source import Batch, Condition, map_condition
 from ddpm_lightning.errors import brief
 from ddpm_lightning.module import DDPM
 
-__all__ = ["GraphedDDPM", "graph_evaluations", "graph_training"]
+__all__ = ["GraphedDDPM", "forget_graphs", "graph_evaluations", "graph_training", "random_state_kept"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,11 @@ def graph_training(module: DDPM, trainer: Trainer, *, strangers: bool = False) -
     on_device = not times.adaptive and not times.on_host and (strangers or _is_ours(module))
     if one and not scaled and on_device:
         module.__class__ = GraphedDDPM
+
+
+def forget_graphs(module: DDPM) -> None:
+    """Free the graphs that were recorded so far; the next step records its own."""
+    module.__dict__.pop("_graphs", None)
 
 
 def _is_ours(module: nn.Module) -> bool:
@@ -110,7 +115,7 @@ class _Step:
             gradients = {str(i): p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
             return {**{name: value.detach() for name, value in outputs.items()}, **gradients}
 
-        with _random_state_kept(batch.x0.device):
+        with random_state_kept(batch.x0.device):
             self._replay, found = record(run)
         self._outputs = {name: value for name, value in found.items() if not name.isdigit()}
         self._gradients = [found.get(str(i)) for i in range(len(self._parameters))]
@@ -179,7 +184,7 @@ def _recorded(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     return graph.replay, found
 
 
-class _random_state_kept:
+class random_state_kept:
     """What is sampled inside is sampled again afterwards."""
 
     def __init__(self, device: torch.device):

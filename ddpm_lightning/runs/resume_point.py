@@ -160,7 +160,8 @@ def refuse_another(config: DictConfig, folder: Path) -> None:
     held = read_record(folder / "config.yaml")
     held = moved(held, str(held.get("run_dir")), str(folder)) if isinstance(held, dict) else {}
     for key, old, new in differing_values(held, plain(config)):
-        if key not in ("resume", "run_dir", "optimized_metric"):
+        chosen = key == "data.batch_size" and new == "auto"  # by the run itself, then
+        if key not in ("resume", "run_dir", "optimized_metric") and not chosen:
             raise UserError(
                 f"{os.path.relpath(folder)} holds a run with {key}={old}, not {new}: resume the sweep as it was by "
                 f"-m resume={os.path.relpath(folder.parent)}, or leave hydra.sweep.dir away to start another"

@@ -99,6 +99,8 @@ def _begin(run: Run) -> None:
     trainer = run.trainer
     length = f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
     say(f"Training {run.parameters:,} parameters for {length}, {trainer.world_size} process(es): {run.folder}")
+    if run.estimate is not None:
+        say(run.estimate.sentence(_batches_left(run)))
     if argument := environment.trust_argument(packages_to_trust(run.record.config)):
         say(f"It uses parts from outside ddpm_lightning: to resume, sample or evaluate this run, add {argument}")
     trainer.loggers = [run.csv, *run.loggers]
@@ -114,6 +116,15 @@ def _begin(run: Run) -> None:
     origin = origin_of(run.data, run.record.overrides)
     for logger in run.loggers:
         logger.log_hyperparams({**run.record.config, "parameters": run.parameters, **origin})
+
+
+def _batches_left(run: Run) -> int | None:
+    """How many batches this process has to take; None where the config counts epochs."""
+    trainer = run.trainer
+    if trainer.max_steps == -1:
+        return None
+    done = 0 if run.point is None else run.point.checkpoint.get("global_step", 0)
+    return int((trainer.max_steps - done) * trainer.accumulate_grad_batches)
 
 
 def _fit(run: Run) -> dict[str, Any]:
