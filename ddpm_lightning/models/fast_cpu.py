@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ddpm_lightning.models.layers import Upsample
 
-__all__ = ["FastConv3x3", "FastDropout", "FastUpsample", "speed_up", "winograd", "winograd_pays"]
+__all__ = ["FastConv3x3", "FastDropout", "FastUpsample", "has_fast_forms", "speed_up", "winograd", "winograd_pays"]
 
 
 def speed_up(network: nn.Module) -> None:
@@ -21,6 +21,11 @@ def speed_up(network: nn.Module) -> None:
             part.__class__ = FastUpsample
         elif type(part) is nn.Conv2d and part.kernel_size == (3, 3) and part.stride == (1, 1):
             part.__class__ = FastConv3x3
+
+
+def has_fast_forms(network: nn.Module) -> bool:
+    """Whether a part of it is one of these layers."""
+    return any(isinstance(part, FastDropout | FastUpsample | FastConv3x3) for part in network.modules())
 
 
 class FastDropout(nn.Dropout):

@@ -5,12 +5,14 @@ same numbers: the generators that `Randomness` seeds before each step are part o
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_lightning.data.source import Batch, Condition, map_condition
 from ddpm_lightning.errors import brief
@@ -26,19 +28,22 @@ Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 
 def graph_training(module: DDPM, trainer: Trainer, *, strangers: bool = False) -> None:
-    """Replay the module's training step as a graph, where that is possible: on one GPU, with a batch a step, and not in float16.
+    """Replay the module's training step as a graph, where that is possible: with whole copies of the weights, and times drawn on the GPU.
+
+    Several processes average their gradients after the replay, at once and not while the backward pass runs.
 
     Args:
         module: whose class becomes `GraphedDDPM`.
         trainer: of the run.
         strangers: also for a network or a loss from elsewhere, which may do on the host what a graph would do only once.
     """
-    one = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
-    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     times = module.loss.times
     on_device = not times.adaptive and not times.on_host and (strangers or _is_ours(module))
-    if one and not scaled and on_device:
+    if whole and on_device:
         module.__class__ = GraphedDDPM
+        module.scaler = getattr(trainer.precision_plugin, "scaler", None)
+        module.batches = trainer.accumulate_grad_batches
 
 
 def forget_graphs(module: DDPM) -> None:
@@ -68,10 +73,18 @@ class GraphedDDPM(DDPM):
     """A DDPM whose forward and backward pass is a graph; clipping, optimizer and averages follow as they do without."""
 
     record: Record | None = None  # how a graph is recorded; None: on the GPU
+    scaler: torch.amp.GradScaler | None = None  # of the loss, in float16
+    batches: int = 1  # per optimizer step
     _graphs: dict[Any, "_Step"]
 
+    def on_train_start(self) -> None:
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            self._average = _Average(self.trainer.world_size)
+            self.trainer.strategy.model.require_backward_grad_sync = False  # its hooks wait for a backward pass
+
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        self._is_replayed = False
+        self._replayed = None
+        self._is_last = (batch_idx + 1) % self.batches == 0 or (self._trainer and self.trainer.is_last_batch)
         if self._cannot_be_recorded:
             return super().training_step(batch, batch_idx)
         batch = Batch.of(batch)
@@ -80,23 +93,30 @@ class GraphedDDPM(DDPM):
         try:
             if key not in graphs:
                 graphs[key] = _Step(self, super().training_step, batch, self.record or _recorded)
-            outputs = graphs[key](batch)
+            outputs = graphs[key].replay(batch)
         except RuntimeError as error:  # of a network or a loss that waits for the device, or copies from the host
             log.warning("this training step cannot be a CUDA graph, and runs without (%s)", brief(error))
             self._cannot_be_recorded = True
             return super().training_step(batch, batch_idx)
-        self._is_replayed = True
+        self._replayed = graphs[key]
         return outputs
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if not self._is_replayed:  # else the gradients are there
+        if self._replayed is None:
             super().backward(loss, *args, **kwargs)
+        else:
+            self._replayed.add_gradients()
+        if self._average is not None and self._is_last:
+            self._average(self._listed)
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        if not self._is_replayed:  # a graph writes its gradients, and adds to none
+        if self._replayed is None or self.batches > 1:  # else the graph's gradients take the place of the last
             super().optimizer_zero_grad(*args, **kwargs)
 
-    _is_replayed = _cannot_be_recorded = False
+    _replayed: "_Step | None" = None
+    _average: "_Average | None" = None
+    _cannot_be_recorded = False
+    _is_last = True
 
 
 class _Step:
@@ -104,15 +124,19 @@ class _Step:
 
     def __init__(self, module: DDPM, step: Callable[[Any, int], dict[str, Tensor]], batch: Batch, record: Record):
         self._inputs = _copied(batch.x0), None if batch.y is None else map_condition(_copied, batch.y)
-        self._parameters = module._listed
+        self._parameters, self._adds = module._listed, module.batches > 1
+        scaled = (lambda loss: loss) if module.scaler is None else module.scaler.scale
 
         def run() -> dict[str, Tensor]:
+            before = [parameter.grad for parameter in self._parameters]
             for parameter in self._parameters:
                 parameter.grad = None
             with _no_autocast_cache():
                 outputs = step(Batch(*self._inputs, batch.ids), 0)
-            outputs["loss"].backward()
+            scaled(outputs["loss"] / module.batches).backward()
             gradients = {str(i): p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
+            for parameter, gradient in zip(self._parameters, before, strict=True):
+                parameter.grad = gradient
             return {**{name: value.detach() for name, value in outputs.items()}, **gradients}
 
         with random_state_kept(batch.x0.device):
@@ -120,15 +144,53 @@ class _Step:
         self._outputs = {name: value for name, value in found.items() if not name.isdigit()}
         self._gradients = [found.get(str(i)) for i in range(len(self._parameters))]
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+    def replay(self, batch: Batch) -> dict[str, Tensor]:
+        """The step's outputs for this batch; its gradients are written, too."""
         x0, y = self._inputs
         x0.copy_(batch.x0)
         if y is not None and batch.y is not None:
             map_condition(lambda here, given: here.copy_(given), y, batch.y)
         self._replay()
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient
         return self._outputs
+
+    def add_gradients(self) -> None:
+        """Give the parameters the gradients of the last replay, or add them to what the step's other batches gave."""
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            if gradient is not None and parameter.grad is not None and self._adds:
+                parameter.grad += gradient
+            else:
+                parameter.grad = None if gradient is None else gradient.clone() if self._adds else gradient
+
+
+class _Average:
+    """The mean of the gradients over all processes, by one message for each type of number."""
+
+    def __init__(self, world_size: int):
+        self._world_size = world_size
+        self._flat: dict[Any, tuple[Tensor, list[Tensor]]] = {}
+
+    def __call__(self, parameters: Sequence[nn.Parameter]) -> None:
+        given = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        for dtype in dict.fromkeys(gradient.dtype for _, gradient in given):  # in one order on all ranks
+            some = [(parameter, gradient) for parameter, gradient in given if gradient.dtype == dtype]
+            flat, places = self._place(dtype, [gradient for _, gradient in some])
+            torch._foreach_copy_(places, [gradient for _, gradient in some])
+            torch.distributed.all_reduce(flat.div_(self._world_size))
+            for (parameter, _), mean in zip(some, places, strict=True):
+                parameter.grad = mean
+
+    def _place(self, dtype: torch.dtype, gradients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """A tensor for all of these, and its parts in their shapes; the same one as long as they have the same shapes."""
+        key = (dtype, *(gradient.shape for gradient in gradients))
+        if key not in self._flat:
+            sizes = [gradient.numel() for gradient in gradients]
+            flat = torch.empty(sum(sizes), dtype=dtype, device=gradients[0].device)
+            places = [
+                part.as_strided(gradient.shape, gradient.stride())
+                for part, gradient in zip(flat.split(sizes), gradients, strict=True)
+            ]
+            self._flat[key] = flat, places
+        return self._flat[key]
 
 
 class _GraphedCall:

@@ -17,11 +17,11 @@ def weights(folder):
 def test_compiled_and_not_compiled_checkpoints_are_the_same(tmp_path):
     compiled, plain = tmp_path / "compiled", tmp_path / "plain"
     steps = ["trainer.max_steps=2", "callbacks.sample_grid=null", "callbacks.trajectory=null"]
-    runs.train(train_config(compiled, "compile=true", *steps))
+    runs.train(train_config(compiled, "compile=true", "model.fast_cpu=false", *steps))
     runs.train(train_config(plain, *steps))
     assert weights(compiled).keys() == weights(plain).keys()
     for key, value in weights(plain).items():
         torch.testing.assert_close(weights(compiled)[key], value, rtol=1e-3, atol=1e-4)
     again = tmp_path / "again"
-    runs.train(train_config(again, "compile=true", f"init_from={plain}", *steps))
+    runs.train(train_config(again, "compile=true", "model.fast_cpu=false", f"init_from={plain}", *steps))
     runs.train(train_config(tmp_path / "and_back", f"init_from={again}", *steps))

@@ -57,8 +57,10 @@ def _no_record_left():
     [
         ("experiment=digits_super_resolution", "trainer.precision=bf16-mixed"),
         ("loss=hybrid", "learned_variance=true", "model.dropout=0.2", "data.num_classes=10"),
+        ("trainer.accumulate_grad_batches=3",),
+        ("trainer.accumulate_grad_batches=3", "trainer.limit_train_batches=4", "trainer.gradient_clip_val=null"),
     ],
-    ids=["images as conditions in bfloat16", "labels, dropout and learned variance"],
+    ids=["images as conditions in bfloat16", "labels, dropout and learned variance", "accumulated", "a step cut short"],
 )
 def test_training_is_the_same_bit_by_bit(tmp_path, overrides):
     run, weights = train(tmp_path / "graphs", True, *overrides)
@@ -84,13 +86,32 @@ def test_a_step_that_cannot_be_recorded_runs_without_a_graph(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     "overrides",
-    [("trainer.accumulate_grad_batches=2",), ("loss/times=importance",), ("loss/times=stratified",)],
+    [("loss/times=importance",), ("loss/times=stratified",)],
     ids=str,
 )
 def test_what_a_graph_cannot_hold_is_not_tried(tmp_path, overrides):
     run = build_run(train_config(tmp_path / "run", *overrides), None)
     graph_training(run.module, run.trainer)
     assert type(run.module) is not GraphedDDPM
+
+
+def test_gradients_are_of_the_scaled_loss(tmp_path):
+    run = build_run(train_config(tmp_path / "run", "model.dropout=0"), None)
+    module = run.module
+    batch = Batch(torch.randn(4, 1, 8, 8), None, torch.arange(4))
+    torch.manual_seed(0)
+    module.training_step(batch, 0)["loss"].backward()
+    expected = [p.grad.clone() for p in module.parameters()]
+    graph_training(module, run.trainer)
+    module.record, module.scaler = replayed, torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for scale in (1024.0, 512.0):  # as it is at the time of the replay
+        module.scaler.scale(torch.zeros(()))
+        module.scaler._scale.fill_(scale)
+        torch.manual_seed(0)
+        loss = module.training_step(batch, 0)["loss"]
+        module.backward(loss)
+        for p, gradient in zip(module.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad, scale * gradient)
 
 
 def test_a_networks_evaluations():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddpm_lightning import runs
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.runs.build import build_module
+from ddpm_lightning.runs.build import build_module, build_run
 from tests.helpers.configs import config_of, train_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number of training batches")
@@ -169,6 +169,17 @@ def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="compile=true requires a C\\+\\+ compiler"):
         runs.train(train_config(tmp_path / "run", "compile=true"))
+
+
+def test_a_network_with_fast_layers_is_not_compiled_on_a_cpu(tmp_path, caplog):
+    run = build_run(train_config(tmp_path / "run", "compile=true"), None)
+    assert [record.getMessage() for record in caplog.records] == [
+        "compile=true: on a CPU this network's own layers are faster than compiled ones, and stay; model.fast_cpu=false compiles"
+    ]
+    assert all(part._compiled_call_impl is None for part in run.module.modules())
+    run = build_run(train_config(tmp_path / "run", "compile=true", "model.fast_cpu=false"), None)
+    assert len(caplog.records) == 1
+    assert any(part._compiled_call_impl is not None for part in run.module.modules())
 
 
 def test_intervals_count_optimizer_steps(tmp_path):

@@ -1,0 +1,35 @@
+"""CUDA graphs in two processes, with a recorder that runs the function at each replay."""
+
+import os
+import subprocess
+import sys
+
+import torch
+
+from tests.helpers.configs import ROOT
+
+TWICE = """
+import sys
+import torch
+from tests.runs.runs.test_graphs import train
+
+for graphed in (False, True):
+    folder = f"{sys.argv[1]}/{graphed}"
+    run, weights = train(folder, graphed, "trainer=ddp_cpu", "trainer.accumulate_grad_batches=2", "model.dropout=0.1")
+    assert run.trainer.world_size == 2
+    if graphed:
+        assert len(run.module._graphs) == 1
+        assert run.module._average._flat
+    torch.save(weights, f"{folder}_{run.trainer.global_rank}.pt")
+"""
+
+
+def test_gradients_are_averaged_after_the_replay(tmp_path):
+    script = tmp_path / "twice.py"
+    script.write_text(TWICE)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*run, str(script), str(tmp_path)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plain, *others = (torch.load(tmp_path / f"{graphed}_{rank}.pt") for graphed in (False, True) for rank in (0, 1))
+    assert all(torch.equal(value, weights[name]) for weights in others for name, value in plain.items())
