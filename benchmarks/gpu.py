@@ -21,10 +21,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from ddpm_lightning import DDIM, DDPM, Denoiser, DiT, Guided, Loss, UNet, schedules
@@ -63,19 +63,27 @@ def network(name: str, kind: str, shape: dict[str, Any]) -> nn.Module:
             small = {"hidden_size": 16, "depth": 1, "num_heads": 2} if shape["batch"] == 2 else {}
             return DiT(channels, channels, **small)
         return UNet(channels, channels, **shape["model"])
+    given = {
+        "base_channels": 128,
+        "channel_multipliers": (1, 2, 2, 2),
+        "num_res_blocks": 2,
+        "norm_groups": 32,
+        **shape["model"],
+    }
+    theirs = {
+        "image": shape["image"],
+        "base": given["base_channels"],
+        "mult": given["channel_multipliers"],
+        "blocks": given["num_res_blocks"],
+        "groups": given["norm_groups"],
+    }
     if kind == "diffusers":
         from training_step import Diffusers
 
-        given = {
-            "base_channels": 128,
-            "channel_multipliers": (1, 2, 2, 2),
-            "num_res_blocks": 2,
-            "norm_groups": 32,
-            **shape["model"],
-        }
-        theirs = {"image": shape["image"], "base": given["base_channels"], "mult": given["channel_multipliers"]}
-        return _Called(Diffusers({**theirs, "blocks": given["num_res_blocks"], "groups": given["norm_groups"]}))
-    raise SystemExit(f"no network is called {kind}")
+        return _Called(Diffusers(theirs))
+    from training_step import denoising_diffusion_pytorch
+
+    return _Called(denoising_diffusion_pytorch(theirs))
 
 
 class _Called(nn.Module):
@@ -114,9 +122,8 @@ def step(a: argparse.Namespace) -> None:
     if a.how == "compile":
         compile_blocks(net, device)
     module = DDPM(Denoiser(net, schedules.linear()), Loss(), torch.optim.AdamW).to(device).train()
-    if a.how == "graphs" and device.type == "cuda":
-        one = SimpleNamespace(world_size=1, accumulate_grad_batches=1, precision_plugin=None)
-        graph_training(module, one)
+    if a.how == "graphs":  # on a CPU it falls back to none
+        graph_training(module, Trainer(accelerator=device.type, devices=1, logger=False, enable_checkpointing=False))
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     weights = [p.detach() for p in module.parameters()]
     averages = [w.clone() for w in weights]
@@ -126,9 +133,8 @@ def step(a: argparse.Namespace) -> None:
     def run() -> None:
         with autocast:
             loss = module.training_step(x0, 0)["loss"]
-        if not getattr(module, "_is_replayed", False):
-            optimizer.zero_grad()
-            loss.backward()
+        module.optimizer_zero_grad(0, 0, optimizer)
+        module.backward(loss)
         module.configure_gradient_clipping(optimizer, 1.0, "norm")
         optimizer.step()
         torch._foreach_lerp_(averages, weights, 0.001)
@@ -256,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"step": step, "run": run, "sample": sample, "resume": resume, "fashion": fashion}
     parser.add_argument("part", choices=[*parts])
-    parser.add_argument("--network", default="ours", choices=["ours", "diffusers"])
+    parser.add_argument("--network", default="ours", choices=["ours", "diffusers", "denoising_diffusion_pytorch"])
     parser.add_argument("--how", default="graphs", choices=["eager", "compile", "graphs"])
     parser.add_argument("--shape", default="unet_35m", choices=[*SHAPES])
     parser.add_argument("--precision", default="bf16", choices=["bf16", "tf32"])

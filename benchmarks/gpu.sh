@@ -10,6 +10,8 @@ for shape in unet_35m unet_1m; do
   for how in graphs eager compile; do part step --shape "$shape" --how "$how"; done
   part step --shape "$shape" --network diffusers --how eager
 done
+LIMIT=150 part step --shape unet_35m --network diffusers --how compile
+if python -c "import denoising_diffusion_pytorch" 2>/dev/null; then part step --shape unet_35m --network denoising_diffusion_pytorch --how eager; fi
 part step --shape unet_35m --how graphs --precision tf32
 part step --shape unet_35m --network diffusers --how eager --precision tf32
 for shape in dit_s unet_256; do part step --shape "$shape"; done

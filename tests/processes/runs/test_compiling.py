@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddpm_lightning import runs
-from tests.helpers.configs import train_config
+from tests.helpers.configs import TINY, train_config
 
 
 def weights(folder):
@@ -15,13 +15,17 @@ def weights(folder):
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning", "ignore:.*treespec"
 )
 def test_compiled_and_not_compiled_checkpoints_are_the_same(tmp_path):
-    compiled, plain = tmp_path / "compiled", tmp_path / "plain"
-    steps = ["trainer.max_steps=2", "callbacks.sample_grid=null", "callbacks.trajectory=null"]
-    runs.train(train_config(compiled, "compile=true", "model.fast_cpu=false", *steps))
-    runs.train(train_config(plain, *steps))
-    assert weights(compiled).keys() == weights(plain).keys()
-    for key, value in weights(plain).items():
-        torch.testing.assert_close(weights(compiled)[key], value, rtol=1e-3, atol=1e-4)
-    again = tmp_path / "again"
-    runs.train(train_config(again, "compile=true", "model.fast_cpu=false", f"init_from={plain}", *steps))
-    runs.train(train_config(tmp_path / "and_back", f"init_from={again}", *steps))
+    tiny = [o for o in TINY if not o.startswith("model.")]
+    small = ["model=dit_tiny", "model.hidden_size=16", "model.depth=2", "model.num_heads=2"]
+    steps = [*small, "trainer.max_steps=2", "callbacks.sample_grid=null", "callbacks.trajectory=null"]
+
+    def train(name, *overrides):
+        runs.train(train_config(tmp_path / name, *steps, *overrides, tiny=tiny))
+        return weights(tmp_path / name)
+
+    compiled, plain = train("compiled", "compile=true"), train("plain")
+    assert compiled.keys() == plain.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-4)
+    train("again", "compile=true", f"init_from={tmp_path / 'plain'}")
+    train("and_back", f"init_from={tmp_path / 'again'}")
