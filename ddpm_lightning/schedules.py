@@ -205,9 +205,9 @@ def shifted_cosine(
         noise_d: the side at which nothing is shifted; smaller images get less noise.
     """
     sides = list(image_size) if isinstance(image_size, Sequence) else [image_size, image_size]
-    if len(sides) != 2 or not all(map(is_integer, sides)):
-        raise ValueError(f"image_size must be a positive integer or [height, width], got {image_size}")
-    require("noise_d", noise_d, "1..")
+    if len(sides) != 2 or not all(is_integer(side, "1..65536") for side in sides):
+        raise ValueError(f"image_size must be an integer from 1 to 65536 or [height, width], got {image_size}")
+    require("noise_d", noise_d, "1..65536")
     require("max_log_snr", max_log_snr, "[-100, 100]")
     require("min_log_snr", min_log_snr, f"[-100, {max_log_snr})")
     a, z = math.atan(math.exp(-max_log_snr / 2)), math.atan(math.exp(-min_log_snr / 2))
@@ -223,8 +223,8 @@ def sigmoid(
 
     Proposed by Jabri et al. 2022. diffusers' "sigmoid" is another curve, with the sigmoid on β: `sigmoid_beta`.
     """
-    require("end", end, "(-inf, inf)")
-    require("start", start, f"(-inf, {end})")
+    require("end", end, "(-100, 100]")
+    require("start", start, f"[-100, {end})")
     require("tau", tau, "(0, inf)")
     require("clip_min", clip_min, "[0, 1)")
     x = torch.sigmoid((start + _times(num_steps) * (end - start)) / tau)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -31,7 +31,7 @@ class ImageDataModule(LightningDataModule):
             as they have. Points have 2, and the size [1, 1].
         image_size: side, or (height, width), to which 8-bit images are resized where they differ; (length,) of signals and
             (frames, height, width) of videos.
-        batch_size: images per step and process.
+        batch_size: images per step and process; "auto" is 1 until train.py has found the size that pays.
         val_fraction: the fraction held out for validation, chosen by the seed; a stream has shards for it instead.
         num_classes: the number of labels that the model is given, or None for training without labels.
         flip: mirror half of the training images.
@@ -53,7 +53,7 @@ class ImageDataModule(LightningDataModule):
         *,
         channels: int,
         image_size: int | Sequence[int],
-        batch_size: int,
+        batch_size: int | Literal["auto"],
         val_fraction: float = 0.1,
         num_classes: int | None = None,
         flip: bool = False,
@@ -66,12 +66,13 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
         described = {"channels": channels, "image_size": size, "dtype": dtype, "value_range": value_range}
-        require("batch_size", batch_size, "1..65536")
+        if batch_size != "auto":
+            require("batch_size", batch_size, "1..65536")
         require("val_fraction", val_fraction, "[0, 1)")
         require("seed", seed, "0..")
         self._dataset = dataset if root is None else partial(dataset, root=root)
         self._form = Form(channels, size, num_classes, val_fraction, flip, seed, values_of(described))
-        self.batch_size = batch_size
+        self.batch_size: int = 1 if batch_size == "auto" else batch_size
         self._on_device = on_device
         self._source: Source | None = None
         self._train: EndlessLoader | None = None

@@ -208,12 +208,31 @@ def _load_split(root: str, split: str) -> Any:
     local = Path(root).is_dir()
     if not local and root in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
         raise ValueError("that is one of the library's file readers")
+    if not local:
+        _ask_hub_once(root)
     where = str(Path(root).resolve()) if local else root  # else a folder called csv would be taken for a reader
     code = {"trust_remote_code": False} if int(datasets.__version__.partition(".")[0]) < 4 else {}
     builder = datasets.load_dataset_builder(where, **code)
     if type(builder).__module__.rpartition(".")[2] in _UNSAFE_READERS:
         raise ValueError(f"it holds files for {type(builder).__name__}, which could run code in them")
     return datasets.load_dataset(where, split=split, **code)
+
+
+def _ask_hub_once(root: str) -> None:
+    """Without a network, load from the cache alone: the library would ask six times, for half a minute.
+
+    Raises:
+        HfHubHTTPError: for a name that the hub does not know.
+    """
+    import datasets
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().dataset_info(root, timeout=10)
+    except huggingface_hub.errors.HfHubHTTPError:
+        raise
+    except Exception:  # of the library's client, whichever it is
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 def _file_in(cell: Any) -> Path | IO[bytes]:

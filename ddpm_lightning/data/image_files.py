@@ -15,7 +15,7 @@ from ddpm_lightning.data.loaders import check_size, require_sides
 from ddpm_lightning.data.values import Values
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import open_image
-from ddpm_lightning.ranges import require_one_of
+from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["check_damaged", "read_image", "read_images"]
 
@@ -47,6 +47,7 @@ def read_images(
         UserError: for too many damaged files, or more images than fit in memory.
     """
     require_sides(image_size)
+    require("data.dataset.max_damaged", max_damaged, "[0, 1]")
     height, width = image_size
     values = Values(dtype or "uint8")
     check_size(len(paths), channels, image_size, values)

@@ -32,6 +32,8 @@ from ddpm_lightning.runs.loading import run_dir_of
 from ddpm_lightning.runs.process_group import ProcessGroup, join_process_group
 from ddpm_lightning.runs.processes import take_gpu
 from ddpm_lightning.runs.sampling_setup import SamplingSetup, make_out_dir, prepare_sampling
+from ddpm_lightning.runs.schema import Evaluation as Settings
+from ddpm_lightning.runs.schema import check_types
 
 __all__ = ["evaluate"]
 
@@ -72,7 +74,10 @@ def _check(config: DictConfig) -> None:
         require(key, config[key], "1..1e8")
     for key in ("reference_images", "bits_images", "nearest"):
         require(key, config[key], "0..1e8", optional=True)
+    require("seed", config.seed, "0..")
+    require("data_seed", config.data_seed, "0..", optional=True)
     require_one_of("reference", config.reference, ("train", "validation", "all"))
+    check_types(config, Settings)
 
 
 @dataclass(frozen=True)

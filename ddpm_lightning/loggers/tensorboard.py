@@ -13,7 +13,17 @@ __all__ = ["TensorBoardLogger"]
 
 
 class TensorBoardLogger(LightningTensorBoardLogger):
-    """Lightning's logger, with `log_image` for arrays (H, W, C) of uint8, and `log_video` for paths of GIF files."""
+    """Lightning's logger, with `log_image` for arrays (H, W, C) of uint8, and `log_video` for paths of GIF files.
+
+    Args:
+        save_dir: the run's folder.
+        name: the folder in it.
+        version: the folder in that; empty for none.
+        settings: Lightning's own.
+    """
+
+    def __init__(self, save_dir: str | Path, name: str | None = None, version: int | str | None = "", **settings: Any):
+        super().__init__(save_dir, name, version, **settings)
 
     @rank_zero_only
     def log_image(self, key: str, images: list[np.ndarray], step: int | None = None, **kwargs: Any) -> None:

@@ -51,7 +51,7 @@ class MinSNR(Weighting):
     """w = min(SNR(t), γ), which is min(SNR, γ)/SNR for ε and min(SNR, γ)/(SNR + 1) for v (Hang et al. 2023, section 3.4)."""
 
     def __init__(self, gamma: float = 5.0):
-        require("gamma", gamma, "(0, inf)")
+        require("gamma", gamma, "(0, 1e9]")
         self.gamma = gamma
 
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:

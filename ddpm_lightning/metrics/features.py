@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 from urllib.error import URLError
 
 import torch
@@ -76,6 +76,16 @@ class Inception(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """The logits without bias (Salimans et al. 2016's code)."""
         return features @ self.net.fc.weight.T
+
+
+class CustomImages(TypedDict, total=False):
+    """How `Custom` takes images, and what it is called."""
+
+    name: str | None
+    channels: int
+    image_size: Sequence[int] | None
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
 
 
 class Custom(nn.Module):
@@ -196,7 +206,7 @@ def custom(
     net: nn.Module,
     weights: str | None = None,
     device: torch.device | None = None,
-    **options: object,
+    **options: Unpack[CustomImages],
 ) -> Custom:
     """Any `nn.Module` that a config builds, with the state dict in a file.
 
@@ -218,7 +228,7 @@ def custom(
             raise UserError(
                 f"features.weights must be a state dict of {type(net).__name__}, got {weights} ({brief(error)})"
             ) from error
-    return Custom(net, **options).eval()  # type: ignore[arg-type]
+    return Custom(net, **options).eval()
 
 
 @torch.no_grad()

@@ -79,8 +79,7 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
     seed_everything(config.seed, workers=True, verbose=False)
     module, sampler = _build_parts(config)
-    chooses = config.data.batch_size == "auto"
-    data: ImageDataModule = build("data", _data_config(config, point), **({"batch_size": 1} if chooses else {}))
+    data: ImageDataModule = build("data", _data_config(config, point))
     if (point is None or not point.checkpoint) and config.init_from is not None:
         _begin_with(module, Path(str(config.init_from)))
     data.setup()

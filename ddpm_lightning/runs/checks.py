@@ -1,9 +1,7 @@
 """What only a whole config knows, checked before anything is built of it."""
 
-import math
 import os
 import re
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -12,6 +10,7 @@ from ddpm_lightning.data.values import Values, kind_of, values_of
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import is_integer, require, require_one_of
 from ddpm_lightning.runs.compiling import COMPILE
+from ddpm_lightning.runs.schema import Training, check_types
 
 __all__ = ["check_config"]
 
@@ -35,14 +34,15 @@ def check_config(config: DictConfig) -> None:
         UserError: that names the key, its value and the fix.
     """
     _refuse_missing({f"data.{key}" for key in ("channels", "image_size") if OmegaConf.is_missing(config.data, key)})
-    _check_finite(OmegaConf.to_container(config, resolve=False))
-    require("seed", config.seed, f"0..{2**32 - 1}")
     require("data.channels", config.data.channels, "1..4096")
     size = config.data.image_size
     if not isinstance(size, ListConfig) or not 1 <= len(size) <= 3 or not all(is_integer(n, "1..65536") for n in size):
         raise UserError(
             f"data.image_size must be [height, width], as in [32,32], [length] or [frames, height, width], got {size}"
         )
+    _check_trainer(config.trainer)
+    check_types(config, Training)
+    require("seed", config.seed, f"0..{2**32 - 1}")
     values_of(config.data)
     require("data.num_classes", config.data.num_classes, "1..100000000", optional=True)
     require("guidance_scale", config.guidance_scale, "[0, inf)")
@@ -52,7 +52,6 @@ def check_config(config: DictConfig) -> None:
         raise UserError(
             f"guidance_scale={config.guidance_scale} requires labels: give data.num_classes=..., or leave it at 1"
         )
-    require_one_of("learned_variance", config.learned_variance, (True, False))
     require_one_of("compile", config.compile, COMPILE)
     for key, interval in (("lr", "[0, 1000]"), ("weight_decay", "[0, 10]")):
         if key in config.optimizer:
@@ -63,7 +62,6 @@ def check_config(config: DictConfig) -> None:
     _check_strangers(config)
     _check_metric(config)
     _check_kinds(config)
-    _check_trainer(config.trainer)
     _refuse_missing(OmegaConf.missing_keys(config))
 
 
@@ -94,6 +92,11 @@ def _check_metric(config: DictConfig) -> None:
         measured += ["val/fid", "val/kid"]
     hint = "callbacks=fid measures val/fid and val/kid"
     require_one_of("optimized_metric", config.optimized_metric, measured, hint=hint)
+    parts = [node for node in config.callbacks.values() if isinstance(node, DictConfig)]
+    if all(str(node.get("_target_")).startswith("ddpm_lightning.") for node in parts):  # others may measure more
+        for name, node in config.callbacks.items():
+            if isinstance(node, DictConfig) and "monitor" in node:
+                require_one_of(f"callbacks.{name}.monitor", node.monitor, measured, hint=hint)
 
 
 def _check_kinds(config: DictConfig) -> None:
@@ -150,11 +153,3 @@ def _check_devices(trainer: DictConfig) -> None:
             f"trainer.num_nodes={trainer.num_nodes}: this process was told of no other (MASTER_ADDR is not set): start it "
             "by srun with trainer=slurm, or by torchrun on every node"
         )
-
-
-def _check_finite(node: Any, key: str = "") -> None:
-    if isinstance(node, dict | list):
-        for name, child in node.items() if isinstance(node, dict) else enumerate(node):
-            _check_finite(child, f"{key}.{name}".lstrip("."))
-    elif isinstance(node, float) and not math.isfinite(node):
-        raise UserError(f"{key} must be a finite number, got {node}")

@@ -19,6 +19,7 @@ from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.runs.loading import run_dir_of
 from ddpm_lightning.runs.process_group import ProcessGroup, join_process_group
 from ddpm_lightning.runs.sampling_setup import SamplingSetup, make_out_dir, prepare_sampling
+from ddpm_lightning.runs.schema import Sampling, check_types
 
 __all__ = ["sample"]
 
@@ -32,9 +33,7 @@ def sample(config: DictConfig) -> Path:
     Raises:
         UserError: for a checkpoint or a setting that cannot be used.
     """
-    require("num_samples", config.num_samples, "1..1e8")
-    require("batch_size", config.batch_size, "1..1e8")
-    require_one_of("overwrite", config.overwrite, (True, False))
+    _check(config)
     with join_process_group() as group:
         setup = prepare_sampling(config, group)
         require_one_of("format", config.format, _formats(setup), hint=f"the model samples {setup.kind}")
@@ -43,6 +42,13 @@ def sample(config: DictConfig) -> Path:
         if group.rank == 0:
             _write(samples, out, config, setup)
     return out
+
+
+def _check(config: DictConfig) -> None:
+    for key in ("num_samples", "batch_size"):
+        require(key, config[key], "1..1e8")
+    require("seed", config.seed, "0..")
+    check_types(config, Sampling)
 
 
 def _formats(setup: SamplingSetup) -> list[str]:

@@ -109,7 +109,6 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
     Raises:
         UserError: for a checkpoint or a setting that cannot be used.
     """
-    require("seed", config.seed, "0..")
     path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
     denoiser, data = load_model(path, weights=config.weights)
     _check_memory(config, (data["channels"], *data["image_size"]))

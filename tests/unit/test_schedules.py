@@ -332,7 +332,7 @@ shifted = FAMILIES["shifted_cosine"]
         (partial(schedules.cosine, max_beta=1.5), r"max_beta must be a number in \(0, 1\], got 1.5"),
         (partial(schedules.cosine, s=-0.1), r"s must be a number in \[0, 1\], got -0.1"),
         (partial(schedules.cosine, s=math.nan), r"s must be a number in \[0, 1\], got nan"),
-        (partial(schedules.sigmoid, start=3), r"start must be a number in \(-inf, 3.0\), got 3"),
+        (partial(schedules.sigmoid, start=3), r"start must be a number in \[-100, 3.0\), got 3"),
         (partial(schedules.sigmoid, tau=0), "tau must be a positive number, got 0"),
         (partial(schedules.sigmoid, clip_min=1), r"clip_min must be a number in \[0, 1\), got 1"),
         (partial(schedules.sigmoid, tau=0.1), "beta_847 .* got 0: alpha_bar must fall at every step"),
@@ -341,10 +341,10 @@ shifted = FAMILIES["shifted_cosine"]
         (partial(schedules.laplace, b=20), "beta_1 .* got 0: alpha_bar must fall at every step"),
         (
             partial(schedules.shifted_cosine, image_size=0),
-            r"image_size must be a positive integer or \[height, width\], got 0",
+            r"image_size must be an integer from 1 to 65536 or \[height, width\], got 0",
         ),
         (partial(schedules.shifted_cosine, image_size=[8]), r"image_size must be .*, got \[8\]"),
-        (partial(shifted, noise_d=0), "noise_d must be a positive integer, got 0"),
+        (partial(shifted, noise_d=0), "noise_d must be an integer from 1 to 65536, got 0"),
         (partial(shifted, min_log_snr=20), r"min_log_snr must be a number in \[-100, 15.0\), got 20"),
         (partial(shifted, max_log_snr=math.inf), r"max_log_snr must be a number in \[-100, 100\], got inf"),
         (

@@ -28,7 +28,7 @@ class Trajectory(Pictures):
 
     def __init__(self, *args: Any, num_columns: int = 10, num_frames: int | None = 26, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        require("num_columns", num_columns, "2..")
+        require("num_columns", num_columns, "2..1000")
         require("num_frames", num_frames, "2..1000", optional=True)
         self.num_columns = num_columns
         self.num_frames = num_frames
