@@ -1,7 +1,9 @@
 """[-1, 1] <-> uint8, grids, saving, and one noise seed per image."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +19,6 @@ from ddpm_lightning.files import replace_file
 from ddpm_lightning.seeds import derive
 
 __all__ = [
-    "FORMATS",
     "SeededNoise",
     "as_pictures",
     "cells",
@@ -25,6 +26,7 @@ __all__ = [
     "from_uint8",
     "grid",
     "open_image",
+    "readable_endings",
     "rows_by_label",
     "save_gif",
     "save_image",
@@ -41,7 +43,20 @@ _COLORS = [
     (230, 100, 200),
     (250, 220, 80),
 ]  # of channels
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # as Pillow calls them
+
+# What Pillow knows by name and reads by other programs only, or not at all, and what is no picture.
+_UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+
+
+@cache
+def readable_endings() -> Mapping[str, str]:
+    """The endings of the files that Pillow reads by itself, with their formats; with the package pillow-heif .heic is one."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    known = Image.registered_extensions()  # which imports Pillow's readers
+    return {ending: name for ending, name in known.items() if name in Image.OPEN and name not in _UNREADABLE}
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -146,13 +161,13 @@ def rows_by_label(images: Tensor, num_labels: int) -> Tensor:
 def open_image(file: Path | IO[bytes]) -> Image.Image:
     """An image file, opened and not decoded.
 
-    Its format must be one of `FORMATS`, whatever its name is: Pillow would pass PostScript on to Ghostscript.
+    Its format must be one of `readable_endings`, whatever its name is: Pillow would pass PostScript on to Ghostscript.
 
     Raises:
         OSError: for a file of any other format.
         ValueError: for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    image = Image.open(file, formats=FORMATS)
+    image = Image.open(file, formats=sorted({*readable_endings().values()}))
     if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise ValueError(f"{image.width} x {image.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
     return image

@@ -44,7 +44,7 @@ def arrays(
         values = values.astype(np.int32)
     images = torch.from_numpy(values)
     if condition is None:
-        return ImageSet(images, torch.zeros(len(images), dtype=torch.long))
+        return ImageSet(images, torch.zeros(len(images), dtype=torch.long), None)
     return ImageSet(images, load_condition(condition, key="data.dataset.condition"))
 
 

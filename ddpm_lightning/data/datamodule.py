@@ -10,9 +10,10 @@ from lightning.pytorch import LightningDataModule
 from ddpm_lightning.data.loaders import EvalLoader, ImageSet, TrainLoader
 from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source, map_condition
 from ddpm_lightning.data.values import Values, values_of
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require
 
-__all__ = ["EvalLoader", "ImageDataModule", "TrainLoader"]
+__all__ = ["EvalLoader", "ImageDataModule", "TrainLoader", "listed"]
 
 
 class Dataset(Protocol):
@@ -42,9 +43,10 @@ class ImageDataModule(LightningDataModule):
         dtype: the type of the values, "uint8", "uint16" or "float32", in which samples are saved, too; None is uint8, and
             float32 for points.
         value_range: [low, high], the values that become −1 and 1; None is the whole range of integers, and [−1, 1].
+        class_names: of the labels 0, 1, …, as a run has learned them; None for those of the dataset.
 
     Raises:
-        UserError: for a setting outside its range.
+        UserError: for a setting outside its range, and from `setup` for a dataset whose labels have other names.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class ImageDataModule(LightningDataModule):
         root: str | Sequence[str] | None = None,
         dtype: str | None = None,
         value_range: Sequence[float] | None = None,
+        class_names: Sequence[str] | None = None,
     ):
         super().__init__()
         size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
@@ -74,6 +77,7 @@ class ImageDataModule(LightningDataModule):
         self._form = Form(channels, size, num_classes, val_fraction, flip, seed, values_of(described))
         self.batch_size: int = 1 if batch_size == "auto" else batch_size
         self._on_device = on_device
+        self._class_names = class_names
         self._source: Source | None = None
         self._train: EndlessLoader | None = None
 
@@ -96,6 +100,11 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._source is None:
             self._source = self._dataset().prepared(self._form)
+            named = list(self._source.classes or ())
+            if self._class_names is not None and named and named != [*self._class_names]:
+                raise UserError(
+                    f"data: the labels are {listed(named)}, and the run has learned {listed(self._class_names)}: give its dataset"
+                )
         self._source.check(self._share().world_size)
 
     def train_dataloader(self) -> EndlessLoader:
@@ -135,3 +144,9 @@ class ImageDataModule(LightningDataModule):
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer and self._on_device else torch.device("cpu")
+
+
+def listed(names: Sequence[str]) -> str:
+    """At most 20 labels with their names."""
+    several = ", ".join(f"{number} = {name}" for number, name in enumerate(names[:20]))
+    return several + (f" and {len(names) - 20} more" if len(names) > 20 else "")

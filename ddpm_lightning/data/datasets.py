@@ -1,5 +1,6 @@
 """Datasets of images that fit in memory, as bytes: each public function here can be a config's `data.dataset`."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from ddpm_lightning.data.folders import find_images
 from ddpm_lightning.data.image_files import read_image, read_images
+from ddpm_lightning.data.labels import NO_LABEL, in_order, labels_of
 from ddpm_lightning.data.loaders import ImageSet, require_sides
 from ddpm_lightning.errors import UserError, below, brief, optional_package
 from ddpm_lightning.ranges import require_one_of
@@ -24,7 +27,7 @@ __all__ = ["digits", "from_torchvision", "huggingface", "image_folder"]
 _UNSAFE_READERS = ("pandas", "cache", "generator", "spark", "sql")  # of datasets: pickles, and a database's commands
 _PARTIAL = ".ddpm_lightning_download_"  # prefix of the folder that a dataset is downloaded to, and of its lock
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+log = logging.getLogger(__name__)
 
 
 def digits() -> ImageSet:
@@ -68,14 +71,14 @@ def from_torchvision(
     if not hasattr(found, "data"):  # CelebA: files
         folder = Path(found.root) / found.base_folder / "img_align_celeba"
         images, kept = read_images([folder / name for name in found.filename], channels=channels, image_size=image_size)
-        return ImageSet(images, torch.zeros(len(kept), dtype=torch.long))
+        return ImageSet(images, torch.zeros(len(kept), dtype=torch.long), None)
     images = torch.as_tensor(np.asarray(found.data))
     if images.dim() == 3:
         images = images[:, None]
     elif images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2)
     labels = found.labels if hasattr(found, "labels") else found.targets
-    return ImageSet(images.contiguous(), torch.as_tensor(np.asarray(labels)).long())
+    return ImageSet(images.contiguous(), torch.as_tensor(np.asarray(labels)).long(), getattr(found, "classes", ()))
 
 
 def _downloaded(source: Callable[..., Any], root: Path) -> Any:
@@ -132,7 +135,9 @@ def _link_existing(source: Callable[..., Any], root: Path, partial: Path) -> Non
 def image_folder(
     root: str | Path, *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01, dtype: str | None = None
 ) -> ImageSet:
-    """All images in a folder and below it; an image's label is the folder right below the root that holds it, in order of names.
+    """All images in a folder and below it, see `find_images`; an image's label is the folder right below the root that holds it.
+
+    The folders are numbered in order of their names, or of their numbers where all names are some. An image right in the root has no label.
 
     Args:
         root: the folder.
@@ -145,14 +150,21 @@ def image_folder(
         UserError: for a folder without images, and as `read_images`.
     """
     root = Path(root)
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
+    paths, others = find_images(root)
     if not paths:
         raise UserError(f"data.root must be a folder with images, such as *.png or *.jpg, in it or below, got {root}")
+    if others:
+        log.warning(
+            "data.root=%s: %d files that are no images are left out, such as %s", root, len(others), others[0].name
+        )
     images, kept = read_images(paths, channels=channels, image_size=image_size, max_damaged=max_damaged, dtype=dtype)
-    first = [path.relative_to(root).parts for path in paths]
-    classes = sorted({parts[0] for parts in first if len(parts) > 1})
-    labels = torch.tensor([classes.index(parts[0]) if len(parts) > 1 else 0 for parts in first])
-    return ImageSet(images, labels[kept])
+    folders = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
+    classes = in_order(folder for folder in folders if folder is not None)
+    if not classes:
+        return ImageSet(images, torch.zeros(len(images), dtype=torch.long), None)
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = [NO_LABEL if folder is None else numbers[folder] for folder in folders]
+    return ImageSet(images, torch.tensor(labels)[kept], classes)
 
 
 def huggingface(
@@ -197,8 +209,10 @@ def huggingface(
         with below(f"image {i} of data.root={root}"):
             arrays.append(read_image(_file_in(cell), channels, (width, height)))
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    labels = torch.zeros(len(images)) if label_column is None else torch.as_tensor(list(found[label_column]))
-    return ImageSet(images, labels.long())
+    if label_column is None:
+        return ImageSet(images, torch.zeros(len(images), dtype=torch.long), None)
+    labels, names = labels_of(list(found[label_column]), f"data.dataset.label_column={label_column}")
+    return ImageSet(images, labels, names or getattr(found.features[label_column], "names", ()))
 
 
 def _load_split(root: str, split: str) -> Any:

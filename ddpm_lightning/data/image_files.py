@@ -115,11 +115,17 @@ def read_image(file: Path | IO[bytes], channels: int, size: tuple[int, int], *, 
 
 
 def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray:
+    kind = image.format  # which a copy forgets
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         low, high = image.getextrema()
         raise UserError(
             f"holds real numbers from {low:.6g} to {high:.6g}: set data.dtype=float32, and their data.value_range"
+        )
+    if image.mode == "I" and kind not in ("PNG", "PPM"):
+        low, high = image.getextrema()
+        raise UserError(
+            f"holds 32-bit integers from {low} to {high}: set data.dtype=float32, and their data.value_range, or data.dtype=uint16 for 16 bits"
         )
     if image.mode.startswith("I"):  # 16 bits in 32: Pillow would cut them off at 255
         levels = np.asarray(image).clip(0, 65535).astype(np.uint16)  # n/257, rounded: there are no halves

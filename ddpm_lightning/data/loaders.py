@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.data.fingerprint import fingerprint
+from ddpm_lightning.data.labels import check_labels
 from ddpm_lightning.data.source import (
     Batch,
     Condition,
@@ -62,11 +63,13 @@ class ImageSet(NamedTuple):
     """A dataset that fits in memory.
 
     images: uint8 (N, C, H, W), points float32 (N, 2, 1, 1) in [−1, 1], or other values (N, C, ...) as `data.dtype` says; labels:
-    int64 (N,), or another condition.
+    int64 (N,), or another condition; classes: the names of the labels 0, 1, …, empty where they have none; None for a dataset without
+    labels, whose `labels` are zeros.
     """
 
     images: Tensor
     labels: Any  # a Condition
+    classes: Sequence[str] | None = ()
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -87,8 +90,8 @@ class ImageSet(NamedTuple):
         images = form.values.check(images)
         _check_shape(images, form)
         _check_condition(self.labels, images, flip=form.flip)
-        _check_labels(self.labels, form.num_classes)
-        return InMemory(ImageSet(images, self.labels), form)
+        check_labels(self.labels, self.classes, form.num_classes)
+        return InMemory(self._replace(images=images), form)
 
 
 def _resized(images: Tensor, form: Form) -> Tensor:
@@ -125,18 +128,6 @@ def _check_condition(y: Condition, images: Tensor, *, flip: bool) -> None:
                 f"data.flip must be false for a condition of {[*value.shape[1:]]} beside samples of {[*images.shape[1:]]}, got true: "
                 "only images and image conditions are mirrored"
             )
-
-
-def _check_labels(labels: Condition, num_classes: int | None) -> None:
-    if num_classes is None:
-        return
-    if not isinstance(labels, Tensor) or not is_labels(labels):
-        raise UserError(
-            f"data.num_classes must be null, got {num_classes}: the dataset has another condition than labels"
-        )
-    if not 0 <= (low := int(labels.min())) <= (high := int(labels.max())) < num_classes:
-        fitting = f"{high + 1} or more, or null" if low >= 0 else "null"
-        raise UserError(f"data.num_classes must be {fitting}, got {num_classes}: the labels are from {low} to {high}")
 
 
 class TrainLoader(EndlessLoader):
@@ -250,6 +241,10 @@ class InMemory(Source):
     def conditions(self, count: int) -> Condition | None:
         labels, ids = self._data.labels, self.val_indices if len(self.val_indices) else self.train_indices
         return None if is_labels(labels) else map_condition(lambda rows: rows[ids[:count]], labels)
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        return self._data.classes
 
     @property
     def extent(self) -> list[float]:

@@ -177,6 +177,11 @@ class Source(ABC):
         return None
 
     @property
+    def classes(self) -> Sequence[str] | None:
+        """The names of the labels 0, 1, …; empty where they have none, and None for a dataset without labels."""
+        return ()
+
+    @property
     def extent(self) -> list[float]:
         """The least and the largest stored value."""
         return []

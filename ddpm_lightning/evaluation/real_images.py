@@ -85,7 +85,7 @@ def load_data(node: DictConfig) -> ImageDataModule:
 
 def held_out_of(data: ImageDataModule) -> ImageSet:
     """The validation images in a random order that is always the same, so that the first few are of all classes; many datasets are sorted."""
-    images, labels = data.split("validation")
+    images, labels, _ = data.split("validation")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return ImageSet(images[order], map_condition(lambda rows: rows[order], labels))
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, TrainingMetrics
 from ddpm_lightning.data.datamodule import ImageDataModule
@@ -33,7 +33,15 @@ from ddpm_lightning.runs.loading import differing, load_model
 from ddpm_lightning.runs.processes import keep_freed_memory
 from ddpm_lightning.runs.resume_point import ResumePoint
 from ddpm_lightning.runs.store_run import StoreRun
-from ddpm_lightning.runs.trials import check_data, check_memory, times_of, try_rates, try_shapes, warn_of_signal
+from ddpm_lightning.runs.trials import (
+    check_data,
+    check_features,
+    check_memory,
+    times_of,
+    try_rates,
+    try_shapes,
+    warn_of_signal,
+)
 from ddpm_lightning.runs.trust import without_download
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.sharding import FSDP2
@@ -84,6 +92,10 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
         _begin_with(module, Path(str(config.init_from)))
     data.setup()
     check_data(config.data, data.source, module.denoiser, sampler)
+    check_features(config, data.source)
+    if config.data.num_classes is not None and data.source.classes:
+        with open_dict(config.data):
+            config.data.class_names = [*data.source.classes]  # part of the run: labels=[...] may name them
     if point is not None:
         point.check(module, data.source.fingerprint)
     folder, condition = Path(str(config.run_dir)), data.source.conditions(_CONDITIONS)

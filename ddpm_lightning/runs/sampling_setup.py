@@ -120,7 +120,7 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
         graph_evaluations(denoiser.model, strangers=config.compile == "graphs")
     if is_compiled(config.compile):
         compile_blocks(denoiser.model, device)
-    labels, guided = _labels(config, denoiser), Guided(denoiser, config.guidance_scale)
+    labels, guided = _labels(config, denoiser, data.get("class_names") or ()), Guided(denoiser, config.guidance_scale)
     condition = torch.tensor(labels) if labels is not None else _condition(config, denoiser, path, data)
     sampler: Sampler = build("sampler", config.sampler)
     steps = len(times_of(sampler, denoiser)) - 1
@@ -180,8 +180,8 @@ def _check_memory(config: DictConfig, shape: tuple[int, ...]) -> None:
         )
 
 
-def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:
-    """The labels to use in turn: those of the config, or all that the model knows."""
+def _labels(config: DictConfig, denoiser: Denoiser, names: Sequence[str]) -> list[int] | None:
+    """The labels to use in turn: those of the config, by number or by name, or all that the model knows."""
     classes = denoiser.num_classes
     if classes is None:
         require_one_of("labels", config.labels, [None], hint="the model was trained without labels")
@@ -191,7 +191,10 @@ def _labels(config: DictConfig, denoiser: Denoiser) -> list[int] | None:
         return list(range(classes))
     labels = list(config.labels) if isinstance(config.labels, ListConfig) else [config.labels]
     require("the number of labels", len(labels), "1..")
+    labels = [names.index(label) if label in names else label for label in labels]
     for label in labels:
+        if isinstance(label, str):
+            require_one_of("labels", label, names, hint=f"or a number below {classes}")
         require("labels", label, f"0..{classes - 1}")
     return labels
 

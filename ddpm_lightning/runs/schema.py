@@ -44,7 +44,7 @@ class Drawing(TypedDict):
     seed: int
     weights: str
     trust: Sequence[str]
-    labels: int | Sequence[int] | None
+    labels: int | str | Sequence[int | str] | None
     condition: str | None
     guidance_scale: float
     out_dir: str | None

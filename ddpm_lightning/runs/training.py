@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lightning import environment
 from ddpm_lightning.callbacks import BestCheckpoint, LossGuard, NewestCheckpoint
 from ddpm_lightning.data.conditions import save_condition
+from ddpm_lightning.data.datamodule import listed
 from ddpm_lightning.errors import Diverged, Stopped, UserError, brief
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.run_folder import (
@@ -99,6 +100,8 @@ def _begin(run: Run) -> None:
     trainer = run.trainer
     length = f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
     say(f"Training {run.parameters:,} parameters for {length}, {trainer.world_size} process(es): {run.folder}")
+    if names := run.record.config["data"].get("class_names"):
+        say(f"Labels: {listed(names)}")
     if run.estimate is not None:
         say(run.estimate.sentence(_batches_left(run)))
     if argument := environment.trust_argument(packages_to_trust(run.record.config)):

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.data.source import Condition, Source, map_condition
-from ddpm_lightning.data.values import values_of
+from ddpm_lightning.data.values import Values, kind_of, values_of
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.models import Network
@@ -22,7 +22,16 @@ from ddpm_lightning.schedules import NoiseSchedule
 
 log = logging.getLogger(__name__)
 
-__all__ = ["check_data", "check_memory", "refusal", "times_of", "try_rates", "try_shapes", "warn_of_signal"]
+__all__ = [
+    "check_data",
+    "check_features",
+    "check_memory",
+    "refusal",
+    "times_of",
+    "try_rates",
+    "try_shapes",
+    "warn_of_signal",
+]
 
 
 def warn_of_signal(schedule: NoiseSchedule) -> None:
@@ -102,6 +111,32 @@ def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sa
         raise UserError(
             f"data.value_range must be wider, such as {source.extent}: {share:.0%} of the data's values lie outside, where samples "
             f"are clipped{'; or set sampler.clip=null' if is_float else ''}"
+        )
+    if (
+        kind_of(data) == "arrays"
+        and values_of(data) == Values("float32", -1, 1)
+        and (found := source.extent)
+        and found[0] >= 0
+    ):
+        log.warning(
+            "the data's values are from %g to %g, half of the model's range: data.value_range=%s would be all of it",
+            *found,
+            found,
+        )
+
+
+def check_features(config: DictConfig, source: Source) -> None:
+    """Refuse to measure FID by a classifier of labels that the dataset does not have.
+
+    Raises:
+        UserError: that says what works.
+    """
+    measured = config.callbacks.get("generation_metrics")
+    if measured is None or not str(measured.features.get("_target_")).endswith(".classifier"):
+        return
+    if source.classes is None or source.conditions(1) is not None:
+        raise UserError(
+            "callbacks=fid with features=classifier requires labels, and the dataset has none: choose features=inception, or callbacks=default"
         )
 
 

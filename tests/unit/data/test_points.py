@@ -91,7 +91,7 @@ def test_impossible_settings_are_named(given):
 def test_the_data_module_leaves_points_as_they_are():
     data = ImageDataModule(lambda: two_moons(100), channels=2, image_size=[1, 1], batch_size=10, num_classes=2)
     data.setup()
-    x, moon = two_moons(100)
+    x, moon, _ = two_moons(100)
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for batch in loader:
             moved = data.on_after_batch_transfer(batch, 0)

@@ -1,0 +1,78 @@
+"""Labels 0, 1, 2, … of what folders and tables hold, and the names that they stand for."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.data.source import Condition, is_labels
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import shown
+
+__all__ = ["NO_LABEL", "check_labels", "in_order", "labels_of"]
+
+NO_LABEL = -1  # of an image without one, beside others that have
+_MOST = 2**31
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Different names in order: by value where all are whole numbers, as 0, 1, 2, 10, else as texts."""
+    different = {*names}
+    if all(name.isascii() and name.isdigit() for name in different):
+        return sorted(different, key=lambda name: (int(name), name))
+    return sorted(different)
+
+
+def labels_of(values: Sequence[Any], key: str) -> tuple[Tensor, list[str]]:
+    """Labels (N,) of a table's column, and their names, which are empty where the column holds numbers.
+
+    Args:
+        values: whole numbers from 0 on, or texts, which are numbered in order.
+        key: the column's setting, as it is typed.
+
+    Raises:
+        UserError: for a row that holds anything else, such as nothing, a fraction or a list.
+    """
+    if values and all(isinstance(value, str) for value in values):
+        names = in_order(values)
+        places = {name: place for place, name in enumerate(names)}
+        return torch.tensor([places[value] for value in values]), names
+    for row, value in enumerate(values):
+        is_number = isinstance(value, int | float) and 0 <= value < _MOST and value == int(value)
+        if not is_number:
+            raise UserError(
+                f"{key}: row {row} holds {shown(value)}, and labels are whole numbers from 0 on, or all of them texts"
+            )
+    return torch.tensor([int(value) for value in values], dtype=torch.long), []
+
+
+def check_labels(labels: Condition, classes: Sequence[str] | None, num_classes: int | None) -> None:
+    """Refuse a number of classes that the labels do not have.
+
+    Args:
+        labels: of a dataset, or another condition.
+        classes: their names; None for a dataset without labels.
+        num_classes: what is asked for; None for no labels.
+
+    Raises:
+        UserError: that names what is wrong.
+    """
+    if num_classes is None:
+        return
+    if classes is None:
+        raise UserError(
+            f"data.num_classes must be null, got {num_classes}: the dataset has no labels, which are the folders right below data.root of "
+            "data=image_folder, data.dataset.label_column=... of a table, and data.dataset.condition=... of arrays"
+        )
+    if not isinstance(labels, Tensor) or not is_labels(labels):
+        raise UserError(
+            f"data.num_classes must be null, got {num_classes}: the dataset has another condition than labels"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if not 0 <= low <= high < num_classes:
+        fitting = f"{high + 1} or more, or null" if low >= 0 else "null"
+        reason = f"the labels are from {low} to {high}"
+        if low == NO_LABEL:
+            reason = f"{int((labels == NO_LABEL).sum())} images have no label, such as those right in data.root beside the folders"
+        raise UserError(f"data.num_classes must be {fitting}, got {num_classes}: {reason}")
