@@ -16,12 +16,14 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.likelihood import estimate_bits_per_dim
-from ddpm_lightning.losses import Objective, Replica
+from ddpm_lightning.losses import Objective
 from ddpm_lightning.ranges import require
 from ddpm_lightning.seeds import derive
 from ddpm_lightning.sharding import shard, unsharded
 
 __all__ = ["DDPM"]
+
+MOST = 2**28  # values that are sampled at once
 
 
 class DDPM(LightningModule):
@@ -61,26 +63,34 @@ class DDPM(LightningModule):
         self.label_dropout = label_dropout
         self.bits_per_dim = bits_per_dim
         self.grad_norm: Tensor | None = None
-        self.shared_generator = torch.Generator()  # the same on all ranks: `Randomness` seeds it before each batch
+        self.before_dropout: Callable[[], None] = _nothing  # by which `Randomness` seeds it
+        self._losses: list[tuple[Tensor, Tensor]] = []  # of the step's batches so far, where times are adaptive
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         schedule, batch = self.denoiser.schedule, Batch.of(batch)
         x0 = batch.x0  # x_0 ~ q(x_0)
-        t, weight = self.loss.times(len(x0), schedule, self._replica())  # t ~ U{1, …, T}
-        t = _beside(t, x0)
-        noise = self.loss.noise(x0)  # ε ~ N(0, I)
-        x_t = schedule.q_sample(x0, t, self.loss.noise.perturbed(noise))  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
-        y = self._drop(self._condition(batch.y))  # y ← ∅ with probability p, Ho & Salimans 2022
-        losses = self.loss(self.denoiser, x0, x_t, t, noise, y)  # ‖ε − ε_θ(x_t, t)‖²
-        if self.loss.times.adaptive:  # here, since checkpoints are written before this module's `on_train_batch_end`
-            everywhere = self.all_gather((t.flatten(), losses.detach()))  # on every rank in one order
-            self.loss.times.update(*(part.flatten() for part in everywhere))
+        like, mine = self._whole_step(x0, batch_idx)  # sampled for all images of the step alike, whoever has them
+        t, weight = (values[mine] for values in self.loss.times(len(like), schedule))  # t ~ U{1, …, T}
+        t, noise = _beside(t, x0), self.loss.noise(like)  # ε ~ N(0, I)
+        x_t = schedule.q_sample(x0, t, self.loss.noise.perturbed(noise)[mine])  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
+        y = self._drop(self._condition(batch.y), len(like), mine)  # y ← ∅ with probability p, Ho & Salimans 2022
+        self.before_dropout()
+        outputs = self.learn(x0, x_t, t, noise[mine], weight, y)  # ‖ε − ε_θ(x_t, t)‖²
+        if self.loss.times.adaptive:
+            self._update_times(outputs, batch_idx)
+        return outputs
+
+    def learn(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, weight: Tensor, y: Condition | None
+    ) -> dict[str, Tensor]:
+        """The loss of a batch, "loss", that of each image, "losses" (B,), and "t" (B,)."""
+        losses = self.loss(self.denoiser, x0, x_t, t, noise, y)
         return {"loss": (weight * losses).mean(), "losses": losses.detach(), "t": t.flatten()}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        batch = Batch.of(batch, first=(batch_idx * self._replica().world_size + self.global_rank) << 20)
+        batch = Batch.of(batch, first=(batch_idx * self._world_size + self.global_rank) << 20)
         schedule, x0 = self.denoiser.schedule, batch.x0
         draw = SeededNoise(derive(self.seed, "validation"), batch.ids.tolist())
         t = _beside(draw.times(schedule.num_steps).to(x0.device), x0)
@@ -94,9 +104,41 @@ class DDPM(LightningModule):
             metrics |= {f"val/bits_{term}": getattr(bits, term).mean() for term in ("prior", "diffusion", "decoder")}
         self.log_dict(metrics, batch_size=len(losses), sync_dist=True, prog_bar=True, logger=False)
 
-    def _replica(self) -> Replica:
-        world_size = self.trainer.world_size if self._trainer else 1
-        return Replica(self.shared_generator, self.global_rank, world_size)
+    @property
+    def _world_size(self) -> int:
+        return self._trainer.world_size if self._trainer else 1
+
+    def _whole_step(self, x0: Tensor, batch_idx: int) -> tuple[Tensor, slice]:
+        """A tensor like x_0 for all images of the optimizer step, of all its batches and processes, and which of them x_0 is.
+
+        Beyond 2²⁸ values it is x_0 itself: each process then samples for its own batch.
+        """
+        batches = self._trainer.accumulate_grad_batches if self._trainer else 1
+        parts = batches * self._world_size
+        if parts == 1 or parts * x0.numel() > MOST:
+            return x0, slice(None)
+        first = (batch_idx % batches * self._world_size + self.global_rank) * len(x0)
+        return x0[:1].expand(parts * len(x0), *x0.shape[1:]), slice(first, first + len(x0))
+
+    def _update_times(self, outputs: dict[str, Tensor], batch_idx: int) -> None:
+        """Hand over the losses of an optimizer step in the order of its images, once all of its batches are there.
+
+        Not in `on_train_batch_end`, before which checkpoints are written.
+        """
+        if self._trainer and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._losses.clear()  # of a step that was broken off
+        self._losses.append((outputs["t"].clone(), outputs["losses"].clone()))  # a graph writes them anew
+        if self._trainer and not self._ends_step(batch_idx):
+            return
+        t, losses = (torch.stack(parts) for parts in zip(*self._losses, strict=True))  # (batches, B)
+        self._losses.clear()
+        everywhere = self.all_gather((t, losses)) if self._world_size > 1 else (t, losses)  # (processes, batches, B)
+        in_order = (part.movedim(0, 1) if part.ndim > 2 else part for part in everywhere)
+        self.loss.times.update(*(part.flatten() for part in in_order))
+
+    def _ends_step(self, batch_idx: int) -> bool:
+        """Whether this is the last batch of an optimizer step."""
+        return bool((batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch)
 
     def _condition(self, y: Condition | None) -> Condition | None:
         """A batch's condition, but none for a model that says `num_classes = None`, whatever labels its loader gives."""
@@ -104,12 +146,12 @@ class DDPM(LightningModule):
         unlabeled = not self.denoiser.has_null and getattr(model, "num_classes", y) is None
         return None if unlabeled and is_labels(y) else y
 
-    def _drop(self, y: Condition | None) -> Condition | None:
-        """The null condition in place of y for some images, each of which loses all of it."""
+    def _drop(self, y: Condition | None, images: int, mine: slice) -> Condition | None:
+        """The null condition in place of y for some images, each of which loses all of it; sampled for all images of the step."""
         if y is None or self.label_dropout == 0 or not self.denoiser.conditional:
             return y
         one = y if isinstance(y, Tensor) else next(iter(y.values()))
-        dropped = torch.rand(len(one), device=one.device) < self.label_dropout
+        dropped = torch.rand(images, device=one.device)[mine] < self.label_dropout
         return map_condition(
             lambda rows, none: torch.where(_beside(dropped, rows), none, rows), y, self.denoiser.null(y)
         )
@@ -157,3 +199,7 @@ class DDPM(LightningModule):
 def _beside(values: Tensor, x: Tensor) -> Tensor:
     """One value for each image, shaped to multiply with x: (B, 1, 1, 1) for images, (B, 1, 1) for rows, and so on."""
     return values.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _nothing() -> None:
+    pass

@@ -1,5 +1,6 @@
-"""t, ε and dropout as a function of (seed, micro-batch, rank)."""
+"""t, ε and dropout as a function of the seed, the optimizer step and the image's place in it."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ __all__ = ["Randomness"]
 
 
 class Randomness(Callback):
-    """Seeds the global generators of the CPU and of the run's device before each micro-batch, so that nothing random has to be saved.
+    """Seeds the global generators of the CPU and of the run's device before each batch, so that nothing random has to be saved.
 
-    The ranks draw different noise; what they must draw alike comes from the module's `shared_generator`.
-    The counter is that of micro-batches, not of optimiser steps: those stand still under gradient accumulation.
+    What is sampled for the images of an optimizer step is sampled alike by all processes and for all its batches, and each takes its part:
+    it does not depend on how the images are shared out. Dropout does, and is seeded by itself, once `DDPM.training_step` has sampled the rest.
 
     Args:
         seed: the run's seed.
@@ -22,18 +23,12 @@ class Randomness(Callback):
 
     def __init__(self, seed: int):
         self._seed = seed
-        self._batches = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        _seed(pl_module.device, derive(self._seed, "step", self._batches, trainer.global_rank))
-        pl_module.shared_generator.manual_seed(derive(self._seed, "shared", self._batches))
-        self._batches += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"batches": self._batches}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._batches = state_dict["batches"]
+        step, part = trainer.global_step, batch_idx % trainer.accumulate_grad_batches
+        _seed(pl_module.device, derive(self._seed, "step", step, 0))
+        dropout = derive(self._seed, "dropout", step, part, trainer.global_rank)
+        pl_module.before_dropout = partial(_seed, pl_module.device, dropout)
 
 
 def _seed(device: torch.device, seed: int) -> None:

@@ -1,7 +1,7 @@
 """What is minimized: time draws, weightings, and the losses that they make up."""
 
 from ddpm_lightning.losses.objectives import MSE, VLB, Distance, Draw, Huber, Hybrid, Loss, Objective
-from ddpm_lightning.losses.times import Importance, LogNormal, Replica, Stratified, TimeDraw, Uniform
+from ddpm_lightning.losses.times import Importance, LogNormal, Stratified, TimeDraw, Uniform
 from ddpm_lightning.losses.weightings import P2, SNR, Bound, MinSNR, Simple, TruncatedSNR, Weighting
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "Loss",
     "MinSNR",
     "Objective",
-    "Replica",
     "Simple",
     "Stratified",
     "TimeDraw",

@@ -28,12 +28,12 @@ class NoiseDraw:
         self.input_perturbation = input_perturbation
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """ε, like x_0 (B, C, H, W)."""
-        noise = torch.randn_like(x0)
+        """ε in the shape of x_0 (B, C, H, W), whatever its layout in memory."""
+        noise = torch.randn(x0.shape, device=x0.device, dtype=x0.dtype)
         if self.offset_noise == 0:
             return noise
-        first = (slice(None), slice(None), *[slice(1)] * (x0.ndim - 2))
-        return noise + self.offset_noise * torch.randn_like(x0[first])
+        shift = torch.randn(*x0.shape[:2], *[1] * (x0.ndim - 2), device=x0.device, dtype=x0.dtype)
+        return noise + self.offset_noise * shift
 
     def perturbed(self, noise: Tensor) -> Tensor:
         """The noise that x_t is made with: ε itself, or ε + γ ξ."""

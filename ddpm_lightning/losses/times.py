@@ -1,7 +1,6 @@
-"""How t is drawn for a batch. No draw waits for the device."""
+"""How t is drawn for the images of an optimizer step, those of all processes together. No draw waits for the device."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -10,78 +9,54 @@ from torch import Tensor, nn
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["Importance", "LogNormal", "Replica", "Stratified", "TimeDraw", "Uniform"]
-
-
-@dataclass(frozen=True)
-class Replica:
-    """This process among the `world_size` that share a batch.
-
-    Args:
-        generator: on the CPU, in the same state on all ranks; None is the global one.
-        rank: 0 to world_size − 1.
-        world_size: the number of processes.
-    """
-
-    generator: torch.Generator | None = None
-    rank: int = 0
-    world_size: int = 1
-
-
-_ALONE = Replica()
+__all__ = ["Importance", "LogNormal", "Stratified", "TimeDraw", "Uniform"]
 
 
 class TimeDraw(ABC):
-    """How t is drawn for a batch.
+    """How t is drawn for the images of an optimizer step: each process draws for all, and takes those of its own.
 
-    `adaptive` says whether it learns from the losses that `update` is given, `on_host` whether it draws on the CPU, which no CUDA graph
-    records.
+    `adaptive` says whether it learns from the losses that `update` is given.
     """
 
     adaptive: ClassVar[bool] = False
-    on_host: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         """t of shape (B, 1, 1, 1) in 1..T, and the weight (B,) of each image's loss, on the schedule's device.
 
         Args:
-            batch_size: B, the same on all ranks.
+            batch_size: B, the images of the step.
             schedule: gives T, and λ_t where the draw depends on it.
-            replica: what a draw needs that is spread over the images of all ranks.
         """
 
     def check(self, schedule: NoiseSchedule) -> None:  # noqa: B027
         """Refuse a schedule that this draw is not made for."""
 
     def update(self, t: Tensor, losses: Tensor) -> None:  # noqa: B027
-        """Take note of the unweighted losses (N,) at t (N,) of one step, gathered over ranks in one order for all."""
+        """Take note of the unweighted losses (N,) at t (N,) of one step, in the order of its images."""
 
 
 class Uniform(TimeDraw):
     """t ~ U{1, …, T}, each with weight 1 (Murphy 2023, Algorithm 25.1)."""
 
-    def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         device = schedule.alpha_bar.device
         t = torch.randint(1, schedule.num_steps + 1, (batch_size, 1, 1, 1), device=device)
         return t, torch.ones(batch_size, device=device)
 
 
 class Stratified(TimeDraw):
-    """t_j = 1 + ⌊T·frac(u + j/N)⌋ for the N = W·B images of all ranks, one u ~ U[0, 1) for all (Kingma et al. 2021, appendix I.1).
+    """t_j = 1 + ⌊T·frac(u + j/N)⌋ for the N images of a step, with one u ~ U[0, 1) for all (Kingma et al. 2021, appendix I.1).
 
     Each t_j by itself is uniform, and together they lie evenly in 1..T, so that the mean loss varies less. All weights are 1.
     """
 
-    on_host = True
-
-    def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         # In integers, U = ⌊N·T·u⌋: nothing is rounded, and U comes from the CPU, so the device is not waited for.
-        T, N, device = schedule.num_steps, replica.world_size * batch_size, schedule.alpha_bar.device
-        offset = int(torch.randint(N * T, (), generator=replica.generator))
-        j = replica.rank * batch_size + torch.arange(batch_size, device=device)
-        t = 1 + (offset + j * T) % (N * T) // N
-        return t[:, None, None, None], torch.ones(batch_size, device=device)
+        T, N, device = schedule.num_steps, batch_size, schedule.alpha_bar.device
+        offset = int(torch.randint(N * T, ()))
+        t = 1 + (offset + torch.arange(N, device=device) * T) % (N * T) // N
+        return t[:, None, None, None], torch.ones(N, device=device)
 
 
 class Importance(nn.Module, TimeDraw):
@@ -121,7 +96,7 @@ class Importance(nn.Module, TimeDraw):
         ready = (self.counts >= self.history).all() & (root.sum() > 0)
         return torch.where(ready, p, torch.full_like(p, 1 / T))
 
-    def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         p = self.probabilities().to(schedule.alpha_bar.device)
         T = len(p)
         # The first of T exponential clocks of rates p_t to ring: unlike torch.multinomial, it never waits for the device.
@@ -156,7 +131,7 @@ class LogNormal(TimeDraw):
         self.mean = mean
         self.std = std
 
-    def __call__(self, batch_size: int, schedule: NoiseSchedule, replica: Replica = _ALONE) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         log_sigma = -schedule.log_snr[1:] / 2
         halfway = (log_sigma[1:] + log_sigma[:-1]) / 2
         draws = self.mean + self.std * torch.randn(batch_size, device=halfway.device, dtype=halfway.dtype)

@@ -1,11 +1,11 @@
 """CUDA graphs: a training step's forward and backward pass, or an evaluation of the network, launched at once.
 
 A small network on a GPU waits for Python, which launches some 2,000 kernels a step. A graph records them once and replays them, with the
-same numbers: the generators that `Randomness` seeds before each step are part of it.
+same numbers: the generators of dropout, which `Randomness` seeds before each replay, are part of it; t and ε are sampled before.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm_lightning.data.source import Batch, Condition, map_condition
+from ddpm_lightning.data.source import Condition, map_condition
 from ddpm_lightning.errors import brief
 from ddpm_lightning.module import DDPM
 
@@ -28,7 +28,7 @@ Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 
 def graph_training(module: DDPM, trainer: Trainer, *, strangers: bool = False) -> None:
-    """Replay the module's training step as a graph, where that is possible: with whole copies of the weights, and times drawn on the GPU.
+    """Replay forward and backward pass of the module's training step as a graph, where processes have whole copies of the weights.
 
     Several processes average their gradients after the replay, at once and not while the backward pass runs.
 
@@ -38,9 +38,7 @@ def graph_training(module: DDPM, trainer: Trainer, *, strangers: bool = False) -
         strangers: also for a network or a loss from elsewhere, which may do on the host what a graph would do only once.
     """
     whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-    times = module.loss.times
-    on_device = not times.adaptive and not times.on_host and (strangers or _is_ours(module))
-    if whole and on_device:
+    if whole and (strangers or _is_ours(module)):
         module.__class__ = GraphedDDPM
         module.scaler = getattr(trainer.precision_plugin, "scaler", None)
         module.batches = trainer.accumulate_grad_batches
@@ -83,21 +81,26 @@ class GraphedDDPM(DDPM):
             self.trainer.strategy.model.require_backward_grad_sync = False  # its hooks wait for a backward pass
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        self._is_last = self._ends_step(batch_idx) if self._trainer else True
+        return super().training_step(batch, batch_idx)
+
+    def learn(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, weight: Tensor, y: Condition | None
+    ) -> dict[str, Tensor]:
         self._replayed = None
-        self._is_last = (batch_idx + 1) % self.batches == 0 or (self._trainer and self.trainer.is_last_batch)
+        inputs = {"x0": x0, "x_t": x_t, "t": t, "noise": noise, "weight": weight, **_named(y)}
         if self._cannot_be_recorded:
-            return super().training_step(batch, batch_idx)
-        batch = Batch.of(batch)
+            return super().learn(x0, x_t, t, noise, weight, y)
         graphs = self.__dict__.setdefault("_graphs", {})
-        key = (_shape(batch.x0), None if batch.y is None else str(map_condition(_shape, batch.y)))
+        key = tuple(map(_shape, inputs.values()))
         try:
             if key not in graphs:
-                graphs[key] = _Step(self, super().training_step, batch, self.record or _recorded)
-            outputs = graphs[key].replay(batch)
+                graphs[key] = _Step(self, super().learn, inputs, self.record or _recorded)
+            outputs = graphs[key].replay(inputs)
         except RuntimeError as error:  # of a network or a loss that waits for the device, or copies from the host
             log.warning("this training step cannot be a CUDA graph, and runs without (%s)", brief(error))
             self._cannot_be_recorded = True
-            return super().training_step(batch, batch_idx)
+            return super().learn(x0, x_t, t, noise, weight, y)
         self._replayed = graphs[key]
         return outputs
 
@@ -122,34 +125,35 @@ class GraphedDDPM(DDPM):
 class _Step:
     """The graph of a training step for one shape of batch: its inputs, outputs and gradients stay where they are."""
 
-    def __init__(self, module: DDPM, step: Callable[[Any, int], dict[str, Tensor]], batch: Batch, record: Record):
-        self._inputs = _copied(batch.x0), None if batch.y is None else map_condition(_copied, batch.y)
+    def __init__(
+        self, module: DDPM, learn: Callable[..., dict[str, Tensor]], inputs: Mapping[str, Tensor], record: Record
+    ):
+        self._inputs = {name: _copied(value) for name, value in inputs.items()}
         self._parameters, self._adds = module._listed, module.batches > 1
         scaled = (lambda loss: loss) if module.scaler is None else module.scaler.scale
+        given = {name: value for name, value in self._inputs.items() if not name.startswith("y")}
+        y = _unnamed(self._inputs)
 
         def run() -> dict[str, Tensor]:
             before = [parameter.grad for parameter in self._parameters]
             for parameter in self._parameters:
                 parameter.grad = None
             with _no_autocast_cache():
-                outputs = step(Batch(*self._inputs, batch.ids), 0)
+                outputs = learn(**given, y=y)
             scaled(outputs["loss"] / module.batches).backward()
             gradients = {str(i): p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
             for parameter, gradient in zip(self._parameters, before, strict=True):
                 parameter.grad = gradient
             return {**{name: value.detach() for name, value in outputs.items()}, **gradients}
 
-        with random_state_kept(batch.x0.device):
+        with random_state_kept(inputs["x0"].device):
             self._replay, found = record(run)
         self._outputs = {name: value for name, value in found.items() if not name.isdigit()}
         self._gradients = [found.get(str(i)) for i in range(len(self._parameters))]
 
-    def replay(self, batch: Batch) -> dict[str, Tensor]:
-        """The step's outputs for this batch; its gradients are written, too."""
-        x0, y = self._inputs
-        x0.copy_(batch.x0)
-        if y is not None and batch.y is not None:
-            map_condition(lambda here, given: here.copy_(given), y, batch.y)
+    def replay(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs for these inputs; the gradients are written, too."""
+        torch._foreach_copy_([*self._inputs.values()], [*inputs.values()])
         self._replay()
         return self._outputs
 
@@ -275,3 +279,15 @@ def _copied(tensor: Tensor) -> Tensor:
 
 def _shape(tensor: Tensor) -> tuple[Any, ...]:
     return (*tensor.shape, tensor.dtype)
+
+
+def _named(y: Condition | None) -> dict[str, Tensor]:
+    """A condition's tensors by names that begin with "y"."""
+    if y is None:
+        return {}
+    return {"y": y} if isinstance(y, Tensor) else {f"y.{name}": value for name, value in y.items()}
+
+
+def _unnamed(inputs: Mapping[str, Tensor]) -> Condition | None:
+    """The condition among tensors that `_named` has named."""
+    return inputs.get("y", {name[2:]: value for name, value in inputs.items() if name.startswith("y.")} or None)

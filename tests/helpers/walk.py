@@ -11,7 +11,6 @@ class Walk(LightningModule):
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.zeros(1))
-        self.shared_generator = torch.Generator()
         self.draws, self.seen_in_validation, self.w_after = [], [], []
 
     def training_step(self, batch, batch_idx):

@@ -57,10 +57,17 @@ def _no_record_left():
     [
         ("experiment=digits_super_resolution", "trainer.precision=bf16-mixed"),
         ("loss=hybrid", "learned_variance=true", "model.dropout=0.2", "data.num_classes=10"),
-        ("trainer.accumulate_grad_batches=3",),
+        ("trainer.accumulate_grad_batches=3", "model.dropout=0.2", "loss/times=importance"),
+        ("loss/times=stratified", "loss.offset_noise=0.1", "loss.input_perturbation=0.1"),
         ("trainer.accumulate_grad_batches=3", "trainer.limit_train_batches=4", "trainer.gradient_clip_val=null"),
     ],
-    ids=["images as conditions in bfloat16", "labels, dropout and learned variance", "accumulated", "a step cut short"],
+    ids=[
+        "images as conditions in bfloat16",
+        "labels, dropout and learned variance",
+        "accumulated, and times that learn",
+        "stratified",
+        "a step cut short",
+    ],
 )
 def test_training_is_the_same_bit_by_bit(tmp_path, overrides):
     run, weights = train(tmp_path / "graphs", True, *overrides)
@@ -82,17 +89,6 @@ def test_a_step_that_cannot_be_recorded_runs_without_a_graph(tmp_path, caplog):
     ]
     _, expected = train(tmp_path / "plain", False)
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [("loss/times=importance",), ("loss/times=stratified",)],
-    ids=str,
-)
-def test_what_a_graph_cannot_hold_is_not_tried(tmp_path, overrides):
-    run = build_run(train_config(tmp_path / "run", *overrides), None)
-    graph_training(run.module, run.trainer)
-    assert type(run.module) is not GraphedDDPM
 
 
 def test_gradients_are_of_the_scaled_loss(tmp_path):

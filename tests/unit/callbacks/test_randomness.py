@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ddpm_lightning.callbacks import Randomness
+from ddpm_lightning.seeds import derive
 from tests.helpers.walk import Walk
 
 pytestmark = [
@@ -13,12 +14,25 @@ pytestmark = [
 ]
 
 
-def test_ranks_draw_different_noise_and_share_what_they_must():
-    draws, shared = [], []
-    for rank in (0, 1):
-        trainer, module = type("Fake", (), {"global_rank": rank})(), Walk()
-        Randomness(0).on_train_batch_start(trainer, module, None, 0)
-        draws.append(torch.rand(()).item())
-        shared.append(torch.rand((), generator=module.shared_generator).item())
-    assert draws[0] != draws[1]
-    assert shared[0] == shared[1]
+def started(rank=0, step=0, batch_idx=0, batches=2):
+    given = {"global_rank": rank, "global_step": step, "accumulate_grad_batches": batches}
+    trainer, module = type("Fake", (), given)(), Walk()
+    Randomness(0).on_train_batch_start(trainer, module, None, batch_idx)
+    drawn = torch.rand(()).item()
+    module.before_dropout()
+    return drawn, torch.rand(()).item()
+
+
+def test_processes_and_batches_of_a_step_draw_alike_and_drop_differently():
+    found = [started(rank=rank, batch_idx=batch_idx) for rank in (0, 1) for batch_idx in (0, 1)]
+    assert len({drawn for drawn, _ in found}) == 1
+    assert len({dropped for _, dropped in found}) == 4
+    assert started(step=1) not in found
+    assert started(batch_idx=2) == found[0]  # of the step's first batch, whichever it is of the epoch
+
+
+def test_one_process_draws_what_it_always_drew():
+    """The bits of runs of one process, with one batch a step, without dropout, stay from version to version."""
+    assert started(step=3, batches=1)[0] == torch.rand(
+        (), generator=torch.Generator().manual_seed(derive(0, "step", 3, 0))
+    )
