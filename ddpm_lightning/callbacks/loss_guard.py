@@ -116,8 +116,8 @@ class LossGuard(Callback):
             self._mean, self._spikes = mean.float(), spikes.long()
         self._went_back = max(self._went_back, checkpoint.get("rollbacks", 0))
         if self._skipped is not None:
-            # Before the loader and the draws of t and ε get their states: they count batches, and nothing else does.
-            checkpoint["callbacks"]["Randomness"]["batches"] += self._skipped[1]
+            # Before the loader and the draws of t and ε get their states, which are all that counts what was left out.
+            checkpoint["callbacks"]["Randomness"]["steps"] += self._skipped[1] // trainer.accumulate_grad_batches
             for state in checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]:
                 state["skip"] = self._skipped[1]
 

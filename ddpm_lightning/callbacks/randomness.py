@@ -23,12 +23,28 @@ class Randomness(Callback):
 
     def __init__(self, seed: int):
         self._seed = seed
+        self._steps = 0  # optimizer steps that were begun, also those that a run has gone back behind
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        step, part = trainer.global_step, batch_idx % trainer.accumulate_grad_batches
+        part = batch_idx % trainer.accumulate_grad_batches
+        if part == 0:
+            self._steps += 1
+        step = self._steps - 1
         _seed(pl_module.device, derive(self._seed, "step", step, 0))
         dropout = derive(self._seed, "dropout", step, part, trainer.global_rank)
         pl_module.before_dropout = partial(_seed, pl_module.device, dropout)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps = state_dict["steps"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        held = checkpoint["callbacks"].get("Randomness", {})
+        if "batches" in held:  # of an earlier version
+            batches = checkpoint["config"]["trainer"]["accumulate_grad_batches"] if "config" in checkpoint else 1
+            checkpoint["callbacks"]["Randomness"] = {"steps": held["batches"] // batches}
 
 
 def _seed(device: torch.device, seed: int) -> None:

@@ -101,7 +101,7 @@ def test_the_grid_in_training_is_the_one_that_sample_draws(tiny_run, tmp_path, s
 
 def test_training_goes_on_from_the_state_of_a_checkpoint_as_if_it_had_not_stopped(tiny_run):
     state = torch.load(tiny_run / "checkpoints" / "step_0000002.ckpt", weights_only=True)
-    assert state["callbacks"]["Randomness"] == {"batches": 2}
+    assert state["callbacks"]["Randomness"] == {"steps": 2}
     assert state["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"images": 32}]
 
 
