@@ -19,6 +19,7 @@ from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, spli
 from ddpm_lightning.cli.mistakes import check_groups, is_foreseen, sentence
 from ddpm_lightning.cli.resume import complete_arguments
 from ddpm_lightning.cli.sweeps import Sweep
+from ddpm_lightning.cli.typed import as_hydra_reads
 from ddpm_lightning.records.moved import targets_in
 from ddpm_lightning.run_folder import SWEEP, remove_unbegun
 
@@ -33,7 +34,7 @@ def run(program: Callable[[DictConfig], Any]) -> None:
     name = program.__name__
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
     environment.update(script=os.path.abspath(sys.argv[0]), program=name)
-    sys.argv[1:] = _without_trust(sys.argv[1:])
+    sys.argv[1:] = as_hydra_reads(_without_trust(sys.argv[1:]))
     own_packages.allow(environment.trusted())
     try:
         if _is_answered(sys.argv[1:], program):
