@@ -235,6 +235,9 @@ def _quieten() -> None:
     """Silence what Lightning says that a user can do nothing about."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(
+        logging.INFO
+    )  # which is only there where it was asked for
     for message in (
         r".*treespec.*deprecated",
         "The number of training batches",

@@ -122,6 +122,10 @@ def _check_trainer(trainer: DictConfig) -> None:
     for key, share in (("limit_train_batches", "(0, 1]"), ("limit_val_batches", "[0, 1]")):
         if not is_integer(trainer[key]):
             require(f"trainer.{key}", trainer[key], share, optional=True, hint="a share, or a number of batches")
+    hint = "the loaders know their process"
+    require_one_of("trainer.use_distributed_sampler", trainer.use_distributed_sampler, (False,), hint=hint)
+    hint = "the batches of an epoch are new ones; train on a small dataset of your own to learn it by heart"
+    require_one_of("trainer.overfit_batches", trainer.get("overfit_batches"), (0, 0.0, None), hint=hint)
     precisions, hint = (
         ("32-true", "bf16-mixed", "16-mixed", "32"),
         "weights and their average are kept in float32",

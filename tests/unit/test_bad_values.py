@@ -266,6 +266,9 @@ trainer.limit_train_batches=all
 trainer.limit_val_batches=-1
 trainer.num_sanity_val_steps=-2
 trainer.num_sanity_val_steps=some
+trainer.use_distributed_sampler=true
++trainer.overfit_batches=1
++trainer.overfit_batches=0.5
 """
 
 

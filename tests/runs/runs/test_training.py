@@ -1,5 +1,6 @@
 import csv
 import json
+import logging
 import math
 
 import numpy as np
@@ -190,3 +191,9 @@ def test_intervals_count_optimizer_steps(tmp_path):
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row["val/loss"]] == [2, 4, 6, 8]
     assert [int(row["step"]) for row in rows if row["train/loss"]] == [4, 8]
+
+
+def test_a_profile_that_was_asked_for_is_shown(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        runs.train(train_config(tmp_path / "run", "+trainer.profiler=simple", "trainer.max_steps=1"))
+    assert any("FIT Profiler Report" in record.getMessage() for record in caplog.records)

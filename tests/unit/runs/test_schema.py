@@ -36,7 +36,7 @@ ACCEPTED = """
 # A switch.
 true | data.flip data.on_device model.attention_out_bias model.checkpointing model.fast_cpu model.fast_gpu model.resblock_updown
 true | model.scale_shift_norm model.xavier_init model.zero_init sample:overwrite schedule.rescale schedule.schedule.rescale
-true | train:compile train:learned_variance trainer.use_distributed_sampler
+true | train:compile train:learned_variance
 null true | optimizer.fused trainer.benchmark trainer.deterministic trainer.enable_model_summary trainer.enable_progress_bar
 # Nothing of that kind, or all of it.
 null | callbacks.trajectory.num_frames data.dataset.condition data.num_classes data.value_range evaluate:bits_images
