@@ -10,6 +10,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require
 from ddpm_lightning.seeds import derive
 
@@ -55,7 +56,11 @@ def frechet_distance(real: Tensor, fake: Tensor) -> Score:
     Args:
         real: (N, D) features, N ≥ 2.
         fake: (M, D) features, M ≥ 2.
+
+    Raises:
+        UserError: for features that are NaN or infinite, as in all of these functions.
     """
+    _require_finite(real, fake)
     with warnings.catch_warnings(action="ignore"):  # torchmetrics' about memory
         metric = FrechetInceptionDistance(_Features(real.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
         for features, is_real in ((real, True), (fake, False)):
@@ -74,6 +79,7 @@ def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Score:
         fake: (M, D) features.
         seed: of the subsets.
     """
+    _require_finite(real, fake)
     size = min(KID_SUBSET_SIZE, len(real), len(fake))
     with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "kid"))
@@ -93,6 +99,7 @@ def inception_score(logits: Tensor, *, seed: int = 0) -> Score:
         logits: (M, K) of the samples.
         seed: of the parts.
     """
+    _require_finite(logits)
     with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "inception score"))
         metric = InceptionScore(_Features(logits.shape[1]), sync_on_compute=False)
@@ -115,6 +122,7 @@ def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = PRECISION_
     Raises:
         UserError: for sets of k points or fewer.
     """
+    _require_finite(real, fake)
     require(
         "neighbours", neighbours, f"1..{min(len(real), len(fake)) - 1}", hint="each set needs more images than that"
     )
@@ -178,3 +186,12 @@ def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
     others = others.flatten(1).double()
     for part in points.flatten(1).split(_CHUNK):
         yield torch.cdist(part.double(), others)
+
+
+def _require_finite(*sets: Tensor) -> None:
+    """Refuse what scipy and MKL would crash on, or take for a distance of 0."""
+    for features in sets:
+        if wrong := int((~features.isfinite()).flatten(1).any(1).sum()):
+            raise UserError(
+                f"the features of {wrong} of {len(features)} images are NaN or infinite: look at the images, or choose other features=..."
+            )

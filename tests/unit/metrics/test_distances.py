@@ -1,5 +1,7 @@
 """The numbers of the papers, against closed forms and computations of another kind."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -142,3 +144,16 @@ def test_copies_are_seen():
     d = lambda x: distances.nearest(x, train)[0][:, 0]  # noqa: E731
     assert distances.closer_share(d(train[:200] + 1e-3), d(unseen)) == 1
     assert distances.closer_share(d(gaussian(300, 8, 2)), d(unseen)) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_have_no_distance(wrong):
+    good, bad = torch.randn(20, 4), torch.randn(20, 4)
+    bad[3, 2] = bad[5, 1] = wrong
+    measures = [
+        partial(measure, good)
+        for measure in (distances.frechet_distance, distances.kernel_distance, distances.precision_recall)
+    ]
+    for measure in [*measures, distances.inception_score]:
+        with pytest.raises(UserError, match="the features of 2 of 20 images are NaN or infinite"):
+            measure(bad)
