@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.metrics import distances
 
 
