@@ -159,7 +159,7 @@ lines = st.lists(override() | st.sampled_from(NOT_TEXTS).map(lambda value: [valu
 
 def test_records_of_runs_do_nothing(tiny_run, tmp_path):
     places, ways = ["folder", "checkpoint", "both", "nothing saved"], ["named", "auto"]
-    cases = drawn(st.tuples(lines, st.sampled_from(places), st.sampled_from(ways)), 20)
+    cases = drawn(st.tuples(lines, st.sampled_from(places), st.sampled_from(ways)), 12)
     yards, starts = [], []
     for number, (record, where, how) in enumerate(cases):
         yard = Yard(tmp_path, tiny_run, number)
@@ -187,7 +187,7 @@ def test_records_of_runs_do_nothing(tiny_run, tmp_path):
 
 def test_records_of_sweeps_do_nothing(tiny_run, tmp_path):
     places, ways = ["task", "hydra", "params", "shape"], ["named", "auto"]
-    cases = drawn(st.tuples(lines, st.sampled_from(places), st.sampled_from(ways)), 20)
+    cases = drawn(st.tuples(lines, st.sampled_from(places), st.sampled_from(ways)), 12)
     yards, starts = [], []
     for number, (record, where, how) in enumerate(cases):
         yard = Yard(tmp_path, tiny_run, number)
@@ -412,7 +412,7 @@ def command(name, yard):
 @pytest.mark.parametrize("part", range(4))
 def test_checkpoints_do_nothing(tiny_run, tmp_path, part):
     """A hundred in four parts."""
-    cases = drawn(st.tuples(harm(), st.sampled_from(COMMANDS)), 100)[part::4]
+    cases = drawn(st.tuples(harm(), st.sampled_from(COMMANDS)), 60)[part::4]
     yards, starts = [], []
     for number, ((kind, details), name) in enumerate(cases):
         yard = Yard(tmp_path, tiny_run, number)
