@@ -247,7 +247,7 @@ def fashion(a: argparse.Namespace) -> None:
         train(folder, a, *given, limit, *figures)
         trained = time.perf_counter() - started
         count = 20 if a.tiny else 10000
-        options = [f"ckpt_path={folder}", f"num_samples={count}", "bits_images=0", "nearest=0", "sampler=dpmpp_2m"]
+        options = [f"ckpt_path={folder}", f"num_samples={count}", "bits_images=0", "nearest=0", "sampler=dpmpp_2m_sde"]
         device = f"device={a.device.split(':')[0]}"
         command = [sys.executable, str(ROOT / "evaluate.py"), *options, "sampler.num_steps=20", device]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
