@@ -32,7 +32,7 @@ class Scatter(Pictures):
         steps = list(self.steps(pl_module))
         y = in_turn(self.condition, range(self.num_samples)) if is_labels(self.condition) else None
         real = pl_module.trainer.datamodule.split("train")
-        x0, labels = (part[: self.num_samples] for part in real)
+        x0, labels = real.images[: self.num_samples], real.labels[: self.num_samples]
         beside = [
             Panel(f"{len(x0):,} real points", x0, None if y is None else labels),
             Panel(f"{self.num_samples:,} generated, step {pl_module.trainer.global_step:,}", steps[-1].x, y),
