@@ -17,7 +17,7 @@ from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.source import Condition, map_condition
 from ddpm_lightning.data.values import Values, values_of
 from ddpm_lightning.denoiser import Denoiser, Guided
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.models.cost import training_flops
 from ddpm_lightning.module import DDPM
@@ -191,12 +191,13 @@ def _try_steps(config: DictConfig, module: DDPM, data: ImageDataModule, trainer:
         condition = torch.arange(config.data.num_classes)
     try:
         trial = Trial(module, trainer, (config.data.channels, *config.data.image_size), condition)
-    except Exception:  # of a network of one's own that cannot be copied
-        require("data.batch_size", config.data.batch_size, "1..", hint="the network cannot be copied to be tried")
+        if config.data.batch_size == "auto":
+            data.batch_size = config.data.batch_size = automatic_batch_size(trial, data.source.num_images("train"))
+        return trial.estimate(config.data.batch_size)
+    except Exception as error:  # of a part of one's own; what is wrong with it is seen in training
+        hint = f"the network cannot be tried beside a run ({brief(error)})"
+        require("data.batch_size", config.data.batch_size, "1..", hint=hint)
         return None
-    if config.data.batch_size == "auto":
-        data.batch_size = config.data.batch_size = automatic_batch_size(trial, data.source.num_images("train"))
-    return trial.estimate(config.data.batch_size)
 
 
 def _flops(module: DDPM, config: DictConfig, condition: Condition | None) -> int | None:

@@ -15,7 +15,7 @@ from tests.helpers.scripts import script
         ("trainer.strategy=fast", "trainer: "),
         ("hydra.run.dir=FILE/run", "FILE/run: Not a directory: give another path"),
         ("run_dir=FILE/run", "FILE/run: Not a directory: give another path"),
-        ("schedule.num_steps=many", "schedule.num_steps must be an integer from 1 to 1000000, got 'many'"),
+        ("schedule.num_steps=many", "schedule.num_steps must be an integer, got 'many'"),
     ],
 )
 def test_the_command_line_says_it_in_one_line(args, says, tmp_path):

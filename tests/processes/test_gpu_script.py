@@ -19,6 +19,7 @@ def test_a_step_is_measured(monkeypatch, capsys):
 
 
 def test_sampling_and_resuming_are_measured(monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the run that is resumed, beside other tests
     for part in ("sample", "resume"):
         monkeypatch.setattr(sys, "argv", ["gpu.py", part, "--device", "cpu", "--seconds", "0.05", "--tiny"])
         gpu.main()

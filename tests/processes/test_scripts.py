@@ -63,7 +63,7 @@ def test_a_run_from_the_command_line(tmp_path, processes):
     assert [row["trainer/global_step"] for row in curve] == [4]
     assert config["schedule"]["value" if "value" in config["schedule"] else "num_steps"]
     assert "parameters" in config
-    assert config["data_fingerprint"] == fingerprint(*digits())
+    assert config["data_fingerprint"] == fingerprint(*digits()[:2])
     assert config["git_commit"] is None or len(config["git_commit"]) == 40
     assert "data.batch_size=16" in config["overrides"]
     run = next(record.run for record in wandb_records(folder) if record.HasField("run"))

@@ -128,7 +128,7 @@ def test_a_network_that_cannot_be_copied(tmp_path, monkeypatch):
 
     monkeypatch.setattr(build, "Trial", fail)
     assert build_run(train_config(tmp_path / "run"), None).estimate is None
-    with pytest.raises(UserError, match=r"data.batch_size must be .* got 'auto': the network cannot be copied"):
+    with pytest.raises(UserError, match=r"data.batch_size must be .* got 'auto': the network cannot be tried"):
         build_run(train_config(tmp_path / "run", "data.batch_size=auto"), None)
 
 
