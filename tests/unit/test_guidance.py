@@ -108,7 +108,7 @@ def test_labels_are_dropped_one_by_one_with_their_probability():
     module = DDPM(Denoiser(model, schedules.linear()), Loss(), torch.optim.Adam, label_dropout=0.3)
     y = torch.arange(10).repeat(5000)
     torch.manual_seed(0)
-    kept = module._drop(y)
+    kept = module._drop(y, len(y), slice(None))
     dropped = kept == 10
     assert torch.equal(kept[~dropped], y[~dropped])
     assert abs(dropped.float().mean() - 0.3) < 5 * (0.21 / len(y)) ** 0.5
@@ -116,7 +116,7 @@ def test_labels_are_dropped_one_by_one_with_their_probability():
         assert abs(dropped[y == label].float().mean() - 0.3) < 0.04
     both = (dropped[1:] & dropped[:-1]).float().mean()
     assert abs(both - 0.09) < 0.01  # one image's coin says nothing of its neighbour's
-    assert module._drop(None) is None
+    assert module._drop(None, len(y), slice(None)) is None
 
 
 def test_the_training_step_hands_the_labels_on():

@@ -63,7 +63,7 @@ text null -1 digit huge | train:init_from train:resume
 list | evaluate:trust sample:trust train:trust
 # What only the checkpoint knows, refused when it is read: tests/runs/test_bad_input.py.
 -1 huge | evaluate:guidance_scale sample:guidance_scale
-null -1 huge | evaluate:labels sample:labels
+text null -1 list digit huge | evaluate:labels sample:labels
 text -1 digit huge | evaluate:device evaluate:weights sample:device sample:format sample:weights
 text -1 true digit huge | evaluate:compile sample:compile
 """
@@ -84,6 +84,7 @@ BESIDE = {
     "data=digits_low_resolution": ["model.condition_channels=1"],
 }
 OTHERS = {
+    "model": ["unet_tiny", "dit_tiny", "mlp"],
     "data": ["digits", "two_moons", "arrays", "image_folder", "digits_low_resolution"],
     "trainer": ["auto"],
     "callbacks": ["fid", "points"],
