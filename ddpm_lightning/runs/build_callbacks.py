@@ -48,7 +48,8 @@ def build_callbacks(config: DictConfig, sampler: Sampler, data: Mapping[str, Any
         "stopwatch": Stopwatch(),
         **{name: value for name, value in (data or {}).items() if value is not None},
     }
-    nodes = {name: node for name, node in config.callbacks.items() if node is not None}
+    # An experiment may set something of a callback that is not chosen.
+    nodes = {name: node for name, node in config.callbacks.items() if node is not None and "_target_" in node}
     built: dict[str, Callback] = {}
     for name in sorted(nodes, key=lambda name: [not _is(nodes[name], kind) for kind in (EMA, LossGuard)]):
         callback = build(f"callbacks.{name}", nodes[name], **_asked_for(nodes[name], handed))

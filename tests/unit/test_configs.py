@@ -169,3 +169,10 @@ def test_the_command_line_of_the_readme_composes():
     config = config_of("model=unet_small", "trainer.devices=4", "run_dir=unused")
     assert config.trainer.devices == 4
     assert isinstance(instantiate(config.denoiser), Denoiser)
+
+
+def test_an_experiments_settings_of_callbacks_that_are_not_chosen_do_nothing():
+    config = config_of("experiment=fashion_mnist", "callbacks=checkpoint", "run_dir=unused")
+    assert "_target_" not in config.callbacks.sample_grid
+    built = build_callbacks(config, instantiate(config.sampler))
+    assert len(built) == 2 + 2  # with Randomness and StopSignals
