@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from ddpm_lightning.data.shards import find_shards, num_samples, read_samples, slice_shards
 from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source
 from ddpm_lightning.data.workers import Decoder, EvalBatches, Passes, TrainBatches
-from ddpm_lightning.errors import UserError
+from ddpm_lightning.errors import STOP_SIGNALS, UserError
 from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["Stream"]
@@ -202,9 +202,21 @@ def _read(batches: TrainBatches | EvalBatches, workers: int) -> Iterator[Batch]:
 
 
 def _processes() -> BaseContext:
-    """Workers are forked from a process that has no threads and no GPU, and has imported what they need."""
+    """Workers are forked from a process that has no threads and no GPU, and has imported what they need.
+
+    It and they hold signals back from their beginning, until `_obey` says what becomes of them.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    if sys.platform == "linux":
+        from multiprocessing import forkserver, resource_tracker  # Windows has no such modules
+
+        resource_tracker.ensure_running()  # which the other would start first, with the signals let through
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

@@ -158,7 +158,7 @@ def test_a_sweep_s_folder_is_its_own_and_what_had_not_begun_to_be_saved_begins_a
 
     shutil.rmtree(begun / "checkpoints")
     (begun / "summary.json").unlink()
-    result = script("train.py", "-m", f"resume={sweep}".replace("'", r"\'"), cwd=here)
+    result = script("train.py", "-m", f"resume={sweep}", cwd=here)
     assert result.returncode == 0, result.stderr
     assert "nothing had been saved yet, the run starts again" in result.stdout
     assert_same_run(begun, whole)

@@ -82,3 +82,24 @@ def waited(condition, seconds=90):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+FIRST = """
+import signal
+from ddpm_lightning.data.streams import _processes
+from ddpm_lightning.errors import STOP_SIGNALS
+
+if __name__ == "__main__":
+    context, before = _processes(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert not {*STOP_SIGNALS} & before  # this process takes its signals
+    with context.Pool(1) as pool:
+        held = pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, []))
+    assert {*STOP_SIGNALS} <= held, held
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no sigtimedwait")
+def test_no_signal_ends_a_worker_before_it_knows_what_to_do_with_it(tmp_path):
+    (tmp_path / "first.py").write_text(FIRST)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "first.py"], cwd=tmp_path, env=env, check=True, timeout=120)
