@@ -16,10 +16,10 @@ import torch
 from filelock import FileLock
 
 from ddpm_lightning.data.folders import find_images
-from ddpm_lightning.data.image_files import read_image, read_images
+from ddpm_lightning.data.image_files import read_images
 from ddpm_lightning.data.labels import NO_LABEL, in_order, labels_of
-from ddpm_lightning.data.loaders import ImageSet, require_sides
-from ddpm_lightning.errors import UserError, below, brief, optional_package
+from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.errors import UserError, brief, optional_package
 from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["digits", "from_torchvision", "huggingface", "image_folder"]
@@ -175,24 +175,33 @@ def huggingface(
     split: str = "train",
     image_column: str = "image",
     label_column: str | None = None,
+    max_damaged: float = 0.01,
+    dtype: str | None = None,
 ) -> ImageSet:
-    """A Hugging Face dataset, from the hub or a local folder, as the library `datasets` reads it.
+    """A Hugging Face dataset, from the hub or a local folder, also one that its `save_to_disk` wrote.
+
+    Images are image files, or the paths of some, relative to the folder; a missing one counts as damaged.
 
     Args:
         root: its name on the hub, or the folder.
         channels: see `read_images`.
         image_size: see `read_images`.
+        max_damaged: see `read_images`.
+        dtype: see `read_images`.
         split: the split to load.
         image_column: the column of the images.
         label_column: the column of integer labels; None for a dataset that is used without.
 
     Raises:
-        UserError: where the library is missing, the dataset cannot be loaded, lacks a column or holds a damaged image.
+        UserError: where the library is missing, the dataset cannot be loaded, lacks a column or holds no images in it,
+            and as `read_images`.
     """
     with optional_package("datasets", "huggingface", needed_by="data=huggingface"):
         import datasets
     try:
         found = _load_split(root, split)
+    except UserError:
+        raise
     except Exception as error:  # its own classes, and those of what it downloads with
         raise UserError(
             f"data.root={root}, split={split} cannot be loaded ({brief(error)}): give the name of a dataset on the hub, where "
@@ -200,19 +209,17 @@ def huggingface(
         ) from error
     require_one_of("data.dataset.image_column", image_column, found.column_names)
     require_one_of("data.dataset.label_column", label_column, [*found.column_names, None])
-    require_sides(image_size)
-    height, width = image_size
     if isinstance(found.features[image_column], datasets.Image):  # decoded here, as the images in a folder are
         found = found.cast_column(image_column, datasets.Image(decode=False))
-    arrays = []
-    for i, cell in enumerate(found[image_column]):
-        with below(f"image {i} of data.root={root}"):
-            arrays.append(read_image(_file_in(cell), channels, (width, height)))
-    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    files = [_file_in(cell, Path(root), f"data.dataset.image_column={image_column}") for cell in found[image_column]]
+    names = [f"image {row} of data.root={root}" for row in range(len(files))]
+    images, kept = read_images(
+        files, names=names, channels=channels, image_size=image_size, max_damaged=max_damaged, dtype=dtype
+    )
     if label_column is None:
         return ImageSet(images, torch.zeros(len(images), dtype=torch.long), None)
-    labels, names = labels_of(list(found[label_column]), f"data.dataset.label_column={label_column}")
-    return ImageSet(images, labels, names or getattr(found.features[label_column], "names", ()))
+    labels, classes = labels_of(list(found[label_column]), f"data.dataset.label_column={label_column}")
+    return ImageSet(images, labels[kept], classes or getattr(found.features[label_column], "names", ()))
 
 
 def _load_split(root: str, split: str) -> Any:
@@ -224,6 +231,18 @@ def _load_split(root: str, split: str) -> Any:
         raise ValueError("that is one of the library's file readers")
     if not local:
         _ask_hub_once(root)
+    if any((Path(root) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        saved = datasets.load_from_disk(root)
+        if isinstance(saved, datasets.Dataset):
+            require_one_of(
+                "data.dataset.split",
+                split,
+                tuple({"train", str(saved.split or "train")}),
+                hint="the folder holds one split",
+            )
+            return saved
+        require_one_of("data.dataset.split", split, [*saved])
+        return saved[split]
     where = str(Path(root).resolve()) if local else root  # else a folder called csv would be taken for a reader
     code = {"trust_remote_code": False} if int(datasets.__version__.partition(".")[0]) < 4 else {}
     builder = datasets.load_dataset_builder(where, **code)
@@ -249,8 +268,12 @@ def _ask_hub_once(root: str) -> None:
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
-def _file_in(cell: Any) -> Path | IO[bytes]:
+def _file_in(cell: Any, folder: Path, key: str) -> Path | IO[bytes]:
     """The image file that a table's cell holds as bytes, or whose path it holds."""
-    held = cell if isinstance(cell, dict) else {}
-    path = Path(str(held.get("path")))
-    return path if not held.get("bytes") and path.is_file() else BytesIO(held.get("bytes") or b"")
+    if cell is not None and not isinstance(cell, str | bytes | dict):
+        raise UserError(f"{key} must be a column of image files, or of their paths, got one of {type(cell).__name__}")
+    content = cell.get("bytes") if isinstance(cell, dict) else cell if isinstance(cell, bytes) else None
+    path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+    if content or not path:
+        return BytesIO(content or b"")
+    return next((place for place in (folder / path, Path(path)) if place.is_file()), BytesIO())

@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def read_images(
-    paths: Sequence[Path],
+    files: Sequence[Path | IO[bytes]],
     *,
+    names: Sequence[str] | None = None,
     channels: int,
     image_size: Sequence[int],
     max_damaged: float = 0.01,
@@ -37,7 +38,8 @@ def read_images(
     named and left out.
 
     Args:
-        paths: the files.
+        files: paths, or open files.
+        names: what messages call them; None for paths.
         channels: 1 or 3.
         image_size: (height, width).
         max_damaged: see `check_damaged`.
@@ -50,23 +52,24 @@ def read_images(
     require("data.dataset.max_damaged", max_damaged, "[0, 1]")
     height, width = image_size
     values = Values(dtype or "uint8")
-    check_size(len(paths), channels, image_size, values)
+    check_size(len(files), channels, image_size, values)
+    names = [str(path) for path in files] if names is None else names
     if values.dtype != "uint8":
         require_one_of("data.channels", channels, (1,), hint=f"color files are read with 8 bits, not as {values.dtype}")
 
-    def read(path: Path) -> np.ndarray | None:
+    def read(file: Path | IO[bytes], name: str) -> np.ndarray | None:
         try:
-            return read_image(path, channels, (width, height), dtype=values.dtype)
+            return read_image(file, channels, (width, height), dtype=values.dtype)
         except UserError as error:
-            raise UserError(f"{path} {error}") from error
+            raise UserError(f"{name} {error}") from error
         except ValueError as error:
-            log.warning("%s is damaged and left out (%s)", path, error)
+            log.warning("%s is damaged and left out (%s)", name, error)
             return None
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
-        arrays = list(pool.map(read, paths))
-    damaged = [str(path) for path, array in zip(paths, arrays, strict=True) if array is None]
-    check_damaged(len(damaged), len(paths), max_damaged, example=", ".join(damaged[:1]))
+        arrays = list(pool.map(read, files, names))
+    damaged = [name for name, array in zip(names, arrays, strict=True) if array is None]
+    check_damaged(len(damaged), len(files), max_damaged, example=", ".join(damaged[:1]))
     images = torch.from_numpy(np.stack([array for array in arrays if array is not None]))
     kept = [i for i, array in enumerate(arrays) if array is not None]
     return images.permute(0, 3, 1, 2).contiguous().to(values.memory), torch.tensor(kept)

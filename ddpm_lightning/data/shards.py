@@ -7,15 +7,15 @@ import tarfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from glob import glob
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 from ddpm_lightning.errors import UserError, brief, optional_package
 from ddpm_lightning.ranges import require
 
-__all__ = ["Sample", "Shard", "find_shards", "num_samples", "read_samples", "slice_shards"]
+__all__ = ["Sample", "Shard", "dotted_endings", "find_shards", "num_samples", "read_samples", "slice_shards"]
 
 
 _FILE = 2**28  # bytes of a sample's file; a larger one is not an image
@@ -41,11 +41,15 @@ class _BoundedTarInfo(tarfile.TarInfo):
 
 
 class Shard(NamedTuple):
-    """A tar file: its path or URL, the number within the dataset of its first sample, and how many samples it holds."""
+    """A tar file: its path or URL, the number within the dataset of its first sample, and how many samples it holds.
+
+    endings: where names have dots of their own ("cat.01.png"), the endings before which they are cut; else it is the first dot.
+    """
 
     url: str
     first: int
     samples: int
+    endings: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -61,13 +65,16 @@ class Sample(NamedTuple):
     damage: str | None = None
 
 
-def find_shards(root: str | Sequence[str], image_keys: Sequence[str], *, sizes: str | None = None) -> list[Shard]:
+def find_shards(
+    root: str | Sequence[str], image_keys: Sequence[str], *, label_key: str | None = None, sizes: str | None = None
+) -> list[Shard]:
     """The shards of a dataset in the order of their names, each with the number of its samples.
 
     Args:
         root: a folder of *.tar files, a pattern with * or {00..99}, an URL or "pipe:" command as webdataset takes them, or
             a list of these.
         image_keys: the endings of images, one of which each shard must hold.
+        label_key: the ending of labels.
         sizes: a JSON file with the number of samples in each shard, by file name; None: the headers are counted.
 
     Raises:
@@ -79,13 +86,23 @@ def find_shards(root: str | Sequence[str], image_keys: Sequence[str], *, sizes: 
     shards: list[Shard] = []
     for url in urls:
         name = url.rpartition("/")[2]
-        is_counted = sizes is None and not urlparse(url).scheme
-        samples: Any = _count(url, image_keys) if is_counted else counts.get(name)
+        samples: Any = counts.get(name)
+        endings: tuple[str, ...] = ()
+        if sizes is None and not urlparse(url).scheme:
+            samples, endings = _count(url, image_keys, label_key)
         setting = f"data.dataset.sizes={sizes or 'null'}: the number of samples in {name}"
         hint = 'URLs are not counted; give a JSON file such as {"00000.tar": 1000}'
         require(setting, samples, "1..100000000", hint=hint)
-        shards.append(Shard(url, num_samples(shards), samples))
+        shards.append(Shard(url, num_samples(shards), samples, endings))
     return shards
+
+
+def dotted_endings(found: Iterable[str], image_keys: Sequence[str], label_key: str | None) -> tuple[str, ...]:
+    """`Shard.endings` of files that end so behind the first dots of their names."""
+    found = {*found}
+    if found & {*image_keys} or not any(ending.endswith(f".{key}") for ending in found for key in image_keys):
+        return ()
+    return (*image_keys, *filter(None, [label_key]))
 
 
 def num_samples(shards: Sequence[Shard]) -> int:
@@ -106,8 +123,8 @@ def read_samples(slices: Iterable[tuple[Shard, range]]) -> Iterator[Sample]:
     for shard, part in slices:
         number, why = part.start, "the shard has fewer samples than were counted"
         try:
-            with closing(_grouped_files(shard.url)) as samples:
-                for sample in islice(samples, part.start, part.stop):
+            with closing(_grouped_files(shard, part.start)) as samples:
+                for sample in islice(samples, len(part)):
                     yield Sample(shard.first + number, f"{sample['__key__']} of {shard.url}", sample)
                     number += 1
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
@@ -162,24 +179,23 @@ def _read_sizes(path: str) -> dict[str, int]:
         ) from error
 
 
-def _count(path: str, image_keys: Sequence[str]) -> int:
-    """The samples in a shard on the disk, from its headers alone; damage behind the first image is found when it is read."""
-    samples, seen, last, damage = 0, set[str](), None, ""
+def _count(path: str, image_keys: Sequence[str], label_key: str | None) -> tuple[int, tuple[str, ...]]:
+    """The samples in a shard on the disk, from its headers alone, and its endings; damage behind the first image is found later."""
+    names, damage = list[str](), ""
     try:
         with tarfile.open(path, "r:" if path.endswith(".tar") else "r:*", tarinfo=_BoundedTarInfo) as tar:
-            for key, ending, _ in _members(tar):
-                samples += key != last
-                last = key
-                seen.add(ending)
+            names.extend(member.name for member in _members(tar))
     except (OSError, EOFError, tarfile.TarError) as error:
         damage = f" and cannot be read ({_reason(error)})"
-    if not seen & {*image_keys}:
-        endings = ", ".join(sorted(filter(None, seen))[:8]) or "nothing"
+    seen = {_cut(name)[1] for name in names}
+    endings = dotted_endings(seen, image_keys, label_key)
+    if not endings and not seen & {*image_keys}:
+        listed = ", ".join(sorted(filter(None, seen))[:8]) or "nothing"
         raise UserError(
-            f"the shard {path} must hold images that end in {' or '.join(image_keys)}, got {endings}{damage}: give the ending "
+            f"the shard {path} must hold images that end in {' or '.join(image_keys)}, got {listed}{damage}: give the ending "
             "by data.dataset.image_key, or leave the shard out"
         )
-    return samples
+    return sum(1 for _ in groupby(_cut(name, endings)[0] for name in names)), endings
 
 
 def _reason(error: BaseException) -> str:
@@ -188,40 +204,61 @@ def _reason(error: BaseException) -> str:
     return " ".join(text.partition(" @ <")[0].split()) or type(error).__name__
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """The files that webdataset does not pass over, each with the sample that it is part of and its ending.
+def _cut(name: str, endings: Sequence[str] = ()) -> tuple[str, str]:
+    """The sample that a file is part of, and the file's ending; see `Shard`. Hidden files have neither."""
+    folder, slash, base = name.rpartition("/")
+    if base.startswith(".") or "." not in base:
+        return "", ""
+    known = [ending for ending in endings if base.lower().endswith(f".{ending}")]
+    if not endings:
+        stem, _, ending = base.partition(".")
+    elif known:
+        ending = max(known, key=len)
+        stem = base[: -len(ending) - 1]
+    else:
+        stem, _, ending = base.rpartition(".")
+    return folder + slash + stem, ending.lower()
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files of samples: those with a name and an ending, and none of WebDataset's own, such as `__index__`.
 
     Raises:
         ReadError: for a file that declares more bytes than an image has.
     """
-    from webdataset.tariterators import base_plus_ext
-
     for member in tar:
         if member.issparse() or member.size > _FILE:
             raise tarfile.ReadError(f"{member.name} declares {member.size:,} bytes: no image has more than {_FILE:,}")
-        key, ending = base_plus_ext(member.name)
-        if key is not None and member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
-            yield key, ending.lower(), member
+        if member.isreg() and all(_cut(member.name)) and not re.match(r"__[^/]*__($|/)", member.name):
+            yield member
         tar.members = []  # type: ignore[attr-defined]  # which it would keep
 
 
-def _grouped_files(url: str) -> Generator[dict[str, Any], None, None]:
-    """The files in a shard, grouped to samples."""
-    from webdataset.gopen import gopen
-    from webdataset.tariterators import group_by_keys
+def _grouped_files(shard: Shard, start: int) -> Generator[dict[str, Any], None, None]:
+    """The samples in a shard from number `start` on: their files by ending, and their name as "__key__".
 
-    file = gopen(url)
+    Those before are passed over: of a file on the disk, not even their bytes are read.
+    """
+    from webdataset.gopen import gopen
+
+    file = gopen(shard.url)
+    mode = "r" + (":" if Path(shard.url).is_file() else "|") + ("" if shard.url.endswith(".tar") else "*")
     try:
-        yield from group_by_keys(_files(file, url))
+        with tarfile.open(fileobj=file, mode=mode, tarinfo=_BoundedTarInfo) as tar:  # type: ignore[call-overload]
+            samples = groupby(_members(tar), lambda member: _cut(member.name, shard.endings)[0])
+            for key, members in islice(samples, start, None):
+                yield {"__key__": key, **_contents(tar, members, shard)}
     finally:
         with suppress(OSError):  # a command that is not read to its end fails by that
             file.close()
 
 
-def _files(file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
-    """The files in a shard, in the form in which webdataset groups them to samples."""
-    with tarfile.open(fileobj=file, mode="r|" if url.endswith(".tar") else "r|*", tarinfo=_BoundedTarInfo) as tar:
-        for _, _, member in _members(tar):
-            held = tar.extractfile(member)
-            assert held is not None
-            yield {"fname": member.name, "data": held.read(), "__url__": url}
+def _contents(tar: tarfile.TarFile, members: Iterable[tarfile.TarInfo], shard: Shard) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for member in members:
+        ending, held = _cut(member.name, shard.endings)[1], tar.extractfile(member)
+        if ending in files:
+            raise tarfile.ReadError(f"there are two files {member.name}")
+        assert held is not None
+        files[ending] = held.read()
+    return files

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from ddpm_lightning.data.shards import find_shards, num_samples, read_samples, slice_shards
+from ddpm_lightning.data.shards import dotted_endings, find_shards, num_samples, read_samples, slice_shards
 from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source
 from ddpm_lightning.data.workers import Decoder, EvalBatches, Passes, TrainBatches
 from ddpm_lightning.errors import STOP_SIGNALS, UserError
@@ -35,28 +35,30 @@ class StreamTrainLoader(EndlessLoader):
         super().__init__(num_samples(passes.shards), share)
         self._decoder = decoder
         self._passes = passes
-        self._partition = [share.batch_size, share.world_size, workers]  # decides which reader has which samples
-        self._first_pass, self._before = 0, 0  # of this partition, and the images that all ranks had been given by then
-        self._workers = workers
+        images = share.images * share.accumulate
+        self._order = [images, passes.segments(images), passes.buffer]  # all that decides it beside the seed
+        self._first_pass, self._before = 0, 0  # of this order, and the images that all ranks had been given by then
+        self._workers = min(workers, share.batch_size)
 
     def _batches_from(self, position: int) -> Iterator[Batch]:
         passes, number = self._passes._replace(first=self._first_pass), (position - self._before) // self._share.images
-        return _read(TrainBatches(self._decoder, passes, self._share, number), self._workers)
+        batches = TrainBatches(self._decoder, passes, self._share, number)
+        return _read(batches, self._workers, parts=max(1, self._workers))
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "lanes": self._partition, "begun": [self._first_pass, self._before]}
+        return {**super().state_dict(), "order": self._order, "begun": [self._first_pass, self._before]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As `EndlessLoader`; with another partition than the state's, the rest of its pass is left out, so that no image comes twice in it."""
+        """As `EndlessLoader`; with another order than the state's, the rest of its pass is left out, so that no image comes twice in it."""
         super().load_state_dict(state)
         self._first_pass, self._before = state.get("begun", [0, 0])
-        if state.get("lanes", self._partition) != self._partition:
+        if state.get("order") != self._order:
             self._first_pass += -(-(self._position - self._before) // num_samples(self._passes.shards))
             self._before = self._position
             if self._share.rank == 0:
                 log.warning(
-                    "data: the processes, data.dataset.workers or data.batch_size have changed: the stream resumes with its next "
-                    "pass, number %d",
+                    "data: the images of an optimizer step, data.dataset.segments or data.dataset.buffer have changed: the stream "
+                    "resumes with its next pass, number %d",
                     self._first_pass + 1,
                 )
 
@@ -78,14 +80,14 @@ class StreamEvalLoader:
 class Stream(Source):
     """A dataset in shards, read by some workers in each process; the last shards, by name, are the validation images.
 
-    A *reader* is a worker of a process. A pass over the training images puts the shards in an order that is computed from
-    (seed, pass), and cuts the row of their samples into as many parts as there are readers, equal but for one sample; each
-    reader has its own, and continues with the next pass. So a pass holds each sample once, all batches are full, and no
-    rank waits for another's data; with fewer shards than readers, some read parts of one shard. Within its part a reader
-    shuffles block by block of `buffer` samples, in an order computed from (seed, pass, part, block). Batch m of a rank is
-    the next of its reader m mod workers. All this is known from m, the seed and the numbers of processes and workers: a
-    run that resumes with the same numbers opens the shard where it stopped, and decodes no image before it; with others
-    it resumes with the next pass. A damaged image is replaced by the next undamaged one of its reader, for the same reason.
+    A pass over the training images puts the shards in an order that is computed from (seed, pass), and cuts the row of
+    their samples into *segments* of equal length, but for one sample, which are read side by side; each continues with one
+    of the next pass. So a pass holds each sample once, and all batches are full. A segment is shuffled block by block, in an
+    order computed from (seed, pass, segment, block). Of the images of an optimizer step, each segment gives an equal part: the
+    order is known from the number of these images and the seed, whatever the numbers of processes, accumulated batches and
+    workers, which read the segments that their images come from. A run that resumes opens the shards where it stopped, and decodes
+    no image before; with another number of images in a step it resumes with the next pass. A damaged image is replaced by
+    the next undamaged one of its segment, for the same reason.
 
     Args:
         root: see `find_shards`.
@@ -95,7 +97,9 @@ class Stream(Source):
         label_key: the ending of the files with the label, an integer; None for a dataset that is used without.
         sizes: see `find_shards`.
         val_shards: how many shards are held out.
-        buffer: samples in a block; a reader holds up to twice as many, not yet decoded.
+        buffer: samples in the blocks of all segments together; the workers hold up to twice as many, not yet decoded.
+        segments: the most segments, of which there are no more than shards or images of a step; with fewer than there are
+            workers, several read the same shards.
         workers: processes that read and decode, for each training process; 0: it does so itself.
         max_damaged: the fraction of damaged images above which a run is stopped.
 
@@ -113,22 +117,24 @@ class Stream(Source):
         label_key: str | None = "cls",
         sizes: str | None = None,
         val_shards: int = 1,
-        buffer: int = 1000,
+        buffer: int = 2000,
+        segments: int = 32,
         workers: int = 2,
         max_damaged: float = 0.01,
     ):
         require("data.dataset.val_shards", val_shards, "0..")
         require("data.dataset.buffer", buffer, "1..100000000")
+        require("data.dataset.segments", segments, "1..65536")
         require("data.dataset.workers", workers, "0..1024")
         require("data.dataset.max_damaged", max_damaged, "[0, 1]")
         keys = tuple(image_key.lower().split(";"))
-        shards = find_shards(root, keys, sizes=sizes)
+        shards = find_shards(root, keys, label_key=label_key, sizes=sizes)
         hint = f"one of the {len(shards)} shards in data.root={root} must be left to train on"
         require("data.dataset.val_shards", val_shards, f"0..{len(shards) - 1}", hint=hint)
         cut = len(shards) - val_shards
         self._workers = workers
         self._parts = {"train": shards[:cut], "validation": shards[cut:], "all": shards}
-        self._passes = Passes(shards[:cut], buffer)
+        self._passes = Passes(shards[:cut], buffer, segments)
         self._decoder = Decoder(keys, label_key, None, channels, (image_size[1], image_size[0]), max_damaged, 0)
 
     def prepared(self, form: Form) -> "Stream":
@@ -141,6 +147,12 @@ class Stream(Source):
         self._decoder = self._decoder._replace(num_classes=form.num_classes)
         self._passes = self._passes._replace(seed=form.seed, flip=form.flip)
         first = next(read_samples(slice_shards(self._parts["train"], 0, 1)))
+        if endings := dotted_endings(first.files, self._decoder.image_keys, self._decoder.label_key):  # of URLs
+            self._parts = {
+                name: [shard._replace(endings=endings) for shard in part] for name, part in self._parts.items()
+            }
+            self._passes = self._passes._replace(shards=self._parts["train"])
+            first = next(read_samples(slice_shards(self._parts["train"], 0, 1)))
         if first.damage is None:
             self._decoder.label(first)
         return self
@@ -153,12 +165,14 @@ class Stream(Source):
     def num_images(self, name: str) -> int:
         return num_samples(self._parts[name])
 
-    def check(self, world_size: int) -> None:
-        super().check(world_size)
-        readers, hint = world_size * max(1, self._workers), "each worker of each process needs a training image"
-        require("data.dataset.workers times processes", readers, f"1..{self.num_images('train')}", hint=hint)
-
     def train_loader(self, share: Share, device: torch.device) -> StreamTrainLoader:
+        segments, readers = self._passes.segments(share.images * share.accumulate), share.world_size * self._workers
+        if readers > 2 * segments and share.rank == 0:
+            log.warning(
+                "data: %d workers share %d segments, so that each shard is read %d times: raise data.dataset.segments=%d, which also needs "
+                "as many shards, or lower data.dataset.workers",
+                *(readers, segments, -(-readers // segments), self._passes.most),
+            )
         return StreamTrainLoader(self._decoder_of("train", share), self._passes, share, self._workers)
 
     def loader(
@@ -173,8 +187,8 @@ class Stream(Source):
         return self._decoder._replace(images=self.num_images(name) // share.world_size)
 
 
-def _read(batches: TrainBatches | EvalBatches, workers: int) -> Iterator[Batch]:
-    """What the workers hand over; damaged images are named, counted and, when too many, the end.
+def _read(batches: TrainBatches | EvalBatches, workers: int, *, parts: int = 1) -> Iterator[Batch]:
+    """What the workers hand over, each batch in so many parts; damaged images are named, counted and, when too many, the end.
 
     Raises:
         UserError: then, and for a sample without a valid label.
@@ -183,22 +197,36 @@ def _read(batches: TrainBatches | EvalBatches, workers: int) -> Iterator[Batch]:
         batches,
         batch_size=None,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=2 * parts if workers else None,
+        pin_memory=torch.cuda.is_available() and parts == 1,
         multiprocessing_context=_processes() if workers else None,
         worker_init_fn=partial(_obey, os.getpid()),
         generator=torch.Generator(),  # or it draws from the global one
     )
     seen, damaged = 0, 0
-    for batch, lost, error in loader:
-        for what in filter(None, lost):
-            log.warning("%s is damaged and left out", what)
-        damaged += len(lost)
-        if lost:
+    for handed in zip(*[iter(loader)] * parts, strict=True):
+        for lost in filter(None, (part.damaged for part in handed)):
+            for what in filter(None, lost):
+                log.warning("%s is damaged and left out", what)
+            damaged += len(lost)
             batches.decoder.check_damaged(damaged, next(filter(None, lost), "the end of a shard"), seen=seen)
-        if error is not None:
+        for error in filter(None, (part.error for part in handed)):
             raise UserError(error)
+        batch = _joined([part.batch for part in handed])
         seen += len(batch.ids)
         yield batch
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    """A batch of its parts, with labels or without, in memory that a GPU can read."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def join(tensors: Sequence[Any]) -> Any:
+        whole = None if tensors[0] is None else torch.cat(list(tensors))
+        return whole.pin_memory() if whole is not None and torch.cuda.is_available() else whole
+
+    return Batch(*map(join, zip(*parts, strict=True)))
 
 
 def _processes() -> BaseContext:

@@ -1,10 +1,11 @@
 """The work of a stream's workers: each reads its own part of the shards, and makes batches of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
-from itertools import count, islice, repeat
+from itertools import count, islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +22,19 @@ from ddpm_lightning.seeds import derive
 __all__ = ["Decoder", "EvalBatches", "Passes", "TrainBatches", "WorkerBatch"]
 
 
+class DamagedError(Exception):
+    """Says what is wrong with an image; empty where an earlier one has said so."""
+
+
 class WorkerBatch(NamedTuple):
     """What a worker hands over: a batch and the damaged samples on the way to it, or the sentence of the error that ended it."""
 
     batch: Batch | None
     damaged: tuple[str, ...]
     error: str | None = None
+
+
+Decoded = tuple[np.ndarray, int, int]  # an image (H, W, C), its label and its number in the dataset
 
 
 class Decoder(NamedTuple):
@@ -40,13 +48,11 @@ class Decoder(NamedTuple):
     max_damaged: float
     images: int  # of a pass of one rank
 
-    def batches(self, samples: Iterable[tuple[Sample, bool]], sizes: Iterable[int]) -> Iterator[WorkerBatch]:
-        """Batches of these sizes, of samples that come with whether they are to be mirrored."""
-        damaged: list[str] = []
-        decoded = self._decoded(samples, damaged)
+    def batches(self, rows: Iterable[Iterable[Decoded]], damaged: list[str]) -> Iterator[WorkerBatch]:
+        """A batch of each row of images; `damaged` is where decoding them puts the names of those that are."""
         try:
-            for size in sizes:
-                images, labels, ids = zip(*islice(decoded, size), strict=True)
+            for row in rows:
+                images, labels, ids = zip(*row, strict=True)
                 x0 = torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)))
                 y = None if self.num_classes is None else torch.tensor(labels)
                 yield WorkerBatch(Batch(x0, y, torch.tensor(ids)), tuple(damaged))
@@ -80,60 +86,102 @@ class Decoder(NamedTuple):
         """Refuse more damaged images than may be, of a pass or of those `seen`; see `image_files.check_damaged`."""
         check_damaged(damaged, max(self.images, seen), self.max_damaged, example=example)
 
-    def _decoded(
-        self, samples: Iterable[tuple[Sample, bool]], damaged: list[str]
-    ) -> Iterator[tuple[np.ndarray, int, int]]:
-        """Images, labels and numbers; a damaged image is replaced by the next one that is not, or at the end by the last."""
-        missing, last, name = 0, None, ""
-        for sample, mirrored in samples:
-            name = sample.name
-            try:
-                image = self._image(sample)
-            except ValueError as error:
-                damaged.append(f"{name} ({error})" if str(error) else "")
-                missing += 1
-                self.check_damaged(missing, name)  # a reader of nothing else would never hand over a batch
-                continue
-            last = (image[:, ::-1] if mirrored else image, self.label(sample), sample.id)
-            yield from repeat(last, missing + 1)
-            missing = 0
-        if last is None:
-            check_damaged(missing, missing, self.max_damaged, example=name)
-        else:
-            yield from repeat(last, missing)
+    def decoded(self, sample: Sample, mirrored: bool) -> Decoded:
+        """A sample's image, label and number.
 
-    def _image(self, sample: Sample) -> np.ndarray:
+        Raises:
+            DamagedError: for an image that cannot be read, or none.
+            UserError: for a label that the model cannot have.
+        """
         key = next((key for key in self.image_keys if key in sample.files), None)
         if sample.damage is not None or key is None:
-            raise ValueError(f"no {' or '.join(self.image_keys)}" if sample.damage is None else sample.damage)
-        return read_image(BytesIO(sample.files[key]), self.channels, self.size)
+            raise DamagedError(f"no {' or '.join(self.image_keys)}" if sample.damage is None else sample.damage)
+        try:
+            image = read_image(BytesIO(sample.files[key]), self.channels, self.size)
+        except ValueError as error:
+            raise DamagedError(str(error)) from error
+        return image[:, ::-1] if mirrored else image, self.label(sample), sample.id
+
+
+class Row:
+    """Images in order, each decoded once it is asked for; a damaged one is replaced by the next that is not, at the end by the last.
+
+    Args:
+        decoder: what decodes them.
+        samples: with each, whether it is to be mirrored.
+        first: the index of the first sample.
+    """
+
+    def __init__(self, decoder: Decoder, samples: Iterator[tuple[Sample, bool]], first: int = 0):
+        self._decoder = decoder
+        self._samples = samples
+        self._next = first
+        self._ahead: list[tuple[Sample, bool]] = []  # read on the search for an image in place of a damaged one
+        self._last: Decoded | None = None
+
+    def image(self, index: int, damaged: list[str]) -> Decoded:
+        """The image of an index, none of which is asked for behind a larger one; a damaged one's name is added to `damaged`."""
+        while self._next < index:
+            self._pop()
+            self._next += 1
+        self._next += 1
+        sample, mirrored = self._pop()
+        try:
+            self._last = self._decoder.decoded(sample, mirrored)
+        except DamagedError as error:
+            damaged.append(f"{sample.name} ({error})" if str(error) else "")
+            self._last = self._after(sample.name)
+        return self._last
+
+    def _pop(self) -> tuple[Sample, bool]:
+        return self._ahead.pop(0) if self._ahead else next(self._samples)
+
+    def _after(self, name: str) -> Decoded:
+        """The next image that is not damaged."""
+        for missing in count(1):
+            self._decoder.check_damaged(missing, name)  # a row of nothing else would never hand over a batch
+            if missing > len(self._ahead):
+                self._ahead += islice(self._samples, 1)
+            if missing > len(self._ahead):
+                break
+            with suppress(DamagedError):
+                return self._decoder.decoded(*self._ahead[missing - 1])
+        if self._last is None:
+            check_damaged(missing, missing, self._decoder.max_damaged, example=name)
+        assert self._last is not None
+        return self._last
 
 
 class Passes(NamedTuple):
-    """The endless row of passes over the shards, of which each reader has a part; see `Stream`."""
+    """The endless row of passes over the shards, cut into segments; see `Stream`."""
 
     shards: Sequence[Shard]
     buffer: int
+    most: int  # segments
     seed: int = 0
     flip: bool = False
     first: int = 0  # the pass that it begins with
 
-    def samples(self, reader: int, readers: int, *, skip: int) -> Iterator[tuple[Sample, bool]]:
-        """A reader's samples in order, behind the first `skip` ones, and whether each is to be mirrored."""
-        images = num_samples(self.shards)
+    def segments(self, images: int) -> int:
+        """How many segments there are for so many images of an optimizer step, each of which gives as many of them."""
+        return max(n for n in range(1, min(self.most, len(self.shards), images) + 1) if images % n == 0)
+
+    def samples(self, segment: int, segments: int, *, skip: int) -> Iterator[tuple[Sample, bool]]:
+        """A segment's samples in order, behind the first `skip` ones, and whether each is to be mirrored."""
+        images, buffer = num_samples(self.shards), -(-self.buffer // segments)
         for epoch in count(self.first):
-            part = (reader + epoch) % readers  # in turn, so that no reader has the longer part of each pass
-            start, stop = part * images // readers, (part + 1) * images // readers
+            part = (segment + epoch) % segments  # in turn, so that no segment is the longer one in each pass
+            start, stop = part * images // segments, (part + 1) * images // segments
             if skip >= stop - start:
                 skip -= stop - start
                 continue
-            first, skip_here = divmod(skip, self.buffer)
+            first, skip_here = divmod(skip, buffer)
             skip = 0
             key = derive(self.seed, "flip", epoch)
             order = self._permutation(len(self.shards), "shards", epoch)
-            slices = slice_shards((self.shards[i] for i in order), start + first * self.buffer, stop)
+            slices = slice_shards((self.shards[i] for i in order), start + first * buffer, stop)
             samples = read_samples(slices)
-            held = list(islice(samples, self.buffer))
+            held = list(islice(samples, buffer))
             for block in count(first):
                 ahead: list[Sample] = []
                 for k, i in enumerate(self._permutation(len(held), "buffer", epoch, part, block)):
@@ -151,7 +199,7 @@ class Passes(NamedTuple):
 
 @dataclass(eq=False)
 class TrainBatches(IterableDataset[WorkerBatch]):
-    """What the workers of one rank read for training, from its batch `number` on."""
+    """What the workers of one rank read for training, from its batch `number` on: each an equal part of each batch."""
 
     decoder: Decoder
     passes: Passes
@@ -159,11 +207,28 @@ class TrainBatches(IterableDataset[WorkerBatch]):
     number: int
 
     def __iter__(self) -> Iterator[WorkerBatch]:
+        damaged: list[str] = []
+        return self.decoder.batches(self._rows(damaged), damaged)
+
+    def _rows(self, damaged: list[str]) -> Iterator[Iterator[Decoded]]:
+        """Of all places in the order, each step's first ones are the first segment's, and so on."""
         worker, workers = _worker()
-        number = self.number + worker  # of this worker's first batch; its reader has given number // workers before
-        reader, readers = self.share.rank * workers + number % workers, self.share.world_size * workers
-        samples = self.passes.samples(reader, readers, skip=number // workers * self.share.batch_size)
-        return self.decoder.batches(samples, repeat(self.share.batch_size))
+        size, images = self.share.batch_size, self.share.images * self.share.accumulate
+        segments = self.passes.segments(images)
+        each = images // segments
+        begun: dict[int, Row] = {}
+
+        def image(place: int) -> Decoded:
+            step, within = divmod(place, images)
+            segment, offset = divmod(within, each)
+            index = step * each + offset
+            if segment not in begun:
+                begun[segment] = Row(self.decoder, self.passes.samples(segment, segments, skip=index), index)
+            return begun[segment].image(index, damaged)
+
+        for first in count(self.number * self.share.images + self.share.rank * size, self.share.images):
+            places = range(first + worker * size // workers, first + (worker + 1) * size // workers)
+            yield map(image, places)
 
 
 @dataclass(eq=False)
@@ -185,8 +250,10 @@ class EvalBatches(IterableDataset[WorkerBatch]):
         start, stop = reader * images // readers, (reader + 1) * images // readers
         batches = self.batches_per_reader(workers)
         cuts = [k * (stop - start) // batches for k in range(batches + 1)]
-        samples = ((sample, False) for sample in read_samples(slice_shards(self.shards, start, stop)))
-        return self.decoder.batches(samples, np.diff(cuts).tolist())
+        row = Row(self.decoder, ((sample, False) for sample in read_samples(slice_shards(self.shards, start, stop))))
+        damaged: list[str] = []
+        rows = ((row.image(i, damaged) for i in range(first, last)) for first, last in pairwise(cuts))
+        return self.decoder.batches(rows, damaged)
 
 
 def _coin(key: int, number: int) -> bool:

@@ -1,22 +1,35 @@
 """Starts of the entry points in processes that are forked from one which has imported everything: a start takes a second.
 
-`python forked.py` reads starts from standard input, a line of JSON each, and answers each with a line of what came of it.
+`python forked.py` reads starts from standard input, a line of JSON each, and answers each with a line of what came of it. The entry
+points that such a process starts itself, such as Lightning's ranks and a sweep's jobs, are forked, too.
 """
 
 import atexit
+import ctypes
 import functools
+import importlib
 import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+WARM = (
+    "ddpm_lightning.evaluation.pipeline",
+    "ddpm_lightning.plots",
+    "ddpm_lightning.report",
+    "ddpm_lightning.runs",
+    "sklearn.datasets",
+)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SECONDS = 120  # of one start, unless it says more
 
 
@@ -61,12 +74,18 @@ def one(argv, cwd, env, seconds):
         return {"code": code, "out": out.read(), "err": err.read(), "seconds": time.monotonic() - began}
 
 
-def child(argv, cwd, env, out, err):
+def child(argv, cwd, env, out=None, err=None):
     os.environ.clear()
     os.environ.update(env)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(out.fileno(), 1)
-    os.dup2(err.fileno(), 2)
+    if out is not None:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+    from lightning.fabric.utilities import rank_zero  # which this module's importer need not load
+
+    rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0  # as where Lightning is imported
+    Popen.starter = starter()
+    subprocess.Popen = Popen
     os.chdir(cwd)
     code = 0
     try:
@@ -89,12 +108,70 @@ def child(argv, cwd, env, out, err):
     return code
 
 
-def main():
-    import ddpm_lightning.evaluation.pipeline
-    import ddpm_lightning.plots
-    import ddpm_lightning.report
-    import ddpm_lightning.runs  # noqa: F401
+class Popen(subprocess.Popen):
+    """As `subprocess.Popen`; one of our entry points is forked from a process as it was before this one's start."""
 
+    starter = None
+
+    def __init__(self, args, *rest, **options):
+        argv = None if rest or {*options} - {"env", "cwd"} else entry_point(args)
+        if argv is None:
+            super().__init__(args, *rest, **options)
+            return
+        self.args, self.returncode, self.stdin, self.stdout, self.stderr = args, None, None, None, None
+        self._child_created, self._waitpid_lock, self._sigint_wait_secs = True, threading.Lock(), 0.25
+        start = {
+            "argv": argv,
+            "cwd": str(options.get("cwd") or os.getcwd()),
+            "env": dict(options.get("env") or os.environ),
+        }
+        self.starter.write(json.dumps({"parent": os.getpid(), **start}) + "\n")
+        self.starter.flush()
+        self.pid = int(self.starter.readline())
+
+
+def entry_point(args):
+    """The script and its arguments, or "-m" and these, of a command that starts one of ours; None for another."""
+    first, *others = args if isinstance(args, list) else [None]
+    if first != sys.executable or not others:
+        return None
+    if others[0] == "-m" and others[1].startswith("ddpm_lightning"):
+        return others
+    return [Path(others[0]).name, *others[1:]] if Path(others[0]).parent == ROOT else None
+
+
+def starter():
+    """A process that forks others for this one, which become this one's children, as it is their next subreaper."""
+    ours, theirs = socket.socketpair()
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+    if os.fork():
+        theirs.close()
+        return ours.makefile("rw")
+    ours.close()
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    file = theirs.makefile("rw")
+    for line in file:
+        start = json.loads(line)
+        if pid := os.fork():
+            os.waitpid(pid, 0)
+            continue
+        if os.fork():
+            os._exit(0)
+        parent = start.pop("parent")
+        while os.getppid() != parent:
+            time.sleep(0.001)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        for number in STOPS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        os._exit(child(**start))
+    os._exit(0)
+
+
+def main():
+    for name in WARM:
+        importlib.import_module(name)
     sys.path.insert(0, str(ROOT))
     for line in sys.stdin:
         print(json.dumps(one(**json.loads(line))), flush=True)

@@ -16,8 +16,8 @@ from tests.helpers.scripts import script
 from tests.helpers.shards import SHORT, endless, loader
 
 
-@pytest.mark.parametrize("change", [{"world_size": 2}, {"workers": 2}, {"batch_size": 4}])
-def test_with_other_readers_it_resumes_with_the_next_pass(shards, caplog, change):
+@pytest.mark.parametrize("change", [{"world_size": 2}, {"segments": 2}, {"batch_size": 4}])
+def test_in_another_order_it_resumes_with_the_next_pass(shards, caplog, change):
     """No image comes twice in a pass, and the next one is whole, in the order that it has from its beginning."""
     first = loader(shards, batch_size=5)
     for _ in islice(endless(first), 5):  # 25 of 40 images
@@ -33,7 +33,7 @@ def test_with_other_readers_it_resumes_with_the_next_pass(shards, caplog, change
     assert sorted(seen) == list(range(40))
     assert ranks[0].state_dict()["images"] == 25 + 40
     again = loader(shards, rank=0, **others)
-    again.load_state_dict(ranks[0].state_dict())  # of the same readers: nothing is left out
+    again.load_state_dict(ranks[0].state_dict())  # in the same order: nothing is left out
     assert torch.equal(next(iter(again)).ids, next(turns[0]).ids)
     assert caplog.text.count("the stream resumes") == 1
 

@@ -173,6 +173,72 @@ def test_a_set_of_hugging_face_on_the_disk(parquet, tmp_path, monkeypatch):
         huggingface("nobody/nothing", **sizes)
 
 
+def png(number):
+    file = BytesIO()
+    Image.fromarray(np.full((8, 8), number, np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["bytes", "cells", "paths", "names"])
+def test_a_table_is_read_as_a_folder_is(tmp_path, monkeypatch, kind, caplog):
+    """Images as bytes, in cells, by their absolute and by their relative paths; missing and damaged ones are left out."""
+    from datasets import Dataset
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    cells = []
+    for row in range(6):
+        content = b"" if row == 1 else png(row)[: 40 if row == 3 else None]
+        (tmp_path / "set" / f"{row}.png").write_bytes(content)
+        path = f"{row}.png" if kind == "names" else str(tmp_path / "set" / f"{row}.png")
+        cells.append(content if kind == "bytes" else {"bytes": content, "path": None} if kind == "cells" else path)
+    cells[4] = None
+    Dataset.from_dict({"image": cells, "y": list(range(6))}).to_parquet(tmp_path / "set" / "train.parquet")
+    options = {"channels": 1, "image_size": (8, 8), "label_column": "y"}
+    for path in (tmp_path / "set").glob("*.png"):
+        if kind in ("bytes", "cells"):
+            path.unlink()
+    (tmp_path / "set" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: train.parquet\n---\n"
+    )
+    found = huggingface(str(tmp_path / "set"), **options, max_damaged=0.5)
+    assert found.images[:, 0, 4, 4].tolist() == found.labels.tolist() == [0, 2, 5]
+    assert caplog.text.count("is damaged and left out") == 3
+    with pytest.raises(
+        UserError, match=r"3 of 6 images are damaged, among them image 1 of data.root=.*max_damaged=0.01"
+    ):
+        huggingface(str(tmp_path / "set"), **options)
+    with pytest.raises(
+        UserError, match="image_column=y must be a column of image files, or of their paths, got one of int"
+    ):
+        huggingface(str(tmp_path / "set"), **{**options, "image_column": "y"})
+
+
+def test_what_save_to_disk_wrote(tmp_path):
+    from datasets import Dataset, DatasetDict, Features
+    from datasets import Image as ImageColumn
+
+    parts = {
+        name: Dataset.from_dict(
+            {"image": [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in values]},
+            features=Features({"image": ImageColumn()}),
+        )
+        for name, values in {"train": [1, 2, 3], "test": [4, 5]}.items()
+    }
+    DatasetDict(parts).save_to_disk(tmp_path / "both")
+    parts["train"].save_to_disk(tmp_path / "one")
+    sizes = {"channels": 1, "image_size": (8, 8)}
+    assert huggingface(str(tmp_path / "one"), **sizes).images[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert huggingface(str(tmp_path / "both"), **sizes, split="test").images[:, 0, 0, 0].tolist() == [4, 5]
+    with pytest.raises(UserError, match="data.dataset.split must be train or test, got 'validation'"):
+        huggingface(str(tmp_path / "both"), **sizes, split="validation")
+    with pytest.raises(UserError, match="data.dataset.split must be train, got 'test'"):
+        huggingface(str(tmp_path / "one"), **sizes, split="test")
+    (tmp_path / "one" / "state.json").write_text("{")
+    with pytest.raises(UserError, match="split=train cannot be loaded .*: give the name of a dataset"):
+        huggingface(str(tmp_path / "one"), **sizes)
+
+
 def test_a_picture_is_opened_as_what_it_is_and_not_as_what_it_is_called(pictures, tmp_path, monkeypatch):
     """Pillow would hand PostScript to Ghostscript, whatever the file's ending."""
     from PIL import EpsImagePlugin

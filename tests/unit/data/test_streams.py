@@ -17,7 +17,7 @@ from ddpm_lightning.data.shards import Shard, read_samples, slice_shards
 from ddpm_lightning.data.source import Form, Share
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.trust import check_targets
-from tests.helpers.shards import endless, loader, stream, write
+from tests.helpers.shards import endless, loader, picture, stream, write
 
 
 def flat(batches):
@@ -41,23 +41,47 @@ def test_two_workers_of_two_processes_see_every_image_once_in_a_pass(shards):
         assert sorted(seen) == list(range(40))
 
 
-@pytest.mark.parametrize(("readers", "batch_size"), [(1, 7), (3, 3), (7, 2), (16, 1)])
-def test_every_pass_is_complete_whatever_the_number_of_readers(shards, readers, batch_size):
-    row = [
-        ids(loader(shards, rank=reader, world_size=readers, batch_size=batch_size), 400) for reader in range(readers)
-    ]
-    # a reader's stretches have 40/readers images, give or take one, and no reader runs ahead
-    per_reader = [[i for batch in part for i in batch] for part in row]
+def row(shards, processes, steps, *, images, batches=1, **options):
+    """The numbers of the images in their order, whoever has them, and the images."""
+    share = [Share(images // processes // batches, rank, processes, batches) for rank in range(processes)]
+    found = [stream(shards, **options).prepared(Form(1, (8, 8), seed=3, flip=True)) for _ in share]
+    loaders = [endless(one.train_loader(each, torch.device("cpu"))) for one, each in zip(found, share, strict=True)]
+    parts = [next(one) for _ in range(steps * batches) for one in loaders]
+    return torch.cat([part.ids for part in parts]).tolist(), torch.cat([part.x0 for part in parts])
+
+
+@pytest.mark.parametrize("images", [7, 9, 14, 16])
+def test_every_pass_is_complete(shards, images):
+    segments = max(n for n in (1, 2, 3, 4, 5) if images % n == 0)
+    order, _ = row(shards, 1, 200, images=images)
+    steps = np.array(order).reshape(200, segments, images // segments)
+    per_segment = [steps[:, segment].flatten().tolist() for segment in range(segments)]
+    # a segment's stretches have 40/segments images, give or take one, and none runs ahead
     for epoch in range(5):
         seen = []
-        for reader, images in enumerate(per_reader):
-            cuts = [((reader + e) % readers) for e in range(epoch + 1)]
-            sizes = [(part + 1) * 40 // readers - part * 40 // readers for part in cuts]
-            seen += images[sum(sizes[:-1]) : sum(sizes)]
+        for segment, given in enumerate(per_segment):
+            cuts = [((segment + e) % segments) for e in range(epoch + 1)]
+            sizes = [(part + 1) * 40 // segments - part * 40 // segments for part in cuts]
+            seen += given[sum(sizes[:-1]) : sum(sizes)]
         assert sorted(seen) == list(range(40))
-    spent = readers * (400 * batch_size // 40)
-    counted = Counter(i for images in per_reader for i in images[: spent * 40 // readers])
-    assert max(counted.values()) - min(counted.values()) <= readers + 1
+    counted = Counter(order[: images * (200 * 40 // images)])
+    assert max(counted.values()) - min(counted.values()) <= segments + 1
+
+
+@pytest.mark.parametrize(
+    ("processes", "batches", "workers", "damaged"),
+    [(2, 1, 0, ()), (1, 2, 0, ()), (4, 1, 0, (3, 17, 18)), (2, 2, 0, (3, 17, 18)), (2, 1, 2, (3, 17, 18))],
+)
+def test_the_order_is_the_same_whoever_reads(shards, processes, batches, workers, damaged):
+    """One, two or four processes, accumulated batches, and workers: the same images in the same order, mirrored or not."""
+    for i, first in enumerate((0, 7, 15, 23, 32)):
+        write(shards / f"{i:05d}.tar", range(first, first + (7, 8, 8, 9, 8)[i]), broken=damaged)
+    order, x0 = row(shards, 1, 12, images=8, buffer=16, max_damaged=0.5)
+    assert len({*order[:40]}) > 30
+    found, images = row(shards, processes, 12, images=8, batches=batches, workers=workers, buffer=16, max_damaged=0.5)
+    assert found == order
+    assert torch.equal(images, x0)
+    assert not {*order} & {*damaged}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -73,6 +97,30 @@ def test_a_stream_goes_on_where_its_state_says(shards, workers, stop):
     for ours, theirs in zip(islice(endless(second), 14 - stop), whole[stop:], strict=True):
         assert torch.equal(ours.x0, theirs.x0)
         assert torch.equal(ours.ids, theirs.ids)
+
+
+def test_other_processes_go_on_where_these_stopped(shards, caplog):
+    order, _ = row(shards, 1, 12, images=8)
+    half = stream(shards).prepared(Form(1, (8, 8), seed=3, flip=True)).train_loader(Share(4, 0, 2), torch.device("cpu"))
+    for _ in islice(endless(half), 5):
+        pass
+    for share in (Share(8), Share(2, 0, 1, 4)):
+        found = stream(shards).prepared(Form(1, (8, 8), seed=3, flip=True)).train_loader(share, torch.device("cpu"))
+        found.load_state_dict(half.state_dict())
+        assert flat(batch.ids.tolist() for batch in islice(endless(found), 7 * share.accumulate)) == order[40:]
+    assert caplog.text == ""
+    other = stream(shards).prepared(Form(1, (8, 8), seed=3)).train_loader(Share(5), torch.device("cpu"))
+    other.load_state_dict(half.state_dict())
+    assert "resumes with its next pass, number 2" in caplog.text
+
+
+def test_workers_without_shards_of_their_own_are_told(shards, caplog):
+    loader(shards, workers=2, batch_size=10, world_size=2)  # four workers, five segments
+    assert caplog.text == ""
+    loader(shards, workers=2, batch_size=7, world_size=2)  # two segments, since 14 images are no multiple of five
+    assert caplog.text == ""
+    loader(shards, workers=3, batch_size=7, world_size=1)
+    assert "3 workers share 1 segments, so that each shard is read 3 times" in caplog.text
 
 
 def test_seeds_and_passes_differ_and_a_run_is_repeatable(shards):
@@ -99,7 +147,7 @@ def test_a_state_far_on_opens_no_shard_before_its_place(shards, monkeypatch):
     opened, read = [], workers.read_samples
     monkeypatch.setattr(workers, "read_samples", lambda slices: read(opened.append(s) or s for s in slices))
     far = loader(shards, batch_size=1, buffer=4)
-    far.load_state_dict({"images": 40_000 + 38})
+    far.load_state_dict({**far.state_dict(), "images": 40_000 + 38})
     next(iter(far))
     assert len(opened) == 1
 
@@ -172,7 +220,7 @@ def test_a_damaged_image_is_named_counted_and_left_out(shards, workers, caplog):
     assert f"00017 of {shards / '00002.tar'} (" in caplog.text
     assert caplog.text.count("is damaged and left out") == 1
     half = loader(shards, max_damaged=0.1)
-    half.load_state_dict({"images": 4 * 5})
+    half.load_state_dict({**half.state_dict(), "images": 4 * 5})
     assert flat(ids(half, 4)) == flat(ids(loader(shards, max_damaged=0.1), 8))[20:]
 
 
@@ -229,9 +277,7 @@ def test_what_will_not_do_is_said_in_a_sentence(shards, tmp_path, monkeypatch):
     assert "must be an integer from 0 to 1, got 2: " in said
     assert "data.num_classes=2 may be null to train without labels" in said
     assert "must be an integer from 0 to 1, got b'" in refused(shards, num_classes=2, label_key="png")
-    assert "workers times processes must be an integer from 1 to 40, got 60" in refused(
-        shards, workers=30, world_size=2
-    )
+    assert "segments must be an integer from 1 to 65536, got 0" in refused(shards, segments=0)
     assert "the number of processes must be an integer from 1 to 10, got 16" in refused(shards, world_size=16)
     assert "val_shards must be an integer from 0 to 5, got 6: one of the 6 shards" in refused(shards, val_shards=6)
     assert "workers must be an integer from 0 to 1024, got -1" in refused(shards, workers=-1)
@@ -253,6 +299,41 @@ def test_a_checkpoint_may_not_run_commands(monkeypatch):
         check_targets(node, "data")
     monkeypatch.setenv("DDPM_ALLOW_PIPE", "1")
     check_targets(node, "data")
+
+
+def dotted(path, numbers, *, name="cat.v1.{:02d}", label_key="cls"):
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            for ending, data in (("PNG", picture(number)), (label_key, str(number % 3).encode()), ("info", b"{}")):
+                member = tarfile.TarInfo(f"./a.b/{name.format(number)}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+                tar.addfile(tarfile.TarInfo("a.b/._hidden.01.png"))
+
+
+@pytest.mark.parametrize("scheme", ["", "file:"])
+def test_names_with_dots_of_their_own(tmp_path, scheme):
+    """Where nothing ends in an image's ending behind the first dot, names are cut before the endings that are known."""
+    for i in range(2):
+        dotted(tmp_path / f"part.{i}.tar", range(3 * i, 3 * i + 3))
+    (tmp_path / "sizes.json").write_text('{"part.0.tar": 3, "part.1.tar": 3}')
+    found = stream(
+        f"{scheme}{tmp_path}/part.{{0..1}}.tar", sizes=str(tmp_path / "sizes.json") if scheme else None
+    ).prepared(Form(1, (8, 8), num_classes=3))
+    batches = [batch for name in ("train", "validation") for batch in found.loader(name, Share(8))]
+    assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(6))
+    assert torch.cat([batch.x0[:, 0, -1, -1] for batch in batches]).tolist() == list(range(6))
+    assert torch.cat([batch.y for batch in batches]).tolist() == [0, 1, 2] * 2
+
+
+def test_what_is_passed_over_is_not_read(shards, monkeypatch):
+    read, extract = [], tarfile.TarFile.extractfile
+    monkeypatch.setattr(
+        tarfile.TarFile, "extractfile", lambda tar, member: read.append(member.name) or extract(tar, member)
+    )
+    samples = [*read_samples(slice_shards([Shard(str(shards / "00001.tar"), 7, 8)], 5, 7))]
+    assert [sample.id for sample in samples] == [12, 13]
+    assert read == ["00012.png", "00012.cls", "00013.png", "00013.cls"]
 
 
 def sparse_header(name, size):
