@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_lightning import environment
 from ddpm_lightning.cli import own_packages
 from ddpm_lightning.cli.entry import sentence
+from ddpm_lightning.cli.pipes import outlive_readers
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.ranges import require_one_of
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.platform == "win32":  # where an exec returns at once
             return subprocess.call(command)
         os.execv(sys.executable, command)
+    outlive_readers()
     options = vars(_parser().parse_args(argv))
     run = options.pop("run")
     environment.update(trust=options.pop("trust", []))
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for line in run(**options):
             print(line, flush=True)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 1
     except Exception as error:  # what lies in a folder may be a stranger's

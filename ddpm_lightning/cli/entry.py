@@ -17,6 +17,7 @@ from ddpm_lightning import environment
 from ddpm_lightning.cli import completion, help, menu, own_packages
 from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, split_flags
 from ddpm_lightning.cli.mistakes import check_groups, is_foreseen, sentence
+from ddpm_lightning.cli.pipes import outlive_readers
 from ddpm_lightning.cli.resume import complete_arguments
 from ddpm_lightning.cli.sweeps import Sweep
 from ddpm_lightning.cli.typed import as_hydra_reads
@@ -31,6 +32,7 @@ def run(program: Callable[[DictConfig], Any]) -> None:
 
     With DDPM_TRACEBACK=1 in the environment its traceback is shown instead.
     """
+    outlive_readers()
     name = program.__name__
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
     environment.update(script=os.path.abspath(sys.argv[0]), program=name)

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from ddpm_lightning.data.shards import dotted_endings, find_shards, num_samples, read_samples, slice_shards
 from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source
-from ddpm_lightning.data.workers import Decoder, EvalBatches, Passes, TrainBatches
-from ddpm_lightning.errors import STOP_SIGNALS, UserError
+from ddpm_lightning.data.workers import Decoder, EvalBatches, Passes, TrainBatches, WorkerBatch
+from ddpm_lightning.errors import STOP_SIGNALS, UserError, brief
 from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["Stream"]
@@ -144,6 +144,7 @@ class Stream(Source):
             UserError: for a label outside 0..num_classes − 1, or none.
         """
         require_one_of("data.dtype", form.values.dtype, ("uint8",), hint="shards hold 8-bit images")
+        _allow_open_files(64 + min(self._passes.most, len(self._passes.shards)))
         self._decoder = self._decoder._replace(num_classes=form.num_classes)
         self._passes = self._passes._replace(seed=form.seed, flip=form.flip)
         first = next(read_samples(slice_shards(self._parts["train"], 0, 1)))
@@ -204,7 +205,7 @@ def _read(batches: TrainBatches | EvalBatches, workers: int, *, parts: int = 1) 
         generator=torch.Generator(),  # or it draws from the global one
     )
     seen, damaged = 0, 0
-    for handed in zip(*[iter(loader)] * parts, strict=True):
+    for handed in zip(*[_alive(loader, workers)] * parts, strict=True):
         for lost in filter(None, (part.damaged for part in handed)):
             for what in filter(None, lost):
                 log.warning("%s is damaged and left out", what)
@@ -215,6 +216,41 @@ def _read(batches: TrainBatches | EvalBatches, workers: int, *, parts: int = 1) 
         batch = _joined([part.batch for part in handed])
         seen += len(batch.ids)
         yield batch
+
+
+def _allow_open_files(number: int) -> None:
+    """Raise the system's limit on the files that a process may have open, where it is lower.
+
+    Raises:
+        UserError: where it cannot be raised so far.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    low, high = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if low < number and (high == resource.RLIM_INFINITY or high >= number):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, high))
+        low = number
+    hint = "data.dataset.segments shards are read at once: lower it, or raise the limit with `ulimit -n`"
+    require("the system's limit on open files", low, f"{number}..", hint=hint)
+
+
+def _alive(loader: DataLoader[Any], workers: int) -> Iterator[WorkerBatch]:
+    """What the workers hand over, for as long as they live.
+
+    Raises:
+        UserError: once one is lost.
+    """
+    try:
+        yield from loader
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not workers:
+            raise
+        raise UserError(
+            f"data: a worker process has ended too soon ({brief(error)}), as it does where memory is short: lower "
+            f"data.dataset.workers={workers} or data.dataset.buffer"
+        ) from error
 
 
 def _joined(parts: list[Batch]) -> Batch:

@@ -129,8 +129,9 @@ class Row:
         try:
             self._last = self._decoder.decoded(sample, mirrored)
         except DamagedError as error:
-            damaged.append(f"{sample.name} ({error})" if str(error) else "")
-            self._last = self._after(sample.name)
+            name = f"{sample.name} ({error})" if str(error) else ""
+            damaged.append(name)
+            self._last = self._after(name or sample.name)
         return self._last
 
     def _pop(self) -> tuple[Sample, bool]:

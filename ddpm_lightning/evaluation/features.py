@@ -79,8 +79,10 @@ def train_classifier(overrides: Sequence[str], *, config_dir: Path | None = None
         config_dir: a folder with configs of your own, such as data/mine.yaml.
 
     Raises:
-        UserError: without a dataset, or for one without labels.
+        UserError: for a folder that does not exist, without a dataset, or for one without labels.
     """
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir must be a folder with configs of your own, got {config_dir}")
     own = [] if config_dir is None else [f"hydra.searchpath=[{quoted(config_dir.absolute())}]"]
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
         config = compose("evaluate", [*own, *overrides])

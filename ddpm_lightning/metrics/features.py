@@ -160,6 +160,10 @@ def classifier(
             return model.eval()
         except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
             log.warning("%s is damaged (%s): the classifier is trained again", path, brief(error))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cache_dir must be a folder that can be written to, got {cache} ({error.strerror})") from error
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(derive(seed, "classifier split")))
     test, train = (
         ImageSet(data.images[part], data.labels[part]) for part in order.tensor_split([-(-len(order) // 10)])
@@ -168,7 +172,6 @@ def classifier(
     with torch.no_grad():
         read = model.cpu().classify(extract(model, test.images)).argmax(1)
     model.test_accuracy = float((read == test.labels).double().mean())
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path, "wb") as file:
         torch.save({"state_dict": model.state_dict(), "test_accuracy": model.test_accuracy}, file)
     return model

@@ -19,7 +19,7 @@ from ddpm_lightning.loggers import WandbLogger
 from ddpm_lightning.run_folder import by_step, write_summary
 from ddpm_lightning.runs.build import Run
 from ddpm_lightning.runs.build_callbacks import first
-from ddpm_lightning.runs.processes import end_children, requeue
+from ddpm_lightning.runs.processes import requeue
 from ddpm_lightning.runs.trust import packages_to_trust
 
 __all__ = ["origin_of", "say", "tell"]
@@ -33,8 +33,6 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
         status: "finished", "interrupted" or "failed".
         signum: the signal that stopped it.
     """
-    if status != "finished":
-        end_children(run.trainer)
     summary = {
         "status": status,
         "steps": run.trainer.global_step,

@@ -12,6 +12,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_lightning.runs.rendezvous import check_rendezvous
+
 __all__ = ["ALONE", "ProcessGroup", "join_process_group"]
 
 
@@ -53,6 +55,7 @@ def join_process_group() -> Iterator[ProcessGroup]:
     if environment is None or environment.world_size() == 1:
         yield ALONE
         return
+    check_rendezvous(environment, environment.world_size())
     group = ProcessGroup(environment.global_rank(), environment.world_size(), environment.local_rank())
     slurm = f"tcp://{environment.main_address}:{environment.main_port}"
     address = "env://" if TorchElasticEnvironment.detect() else slurm

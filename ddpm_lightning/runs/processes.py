@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -24,7 +26,9 @@ from ddpm_lightning.errors import STOP_SIGNALS, Stopped, UserError
 from ddpm_lightning.files import try_lock
 from ddpm_lightning.records.yaml import quoted
 
-__all__ = ["end_children", "in_processes_of_its_own", "keep_freed_memory", "requeue", "take_gpu", "total_memory"]
+__all__ = ["Ranks", "in_processes_of_its_own", "keep_freed_memory", "requeue", "take_gpu", "total_memory"]
+
+_GRACE = 10.0  # seconds in which a process that has lost another one may end by itself
 
 log = logging.getLogger(__name__)
 
@@ -104,19 +108,62 @@ def take_gpu() -> None:
             return
 
 
-def end_children(trainer: Trainer) -> None:
-    """The processes that Lightning started, after an error: they have 20 seconds to end by themselves.
+class Ranks(Thread):
+    """Watches the processes that Lightning has started for a run; one that ends too soon ends the run, with what became of it.
 
-    Lightning's observer has none to watch from then on: it would kill this process too, before it has said its last.
+    Lightning's own observer, which gets nothing to watch, would kill this process, too, without a word.
+
+    Args:
+        trainer: has not started them yet.
+        give_up: called with the message where this process has not ended the run by itself 10 seconds later: it may wait
+            for the other one forever.
     """
-    procs = getattr(trainer.strategy.launcher, "procs", [])
-    mine, deadline = list(procs), time.monotonic() + 20
-    procs.clear()
-    for process in mine:
-        try:
-            process.wait(max(0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
+
+    def __init__(self, trainer: Trainer, give_up: Callable[[str], None]):
+        super().__init__(daemon=True, name="ranks")
+        self._launcher = trainer.strategy.launcher
+        self._give_up = give_up
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._over = Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.5):
+            if lost := self.lost():
+                if not self._over.wait(_GRACE):
+                    self._give_up(lost)
+                return
+
+    def lost(self, seconds: float = 0) -> str:
+        """What became of the first of them that has ended with an error by then; empty where none has."""
+        deadline = time.monotonic() + seconds
+        while True:
+            started = getattr(self._launcher, "procs", [])
+            self._processes += started
+            started.clear()
+            for rank, process in enumerate(self._processes, 1):
+                if code := process.poll():
+                    return f"process {rank + 1} of {len(self._processes) + 1} on this machine {_how_it_ended(code)}"
+            if time.monotonic() >= deadline:
+                return ""
+            time.sleep(0.1)
+
+    def end(self, *, seconds: float = 20) -> None:
+        """Stop watching, and end those that have not ended by themselves so many seconds later."""
+        self.lost()  # those that have just been started
+        self._over.set()
+        deadline = time.monotonic() + seconds
+        for process in self._processes:
+            try:
+                process.wait(max(0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _how_it_ended(code: int) -> str:
+    if code > 0:
+        return f"ended with exit code {code}"
+    reason = ", as the system does where memory is short" if -code == getattr(signal, "SIGKILL", 0) else ""
+    return f"was ended by {signal.Signals(-code).name}{reason}"
 
 
 def requeue() -> None:

@@ -1,11 +1,15 @@
 """What `train.py` does: resume, check, build, fit and tell; a run that diverges may go back to a checkpoint."""
 
+import os
 import signal
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
@@ -32,7 +36,8 @@ from ddpm_lightning.runs.build_loggers import keep_wandb_id
 from ddpm_lightning.runs.checks import check_config
 from ddpm_lightning.runs.ending import origin_of, say, tell
 from ddpm_lightning.runs.instantiate import one_line
-from ddpm_lightning.runs.processes import in_processes_of_its_own, take_gpu
+from ddpm_lightning.runs.processes import Ranks, in_processes_of_its_own, take_gpu
+from ddpm_lightning.runs.rendezvous import check_rendezvous
 from ddpm_lightning.runs.resume_point import ResumePoint, first_intact, refuse_another, resume
 from ddpm_lightning.runs.trust import packages_to_trust
 
@@ -59,6 +64,7 @@ def _train(config: DictConfig, resumed_from: Path | None) -> float | None:
         config, point = resume(config, resumed_from)
         check_config(config)
         run = build_run(config, point)
+        check_rendezvous(getattr(run.trainer.strategy, "cluster_environment", None), run.trainer.world_size)
         is_first = rank_zero_only.rank == 0  # which holds the folder for all
         if is_first and point is None:
             refuse_used(run.folder)
@@ -132,17 +138,36 @@ def _batches_left(run: Run) -> int | None:
 
 def _fit(run: Run) -> dict[str, Any]:
     """Train, tell how it ended, and return the run's summary."""
+    ranks = Ranks(run.trainer, partial(_give_up, run))
+    ranks.start()
     try:
         _fit_and_go_back(run)
     except BaseException as error:
         # Lightning answers a second Ctrl-C by SystemExit(1); a launcher whose time is over by another.
         ending = Stopped(signal.SIGINT) if isinstance(error, SystemExit) and error.code == 1 else error
         interrupted = isinstance(ending, Stopped | SystemExit)
+        lost = ranks.lost(seconds=2) if isinstance(error, RuntimeError) and run.trainer.world_size > 1 else ""
+        ranks.end()
         tell(run, "interrupted" if interrupted else "failed", getattr(ending, "signum", None))
         if isinstance(ending, Stopped):
             raise SystemExit(128 + ending.signum if run.trainer.is_global_zero else 0) from ending
+        if lost or isinstance(error, dist.DistError):
+            reason = lost or f"the connection to another process was lost ({brief(error)})"
+            raise UserError(f"{reason}; {_resume_hint(run)}") from error
         raise
+    ranks.end(seconds=0 if run.trainer.world_size == 1 else 20)
     return tell(run, "finished")
+
+
+def _give_up(run: Run, lost: str) -> None:
+    """End a run that waits for a process that has ended."""
+    tell(run, "failed")
+    print(f"error: {lost}; {_resume_hint(run)}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _resume_hint(run: Run) -> str:
+    return f"once that is fixed, resume with resume={run.folder}"
 
 
 def _fit_and_go_back(run: Run) -> None:
@@ -158,7 +183,7 @@ def _fit_and_go_back(run: Run) -> None:
             raise UserError(f"trainer: {one_line(error)}") from error
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
-            raise UserError(f"{what}; fix it, then resume with resume={run.folder}") from error
+            raise UserError(f"{what}; {_resume_hint(run)}") from error
 
 
 def _go_back(run: Run, error: Diverged) -> Path | None:
