@@ -74,3 +74,20 @@ def test_beyond_a_bound_each_process_draws_for_itself(tmp_path, monkeypatch):
     monkeypatch.setattr("ddpm_lightning.module.MOST", 16 * 64)
     parts, _ = trained(tmp_path / "2", 2, monkeypatch=monkeypatch, steps=1)
     assert torch.equal(parts[0][3][:16], parts[0][3][16:])
+
+
+def test_accumulated_batches_of_a_stream_are_the_same(shards, tmp_path, monkeypatch):
+    stream = [
+        "data=webdataset",
+        f"data.root={shards}",
+        "data.channels=1",
+        "data.image_size=[8,8]",
+        "data.dataset.workers=0",
+    ]
+    whole, weights = trained(tmp_path / "1", 1, *stream, monkeypatch=monkeypatch)
+    for batches in (2, 4):
+        parts, others = trained(tmp_path / str(batches), batches, *stream, monkeypatch=monkeypatch)
+        for one, other in zip(whole, parts, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        for name, value in weights.items():
+            torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from functools import partial
 from typing import get_type_hints
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.evaluation import pipeline
 from ddpm_lightning.runs import sampling
-from ddpm_lightning.runs.schema import Evaluation, Sampling, Training, settings_of
+from ddpm_lightning.runs.schema import Evaluation, Sampling, Training, check_types, settings_of
 from tests.helpers.configs import ROOT, TINY, choices, config_of
 from tests.unit.test_bad_values import build_all
 
@@ -60,6 +61,14 @@ text -1 digit huge | train:run_dir
 text null -1 digit huge | callbacks.generation_metrics.cache_dir evaluate:cache_dir evaluate:ckpt_path evaluate:condition
 text null -1 digit huge | evaluate:data_root evaluate:out_dir sample:ckpt_path sample:condition sample:out_dir
 text null -1 digit huge | train:init_from train:resume
+text null -1 digit huge | features.weights logger.tensorboard.name logger.wandb.entity logger.wandb.group logger.wandb.name
+text null -1 empty digit huge | logger.tensorboard.version
+text -1 digit huge | logger.wandb.project
+null true | logger.wandb.offline
+true | logger.wandb.log_model
+list | logger.wandb.tags
+# Refused when the classifier is made, before anything is sampled: tests/runs/evaluation/test_pipeline.py.
+-1 huge | features.num_steps features.seed
 list | evaluate:trust sample:trust train:trust
 # What only the checkpoint knows, refused when it is read: tests/runs/test_bad_input.py.
 -1 huge | evaluate:guidance_scale sample:guidance_scale
@@ -204,6 +213,22 @@ def test_wrong_values_of_programs(name, program, check):
         found = [*outcomes(config, key, check)]
         if sorted(found) != sorted(table[f"{name}:{key}"]):
             wrong.append(f"{name}:{key}: {' '.join(found)}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("choice", ["features/classifier", "features/inception", "logger/tensorboard", "logger/wandb"])
+def test_wrong_values_of_what_is_built_later(choice):
+    """Of networks that need files and loggers that write: their types, and ranges where they have some."""
+    group, _, name = choice.partition("/")
+    if group == "features":
+        config, check = config_of(f"features={name}", name="evaluate"), pipeline._check
+    else:
+        config, check = config_of(f"logger={name}", "run_dir=never/written"), partial(check_types, program=Training)
+    table, wrong = accepted(), []
+    for key in leaves(config[group], group):
+        found = [*outcomes(config, key, check)]
+        if sorted(found) != sorted(table[key]):
+            wrong.append(f"{choice}: {key}: {' '.join(found)}")
     assert not wrong, "\n".join(wrong)
 
 
