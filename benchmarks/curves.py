@@ -35,7 +35,7 @@ EXPERIMENTS = (
     "digits_super_resolution",
     "two_moons",
 )
-PREDICTIONS = ("epsilon", "x0", "v")
+PREDICTIONS = ("epsilon", "x0", "v", "flow")
 SMALL = {"model.hidden_size=16": ("two_moons",), "model.base_channels=8 model.norm_groups=4": EXPERIMENTS[:-1]}
 
 

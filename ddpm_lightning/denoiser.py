@@ -10,14 +10,33 @@ from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["PREDICTIONS", "Denoiser", "Guided"]
+__all__ = ["INPUTS", "PREDICTIONS", "Denoiser", "Guided"]
 
-# What the network is asked for, as the pair (p, q) of target = p·x0 + q·ε, from a = √ᾱ_t and s = √(1−ᾱ_t).
-PREDICTIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]] = {
-    "epsilon": lambda a, s: (0.0, 1.0),  # Ho et al. 2020
-    "x0": lambda a, s: (1.0, 0.0),
-    "v": lambda a, s: (-s, a),  # Salimans & Ho 2022
+# What a network predicts: the pair (p, q) of its target p·x_0 + q·ε, from a = √ᾱ_t, s = √(1−ᾱ_t) and the data's σ.
+PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor | float, Tensor | float]]] = {
+    "epsilon": lambda a, s, d: (0.0, 1.0),  # Ho et al. 2020
+    "x0": lambda a, s, d: (1.0, 0.0),
+    "v": lambda a, s, d: (-s, a),  # Salimans & Ho 2022
+    "flow": lambda a, s, d: (
+        -1.0,
+        1.0,
+    ),  # the velocity dx/dτ of x = (1−τ) x_0 + τ ε: Liu et al. 2023, Lipman et al. 2023
+    "edm": lambda a, s, d: (
+        s / d / _rms(a, s, d),
+        -d * a / _rms(a, s, d),
+    ),  # (x_0 − c_skip x)/c_out of Karras et al. 2022
 }
+
+# What those that do not see x_t and t−1 are given: the factor of x_t, and their time, as in the code of their source.
+INPUTS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
+    "flow": lambda a, s, d: (1 / (a + s), 1000 * s / (a + s)),  # (1−τ) x_0 + τ ε, and 1000 τ (Esser et al. 2024)
+    "edm": lambda a, s, d: (1 / _rms(a, s, d), (s / a).log() / 4),  # c_in of x_0 + σ ε, and c_noise = ln σ/4, σ = s/a
+}
+
+
+def _rms(a: Tensor, s: Tensor, d: float) -> Tensor:
+    """√(E[x_t²]) for data of the standard deviation d."""
+    return (s**2 + (d * a) ** 2).sqrt()
 
 
 class Denoiser(nn.Module):
@@ -28,28 +47,38 @@ class Denoiser(nn.Module):
     variance: log σ² = (1+v)/2 · log β_{t|u} + (1−v)/2 · log β̃_{t|u} (Nichol & Dhariwal 2021, Eq. 15).
 
     Args:
-        model: called as model(x, t, y) with t of shape (B,) in 0..T−1. A model with labels says `num_classes`; one with
-            another condition has a method `null(y)`, which gives the condition that stands for none, shaped as y.
+        model: called as model(x, t, y) with t of shape (B,): integers in 0..T−1, or what `INPUTS` says. A model with labels says
+            `num_classes`; one with another condition has a method `null(y)`, which gives the condition that stands for none, shaped as y.
         schedule: the forward process.
-        prediction: "epsilon", "x0" or "v".
+        prediction: "epsilon", "x0", "v", "flow" or "edm".
         learned_variance: whether the second half of the network's output is the variance's v.
+        sigma_data: the standard deviation of the data, which only "edm" uses.
 
     Raises:
-        ValueError: for an unknown prediction, or ε-prediction where ᾱ_T = 0, since ε says nothing of x_0 there.
+        ValueError: for an unknown prediction, or where ᾱ_T = 0 for "epsilon", which says nothing of x_0 there, and for "edm",
+            whose σ is infinite.
     """
 
     def __init__(
-        self, model: nn.Module, schedule: NoiseSchedule, *, prediction: str = "epsilon", learned_variance: bool = False
+        self,
+        model: nn.Module,
+        schedule: NoiseSchedule,
+        *,
+        prediction: str = "epsilon",
+        learned_variance: bool = False,
+        sigma_data: float = 0.5,
     ):
         super().__init__()
         require_one_of("prediction", prediction, [*PREDICTIONS])
+        require("sigma_data", sigma_data, "(0, inf)")
         if schedule.alpha_bar[-1] == 0:
-            usable = [name for name in PREDICTIONS if name != "epsilon"]
+            usable = [name for name in PREDICTIONS if name not in ("epsilon", "edm")]
             require_one_of("prediction", prediction, usable, hint="the schedule has zero terminal SNR")
         self.model = model
         self.schedule = schedule
         self.prediction = prediction
         self.learned_variance = learned_variance
+        self.sigma_data = sigma_data
 
     @property
     def num_classes(self) -> int | None:
@@ -79,14 +108,18 @@ class Denoiser(nn.Module):
         return self.x0_from(self.split(self.predict(x_t, t, y))[0], x_t, t)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
-        """The network's raw output; the one place where it is given t−1 ("t == 0 is diffused for one step").
+        """The network's raw output; the one place where it is given its time, t−1 ("t == 0 is diffused for one step") or another.
 
         Raises:
             ValueError: where t would broadcast along the wrong axis.
         """
         if t.ndim not in (0, x_t.ndim):
             raise ValueError(f"t must be shaped (B, 1, 1, 1) or (), got {tuple(t.shape)} for x_t {tuple(x_t.shape)}")
-        return self.model(x_t, (t - 1).reshape(-1).expand(len(x_t)), y)
+        time = t - 1
+        if given := INPUTS.get(self.prediction):
+            scale, time = given(*self._scales(t), self.sigma_data)
+            x_t = scale * x_t
+        return self.model(x_t, time.reshape(-1).expand(len(x_t)), y)
 
     def estimate(
         self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None
@@ -108,12 +141,17 @@ class Denoiser(nn.Module):
         return (q * x_t - s * out) / (a * q - s * p)
 
     def log_variance_from(self, v: Tensor, t: Tensor, u: Tensor) -> Tensor:
-        """log σ² of the step t → u from the network's v; at u = 0, where β̃ = 0, with β̃_2 in its place, as the paper's code has it."""
+        """log σ² of the step t → u from the network's v."""
+        small, large = self.log_variances(t, u)
+        share = (v.to(large.dtype) + 1) / 2
+        return share * large + (1 - share) * small
+
+    def log_variances(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log β̃_{t|u} and log β_{t|u}; at u = 0, where β̃ = 0, β̃_2 stands in its place, as in Ho et al.'s code."""
         small, large = self.schedule.step_variances(t, u)
         two = torch.full_like(t, min(2, self.schedule.num_steps))
         floor = self.schedule.step_variances(two, two - 1)[int(self.schedule.num_steps == 1)]
-        share = (v.to(large.dtype) + 1) / 2
-        return share * large.log() + (1 - share) * torch.where(u > 0, small, floor).log()
+        return torch.where(u > 0, small, floor).log(), large.log()
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is trained to give: p·x_0 + q·ε."""
@@ -130,8 +168,11 @@ class Denoiser(nn.Module):
 
     def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor | float]:
         """a and s of x_t = a·x_0 + s·ε, and p and q of the target p·x_0 + q·ε."""
-        a, s = self.schedule.sqrt_alpha_bar[t], self.schedule.sqrt_one_minus_alpha_bar[t]
-        return a, s, *PREDICTIONS[self.prediction](a, s)
+        a, s = self._scales(t)
+        return a, s, *PREDICTIONS[self.prediction](a, s, self.sigma_data)
+
+    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.schedule.sqrt_alpha_bar[t], self.schedule.sqrt_one_minus_alpha_bar[t]
 
 
 class Guided(nn.Module):

@@ -19,12 +19,12 @@ __all__ = [
     "decoder_term",
     "estimate_bits_per_dim",
     "estimate_law",
+    "fixed_log_variance",
     "prior_term",
     "vlb_term",
 ]
 
-# The reverse variances that are not learned, as the v of Nichol & Dhariwal 2021, Eq. 15: β̃_t (β̃_2 at t = 1) and β_t.
-VARIANCES: dict[str, float] = {"small": -1.0, "large": 1.0}
+VARIANCES = ("small", "large")  # the reverse variances that are not learned
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def bits_per_dim(
         denoiser: in eval mode, since dropout would count as part of the model.
         x0: (B, C, H, W) images in [−1, 1] on the grid of 256 values.
         y: (B,) labels.
-        variance: of the reverse steps, "small" (β̃_t) or "large" (β_t); None is the learned one where there is one,
+        variance: of the reverse steps, "small" (β̃_t) or "large" (β_t), see `fixed_log_variance`; None is the learned one where there is one,
             and "small" elsewhere.
         clip: each estimate of x_0 is kept within ±clip; None for data outside [−1, 1].
         randn: gives noise like x; asked for t = T, …, 1.
@@ -188,10 +188,15 @@ def decoder_term(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     return -torch.where(x0.abs() > 1 - 1 / 255, at_the_end, inside)
 
 
+def fixed_log_variance(denoiser: Denoiser, t: Tensor, variance: str) -> Tensor:
+    """log σ² of the reverse step at t: β̃_t for "small" and β_t for "large", at t = 1 β̃_2 for both, as in Ho et al.'s code."""
+    small, large = denoiser.log_variances(t, t - 1)
+    return small if variance == "small" else torch.where(t == 1, small, large)
+
+
 def _log_variance(denoiser: Denoiser, v: Tensor | None, t: Tensor, variance: str | None) -> Tensor:
     """log σ² of the reverse step at t."""
     if variance is None and v is not None:
         return denoiser.log_variance_from(v, t, t - 1)
     require_one_of("variance", variance, [*VARIANCES, None])
-    fixed = torch.full_like(denoiser.schedule.alpha_bar[t], VARIANCES[variance or "small"])
-    return denoiser.log_variance_from(fixed, t, t - 1)
+    return fixed_log_variance(denoiser, t, variance or "small")

@@ -12,6 +12,8 @@ __all__ = [
     "NoiseSchedule",
     "constant",
     "cosine",
+    "edm",
+    "flow",
     "from_alpha_bar",
     "from_betas",
     "laplace",
@@ -243,6 +245,32 @@ def laplace(num_steps: int = 1000, *, mu: float = 0.0, b: float = 0.5) -> NoiseS
     away = _times(num_steps)[1:] - 0.5
     log_snr = mu + b * away.sign() * torch.log((1 - 2 * away.abs()).clamp(min=1e-6))
     return from_alpha_bar(torch.sigmoid(log_snr))
+
+
+def flow(num_steps: int = 1000, *, shift: float = 1.0) -> NoiseSchedule:
+    """Rectified flow's path x = (1−τ) x_0 + τ ε up to its scale: λ = 2 log((1−τ)/τ), ᾱ = (1−τ)²/((1−τ)² + τ²) (Liu et al. 2023).
+
+    τ = shift·u/(1 + (shift−1)·u) at u = t/T (Esser et al. 2024, Eq. 23). ᾱ_T = 0: predict flow, v or x0.
+
+    Args:
+        shift: above 1 for more noise, as large images need: √(m/n) for m pixels where n have 1.
+    """
+    require("shift", shift, "(0, 1e6]")
+    u = _times(num_steps)
+    tau = shift * u / (1 + (shift - 1) * u)
+    return from_alpha_bar(((1 - tau) ** 2 / ((1 - tau) ** 2 + tau**2))[1:])
+
+
+def edm(num_steps: int = 1000, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
+    """σ^(1/ρ) rises in equal steps from σ_min to σ_max, ᾱ = 1/(1 + σ²) (Karras et al. 2022, Eq. 5; theirs falls).
+
+    Their training draws ln σ from a normal distribution: `loss/times=log_normal`.
+    """
+    require("rho", rho, "[1e-3, 1e3]")
+    require("sigma_max", sigma_max, "(0, 1e6]")
+    require("sigma_min", sigma_min, f"(0, {sigma_max})")
+    sigma = _linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), num_steps) ** rho
+    return from_alpha_bar(1 / (1 + sigma**2))
 
 
 def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:

@@ -185,6 +185,9 @@ def schedule_of(config: Mapping[str, Any]) -> tuple[NoiseSchedule, str, bool]:
 
 
 def scheduler_of(denoiser: Denoiser) -> dict[str, Any]:
+    require_one_of(
+        "prediction", denoiser.prediction, [*PREDICTION_TYPES], hint="diffusers has no other; export to safetensors"
+    )
     betas = denoiser.schedule.betas
     return {
         "_class_name": "DDPMScheduler",

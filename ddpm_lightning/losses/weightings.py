@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.likelihood import VARIANCES
+from ddpm_lightning.likelihood import VARIANCES, fixed_log_variance
 from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["P2", "SNR", "Bound", "MinSNR", "Simple", "TruncatedSNR", "Weighting"]
@@ -75,10 +75,10 @@ class P2(Weighting):
 class Bound(Weighting):
     """That of L_{t−1} in nats per dimension, β_t²/(2σ_t² α_t (1−ᾱ_t)) for ε (Ho et al. 2020, Eq. 12).
 
-    w = ᾱ_{t−1} (β_t/(1−ᾱ_t))²/(2σ_t²), which is (SNR(t−1) − SNR(t))/2 where σ_t² = β̃_t. At t = 1 β̃_2 stands for β̃_1 = 0.
+    w = ᾱ_{t−1} (β_t/(1−ᾱ_t))²/(2σ_t²), which is (SNR(t−1) − SNR(t))/2 where σ_t² = β̃_t; σ_1² is β̃_2.
 
     Args:
-        variance: σ_t² is β̃_t for "small" and β_t for "large".
+        variance: see `fixed_log_variance`.
     """
 
     def __init__(self, variance: str = "small"):
@@ -88,7 +88,7 @@ class Bound(Weighting):
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
         one = torch.ones_like(denoiser.schedule.alpha_bar[t])
         of_x0, _ = denoiser.schedule.posterior(one, 0 * one, t)
-        log_variance = denoiser.log_variance_from(VARIANCES[self.variance] * one, t, t - 1)
+        log_variance = fixed_log_variance(denoiser, t, self.variance)
         return of_x0**2 * torch.exp(-log_variance) / 2 * denoiser.error_scale(t)
 
 

@@ -22,7 +22,7 @@ class GaussianModel(nn.Module):
         variance = (a * self.std) ** 2 + s**2
         x0 = self.mean + a * self.std**2 / variance * (x - a * self.mean)
         eps = s / variance * (x - a * self.mean)
-        p, q = PREDICTIONS[self.prediction](a, s)
+        p, q = PREDICTIONS[self.prediction](a, s, 0.5)
         return p * x0 + q * eps
 
 

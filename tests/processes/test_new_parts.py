@@ -184,7 +184,7 @@ def square(num_steps: int = 100) -> NoiseSchedule:
     """ᾱ_t = (1 − t/(T+1))²."""
     return from_alpha_bar((1 - torch.arange(1, num_steps + 1).double() / (num_steps + 1)) ** 2)
 '''
-PREDICTION = '    "half": lambda a, s: (-0.5, 0.5),\n'
+PREDICTION = '    "half": lambda a, s, d: (-0.5, 0.5),\n'
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,43 @@ def test_targets_are_the_papers():
     torch.testing.assert_close(targets["epsilon"], noise)
     torch.testing.assert_close(targets["x0"], x0)
     torch.testing.assert_close(targets["v"], a * noise - s * x0)  # Salimans & Ho 2022, appendix D
+    torch.testing.assert_close(targets["flow"], noise - x0)  # the velocity from x_0 to ε, Liu et al. 2023
+    sigma, d = s / a, 0.5
+    total = sigma**2 + d**2
+    c_skip, c_out = d**2 / total, sigma * d / total.sqrt()  # Karras et al. 2022, Table 1
+    torch.testing.assert_close(targets["edm"], (x0 - c_skip * (x0 + sigma * noise)) / c_out)
+
+
+@pytest.mark.parametrize("schedule", [schedules.edm(), schedules.linear(), schedules.cosine()])
+def test_edm_is_the_preconditioning_of_karras_et_al(schedule):
+    """D(x; σ) = c_skip x + c_out F(c_in x; c_noise), x = x_0 + σ ε, in float64, for any schedule."""
+    schedule = schedule.double()
+    x_t, t = torch.randn(40, 1, 2, 2).double(), torch.randint(1, 1001, (40, 1, 1, 1))
+    d = 0.37
+
+    def network(x, time, y):
+        return torch.sin(3 * x) + torch.cos(time)[:, None, None, None]
+
+    sigma = ((1 - schedule.alpha_bar[t]) / schedule.alpha_bar[t]).sqrt()
+    x, total = x_t / schedule.alpha_bar[t].sqrt(), sigma**2 + d**2
+    out = network(x / total.sqrt(), sigma.log().flatten() / 4, None)
+    expected = d**2 / total * x + sigma * d / total.sqrt() * out
+    module = nn.Module()
+    module.forward = network
+    got = Denoiser(module, schedule, prediction="edm", sigma_data=d)(x_t, t)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_flow_sees_the_straight_path():
+    schedule = schedules.flow(50).double()
+    x0, noise = torch.randn(2, 50, 1, 2, 2).double()
+    t = torch.arange(1, 51).reshape(-1, 1, 1, 1)
+    model = Recorder(noise - x0)
+    x_t = schedule.q_sample(x0, t, noise)
+    torch.testing.assert_close(Denoiser(model, schedule, prediction="flow")(x_t, t), x0)
+    tau = t / 50
+    torch.testing.assert_close(model.asked[0], (1 - tau) * x0 + tau * noise)
+    torch.testing.assert_close(model.asked[1], 1000 * tau.flatten().double())
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -55,13 +92,17 @@ def test_the_network_is_given_t_minus_one_flat(t):
 
 def test_epsilon_with_zero_terminal_snr_is_refused():
     schedule = schedules.from_betas([0.1, 0.5, 1.0])
-    with pytest.raises(ValueError, match=r"must be x0 or v, got 'epsilon': the schedule has zero terminal SNR"):
-        Denoiser(nn.Identity(), schedule, prediction="epsilon")
-    Denoiser(nn.Identity(), schedule, prediction="v")
+    for prediction in ("epsilon", "edm"):
+        with pytest.raises(
+            ValueError, match=f"must be x0, v or flow, got '{prediction}': the schedule has zero terminal SNR"
+        ):
+            Denoiser(nn.Identity(), schedule, prediction=prediction)
+    for prediction in ("v", "flow"):
+        Denoiser(nn.Identity(), schedule, prediction=prediction)
 
 
 def test_unknown_prediction_is_refused():
-    with pytest.raises(ValueError, match=r"prediction must be epsilon, x0 or v, got 'score'"):
+    with pytest.raises(ValueError, match=r"prediction must be epsilon, x0, v, flow or edm, got 'score'"):
         Denoiser(nn.Identity(), schedules.linear(), prediction="score")
 
 

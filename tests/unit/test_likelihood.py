@@ -37,7 +37,7 @@ def bound_of_the_papers(betas, t, x0, x_t, x0_hat, v, kind):
     clipped = beta_tilde if t > 1 else (1 - abar[0]) / (1 - abar[1]) * betas[1]
     sigma2 = {
         "small": clipped,
-        "large": betas[t - 1],
+        "large": betas[t - 1] if t > 1 else clipped,  # Ho et al.'s fixedlarge, too, begins with β̃_2
         "learned": np.exp((v + 1) / 2 * np.log(betas[t - 1]) + (1 - v) / 2 * np.log(clipped)),
     }[kind]
 
@@ -56,6 +56,12 @@ def bound_of_the_papers(betas, t, x0, x_t, x0_hat, v, kind):
         right = lower > 0  # there 1 − Φ(z) = Φ(−z) has more digits
         nats = -np.log(np.where(right, ndtr(-lower) - ndtr(-upper), ndtr(upper) - ndtr(lower)))
     return (nats * np.ones_like(x0)).reshape(len(x0), -1).mean(1) / np.log(2)
+
+
+def edm_of_karras(x, sigma, out, sigma_data=0.5):
+    """D = c_skip x + c_out F (Karras et al. 2022, Table 1)."""
+    total = sigma**2 + sigma_data**2
+    return sigma_data**2 / total * x + sigma * sigma_data / np.sqrt(total) * out
 
 
 @pytest.mark.parametrize(("learned", "variance"), CASES)
@@ -81,6 +87,8 @@ def test_terms_agree_with_the_papers_formulas(prediction, learned, variance):
             "epsilon": (x_t.numpy() - s * out.numpy()) / a,
             "x0": out.numpy(),
             "v": a * x_t.numpy() - s * out.numpy(),
+            "flow": (x_t.numpy() - s * out.numpy()) / (a + s),
+            "edm": edm_of_karras(x_t.numpy() / a, s / a, out.numpy()),
         }[prediction]
         kind = variance or ("learned" if learned else "small")
         raw = torch.cat([out, v], dim=1) if learned else out

@@ -17,6 +17,8 @@ FAMILIES = {
     "sigmoid": schedules.sigmoid,
     "sigmoid_beta": schedules.sigmoid_beta,
     "laplace": schedules.laplace,
+    "flow": schedules.flow,
+    "edm": schedules.edm,
     "constant": schedules.constant,
     "shifted_cosine": partial(schedules.shifted_cosine, image_size=256),
     "linear_zero_snr": lambda *T: schedules.rescale_zero_terminal_snr(schedules.linear(*T)),
@@ -65,6 +67,9 @@ GOLDEN = [
     (schedules.constant(), (0.0810585161622, 0.00657048304241, 4.31712474107e-5)),
     (schedules.shifted_cosine(image_size=256), (0.266704887235, 0.0588235294118, 1.91188946658e-8)),
     (schedules.shifted_cosine(image_size=[32, 32]), (0.958809217435, 0.8, 1.22360778479e-6)),
+    (schedules.flow(), (0.9, 0.5, 0)),  # (1−τ)²/((1−τ)² + τ²) at τ = 1/4, 1/2 and 1
+    (schedules.flow(shift=3), (0.5, 0.1, 0)),  # at τ = 1/2, 3/4 and 1
+    (schedules.edm(), (0.972524187009, 0.137553708745, 0.000156225589752)),
     (schedules.rescale_zero_terminal_snr(schedules.linear()), (0.521533340699, 0.0760287505471, 0)),
     (schedules.rescale_zero_terminal_snr(schedules.quadratic()), (0.654189006539, 0.242359166556, 0)),
 ]
@@ -96,7 +101,7 @@ def test_families_fall_from_one_to_little(name, T):
     assert schedule.alpha_bar[0] == 1
     assert (schedule.alpha_bar.diff() < 0).all()
     assert ((schedule.betas > 0) & (schedule.betas <= 1)).all()
-    ends_in_noise = name == "linear_zero_snr"
+    ends_in_noise = name in ("linear_zero_snr", "flow")
     assert schedule.log_snr[1:T].isfinite().all()
     assert schedule.log_snr[T].item() == -math.inf if ends_in_noise else schedule.log_snr[T].isfinite()
     if T >= 1000:

@@ -43,7 +43,13 @@ def snr_and_betas():
         (Simple(), dict.fromkeys(PREDICTIONS, np.ones_like)),
         (
             SNR(),
-            {"epsilon": np.ones_like, "x0": lambda snr: snr, "v": lambda snr: snr / (snr + 1)},
+            {
+                "epsilon": np.ones_like,
+                "x0": lambda snr: snr,
+                "v": lambda snr: snr / (snr + 1),
+                "flow": lambda snr: snr / (1 + snr**0.5) ** 2,  # x̂_0 is off by s/(a+s) of the velocity's error
+                "edm": lambda snr: snr / (4 + snr),  # 1/(4 + SNR) is c_out² at σ_data = ½
+            },
         ),
         (
             TruncatedSNR(),
@@ -51,6 +57,8 @@ def snr_and_betas():
                 "epsilon": lambda snr: np.maximum(snr, 1) / snr,
                 "x0": lambda snr: np.maximum(snr, 1),
                 "v": lambda snr: np.maximum(snr, 1) / (snr + 1),
+                "flow": lambda snr: np.maximum(snr, 1) / (1 + snr**0.5) ** 2,
+                "edm": lambda snr: np.maximum(snr, 1) / (4 + snr),
             },
         ),
         (
@@ -59,6 +67,8 @@ def snr_and_betas():
                 "epsilon": lambda snr: np.minimum(snr, 5) / snr,
                 "x0": lambda snr: np.minimum(snr, 5),
                 "v": lambda snr: np.minimum(snr, 5) / (snr + 1),
+                "flow": lambda snr: np.minimum(snr, 5) / (1 + snr**0.5) ** 2,
+                "edm": lambda snr: np.minimum(snr, 5) / (4 + snr),
             },
         ),
         (
@@ -67,6 +77,8 @@ def snr_and_betas():
                 "epsilon": lambda snr: (2 + snr) ** -0.5,
                 "x0": lambda snr: snr * (2 + snr) ** -0.5,
                 "v": lambda snr: snr / (snr + 1) * (2 + snr) ** -0.5,
+                "flow": lambda snr: snr / (1 + snr**0.5) ** 2 * (2 + snr) ** -0.5,
+                "edm": lambda snr: snr / (4 + snr) * (2 + snr) ** -0.5,
             },
         ),
     ],
@@ -86,7 +98,7 @@ def test_bound_is_equation_12(variance):
     beta = betas[t - 1]
     small = (1 - before) / (1 - abar[t - 1]) * beta
     small[0] = (1 - abar[0]) / (1 - abar[1]) * betas[1]
-    sigma2 = small if variance == "small" else beta
+    sigma2 = small if variance == "small" else np.concatenate([small[:1], beta[1:]])
     expected = beta**2 / (2 * sigma2 * (1 - beta) * (1 - abar[t - 1]))
     got = Bound(variance)(denoiser_of("epsilon"), TIMES)
     np.testing.assert_allclose(got.flatten().numpy(), expected, rtol=1e-9)
@@ -116,8 +128,8 @@ def test_losses_of_all_predictions_are_one_number(weighting):
         denoiser.model.output = denoiser.target(x0, noise, TIMES) + change
         torch.testing.assert_close((denoiser(x_t, TIMES) - x0).abs(), wrong.abs())
         losses[prediction] = Loss(weighting)(denoiser, x0, x_t, TIMES, noise)
-    torch.testing.assert_close(losses["epsilon"], losses["x0"], rtol=1e-9, atol=0)
-    torch.testing.assert_close(losses["epsilon"], losses["v"], rtol=1e-9, atol=0)
+    for loss in losses.values():
+        torch.testing.assert_close(losses["epsilon"], loss, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("weighting", [Simple(), *MATCHED], ids=lambda w: type(w).__name__)
@@ -135,7 +147,7 @@ def test_the_loss_of_an_oracle_is_zero(weighting, prediction):
 
 
 @pytest.mark.parametrize("weighting", [Simple(), *MATCHED], ids=lambda w: type(w).__name__)
-@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize("prediction", ["x0", "v", "flow"])
 def test_weights_are_finite_to_zero_terminal_snr(weighting, prediction):
     schedule = schedules.from_betas([*np.linspace(1e-4, 0.5, 20), 1.0])
     t = torch.arange(1, 22).reshape(-1, 1, 1, 1)

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import PREDICTIONS, Denoiser
@@ -128,6 +129,21 @@ def test_a_step_is_the_line_of_algorithm_25_2(variance, sigma, t):
     at = Transition(schedule, Point(torch.tensor(t), x, x0), torch.tensor(t - 1), [], None, lambda _: z)
     got = Ancestral(variance=variance, clip=None).step(at)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_euler_on_a_flow_is_ddim(steps):
+    """z + (τ_u − τ_t) dz/dτ on z = x/(a + s) of `schedule=flow`, whatever the network."""
+    schedule = schedules.flow(100).double()
+    model = nn.Module()
+    model.forward = lambda z, time, y: torch.sin(2 * z) + (time / 1000)[:, None, None, None]
+    x = torch.randn(3, 1, 4, 4).double()
+    sampler = DDIM(steps, clip=None)
+    z = x.clone()
+    times = sampler.times(100)
+    for t, u in itertools.pairwise(times):
+        z = z + (u - t) / 100 * model.forward(z, torch.full((3,), 10.0 * t), None)
+    torch.testing.assert_close(sampler(Denoiser(model, schedule, prediction="flow"), x), z, rtol=1e-6, atol=1e-6)
 
 
 def test_ddim_with_eta_one_is_ancestral():
