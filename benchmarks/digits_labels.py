@@ -40,7 +40,9 @@ def main() -> None:
         noise = SeededNoise(0, range(arguments.images))
         images = sampler(Guided(denoiser, scale), noise.draw((1, 8, 8)), labels, randn=noise)
         read = reader.predict(to_uint8(images).flatten(1).numpy() / 255)
-        print(f"guidance_scale={scale:g}: {(read == labels.numpy()).mean():.3f} of {arguments.images} as asked")
+        print(
+            f"guidance_scale={scale:g}: {(read == labels.numpy()).mean():.3f} of {arguments.images} match their label"
+        )
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def until_killed(
         flush=True,
     )
     if not code:
-        raise SystemExit("a run that lost a process ended as if nothing had happened")
+        raise SystemExit("a run that lost a process ended without an error")
     return True
 
 
@@ -238,7 +238,7 @@ def compare(
             print(
                 f"{what or 'plain'}, {processes} process(es), accumulation {accumulate}, run {rounds}, {done} of {kills} kills"
                 f"{' inside the save' if in_save else ''}, {none_yet} before the first checkpoint: "
-                + (f"DIFFERS in {', '.join(found)}" if found else "equal to the bit"),
+                + (f"DIFFERS in {', '.join(found)}" if found else "bit-identical"),
                 flush=True,
             )
             if found:
@@ -319,9 +319,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--in-save", action="store_true")
     parser.add_argument(
-        "--victim", choices=["main", "other"], default="main", help="other: one that the main one started"
+        "--victim", choices=["main", "other"], default="main", help="other: a process started by the main one"
     )
-    parser.add_argument("--odd", action="store_true", help="importance draws, streams, FID and a compiled network")
+    parser.add_argument("--odd", action="store_true", help="importance sampling, streams, FID and a compiled network")
     parser.add_argument("--others", action="store_true", help="an evaluation, its classifier and a report")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

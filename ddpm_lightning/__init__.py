@@ -1,6 +1,6 @@
 """Denoising diffusion probabilistic models with PyTorch Lightning, Hydra and Weights & Biases.
 
-The public names are those of `__init__.pyi`. Each is imported when it is first used, so that the command line answers before torch is loaded.
+`__init__.pyi` lists the public names. Each is imported on first use, so the command line responds before torch is loaded.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 __version__ = "0.1.0"
 
-# The folder of the configs: inside the package in a wheel, at the top of the repository beside it.
+# The config folder: inside the package in a wheel, at the top level of the repository otherwise.
 CONF_DIR = next(
     str(place) for place in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if place.is_dir()
 )
@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def _register(name: str, module: str, **options: bool) -> None:
-    """A resolver of conf/, as in `${run_name:}`, for configs that Hydra's own `compose` reads, too."""
+    """Register a resolver for conf/, such as `${run_name:}`, also for configs composed with Hydra's own `compose`."""
 
     def resolve(*values: Any) -> Any:
         return getattr(import_module(f"{__name__}.cli.{module}"), name)(*values)

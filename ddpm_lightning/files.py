@@ -75,13 +75,13 @@ def check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if len({member.filename for member in members}) < len(members):
-                raise ValueError("two of its members have one name")
+                raise ValueError("two members have the same name")
             packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
             if packed or sum(member.file_size for member in members) > path.stat().st_size:
                 raise ValueError("it unpacks to more bytes than it has")
             if any(member.is_dir() or member.external_attr & _FOLDER for member in members):
                 # PyTorch reads nothing of it, and returns what was in memory.
-                raise ValueError("one of its members is marked as a folder")
+                raise ValueError("a member is marked as a folder")
             if damaged := archive.testzip():
                 raise ValueError(f"the checksum of {damaged} is wrong")
     except OSError:

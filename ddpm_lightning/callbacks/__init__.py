@@ -1,4 +1,4 @@
-"""What happens beside the training step."""
+"""Lightning callbacks: EMA, checkpoints, metrics, figures and guards."""
 
 from ddpm_lightning.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, NewestCheckpoint
 from ddpm_lightning.callbacks.ema import EMA, averaged_weights

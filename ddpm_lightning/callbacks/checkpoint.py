@@ -1,4 +1,4 @@
-"""Checkpoints: the best, and those that a run goes on from, by step, by time, on a signal and at the end."""
+"""Checkpoints: the best one, and those to resume from, by step, by time, on a signal and at the end."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ __all__ = ["AtomicCheckpointIO", "BestCheckpoint", "NewestCheckpoint"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """A reader sees the old file or the new one, never a part: it is written beside its place and moved there when it is on the disk."""
+    """Writes checkpoints atomically: to a temporary file that replaces the old one once it is on disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
@@ -34,11 +34,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(path, "wb") as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError when the disk is full
+        except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError when the disk is full
             saved = newest_intact(path.parent)
             then = f"resume from {saved} with resume=auto" if saved else "start again"
             raise UserError(
-                f"the checkpoint {path} cannot be written ({brief(error)}): make room, then {then}"
+                f"the checkpoint {path} cannot be written ({brief(error)}): free disk space, then {then}"
             ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
@@ -49,16 +49,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(Checkpoint):
-    """Saves `best.ckpt` when a validation gives the best value yet.
+    """Saves `best.ckpt` when validation reaches a new best value.
 
     Args:
-        dirpath: the folder.
+        dirpath: the checkpoint folder.
         monitor: the metric.
-        mode: "min" or "max", what is better.
-        ema: the run's average of the weights; a broken one is not saved.
+        mode: "min" if lower is better, else "max".
+        ema: the run's EMA, checked for NaN and infinity before saving.
 
     Raises:
-        UserError: for another mode.
+        UserError: for an unknown mode.
     """
 
     alias = "best"
@@ -73,7 +73,7 @@ class BestCheckpoint(Checkpoint):
         self._best = float("inf")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step and self.file.exists():  # of the run before it was resumed
+        if trainer.global_step and self.file.exists():  # from before the run was resumed
             _tell(trainer, self)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,7 +88,7 @@ class BestCheckpoint(Checkpoint):
             _tell(trainer, self)
 
     def forget_after(self, step: int) -> None:
-        """Remove the file where it is of a later step, since the run goes back to this one."""
+        """Remove the file if it is from a later step, since the run returns to this one."""
         try:
             later = load_plain(self.file)["global_step"] > step
         except (OSError, ValueError, LookupError, TypeError):
@@ -104,22 +104,22 @@ class BestCheckpoint(Checkpoint):
 
 
 class NewestCheckpoint(Checkpoint):
-    """Saves `step_<step>.ckpt` every so many steps or minutes, when a signal asks the run to stop, and at the end.
+    """Saves `step_<step>.ckpt` at intervals of steps or minutes, when a signal stops the run, and at the end.
 
-    `last.ckpt` is the newest by another name. Where a validation follows the step, it is waited for, so that a run
-    that goes on from the file has it behind it. A run whose loss is NaN is never saved.
+    `last.ckpt` is a link to the newest. If validation follows the step, the checkpoint is saved after it, so that a
+    resumed run does not repeat it. A run whose loss is NaN is never saved.
 
     Args:
-        dirpath: the folder.
-        every_n_train_steps: optimiser steps between two; None for none by steps.
-        every_n_minutes: minutes between two, looked at when metrics are logged; None for none by time.
-        save_top_k: how many of the newest are kept, and the newest of those by steps alone; -1 keeps all.
-        ema: the run's average of the weights; a broken one is not saved.
-        loss_guard: which is asked before each checkpoint.
-        stop_signals: on which the run is saved and stopped.
+        dirpath: the checkpoint folder.
+        every_n_train_steps: optimizer steps between checkpoints; None for none by step.
+        every_n_minutes: minutes between checkpoints, checked when metrics are logged; None for none by time.
+        save_top_k: how many of the newest to keep, besides the newest one saved by step; -1 keeps all.
+        ema: the run's EMA, checked for NaN and infinity before saving.
+        loss_guard: checked before each checkpoint.
+        stop_signals: signals that save and stop the run.
 
     Raises:
-        UserError: for other numbers.
+        UserError: for a number out of range.
     """
 
     alias = "latest"
@@ -150,7 +150,7 @@ class NewestCheckpoint(Checkpoint):
         self._due = False
 
     def by_steps_alone(self) -> list[Path]:
-        """The checkpoints that every run of this config writes, newest first: those by time or on a signal depend on the machine."""
+        """The checkpoints that every run of this config writes, newest first; those by time or signal depend on the machine."""
         every, saved = self._every_n_steps, by_step(self.folder, "step", ".ckpt")
         return [path for path in reversed(saved) if every and int(path.stem[5:]) % every == 0]
 
@@ -160,7 +160,7 @@ class NewestCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not has_stepped(trainer):
-            return  # between two micro-batches there are gradients that no checkpoint holds
+            return  # between micro-batches there are gradients that no checkpoint holds
         self._due = self._is_due(trainer)
         if self._due and not self._validation_follows(trainer):
             self._save_and_stop(trainer, pl_module)
@@ -175,14 +175,14 @@ class NewestCheckpoint(Checkpoint):
 
     @staticmethod
     def _validation_follows(trainer: Trainer) -> bool:
-        """Whether a validation comes behind this step, which a run that goes on from here would not have; only Lightning knows."""
+        """Whether validation follows this step, which a run resumed from here would skip; only Lightning knows."""
         loop = trainer.fit_loop.epoch_loop
         return loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip
 
     def _is_due(self, trainer: Trainer) -> bool:
         step = trainer.global_step
         if step == trainer.max_steps:
-            return False  # the last one is saved behind the last metrics and pictures
+            return False  # the last one is saved after the last metrics and figures
         by_step = self._every_n_steps is not None and step % self._every_n_steps == 0
         by_time = False
         if self._every_n_seconds is not None and step % trainer.log_every_n_steps == 0:
@@ -212,13 +212,13 @@ class NewestCheckpoint(Checkpoint):
 
 
 def _tell(trainer: Trainer, callback: Checkpoint) -> None:
-    """Loggers that keep checkpoints hear of each, as Lightning's own callback has it."""
+    """Notify loggers that keep checkpoints, as Lightning's own callback does."""
     for logger in trainer.loggers:
         logger.after_save_checkpoint(callback)
 
 
 def _link(path: Path, name: Path) -> None:
-    """`name` becomes another name of the file, at once; a copy where the file system has no such names."""
+    """Make `name` a hard link to the file, atomically; a copy if the file system has no hard links."""
     beside = name.with_name(f".{name.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
     try:

@@ -17,18 +17,18 @@ __all__ = ["EMA", "averaged_weights"]
 
 
 class EMA(Callback):
-    """θ̄ ← d·θ̄ + (1−d)·θ after every optimiser step, with d_n = min(decay, (1+n)/(10+n)) (Ho et al. 2020, d = 0.9999).
+    """θ̄ ← d·θ̄ + (1−d)·θ after every optimizer step, with d_n = min(decay, (1+n)/(10+n)) (Ho et al. 2020, d = 0.9999).
 
-    The warm-up, as in TensorFlow's `ExponentialMovingAverage`, lets a short run forget its random start. Only parameters are
-    averaged, without those of the loss; the raw weights stay in the module, but for the time of a validation and of
-    `averaged_weights`. The average goes into the checkpoint as "ema_state_dict", under the names of "state_dict".
+    The warm-up, as in TensorFlow's `ExponentialMovingAverage`, lets a short run forget its random initialization. Only
+    parameters are averaged, except the loss's own. The module holds the raw weights except during validation and within
+    `averaged_weights`. Checkpoints hold the EMA as "ema_state_dict", with the names of "state_dict".
 
-    Several averages can be kept side by side. The one called "ema" is the run's: it is validated, and figures and metrics use it. Another
-    goes into the checkpoint as "<name>_state_dict", from where `weights=<name>` samples it.
+    A run can keep several EMAs. Validation, figures and metrics use the one named "ema"; checkpoints hold another one as
+    "<name>_state_dict", and `weights=<name>` samples with it.
 
     Args:
-        decay: the decay that the warm-up ends in.
-        name: of the average.
+        decay: the decay after the warm-up.
+        name: the name of this EMA.
 
     Raises:
         UserError: for a decay outside [0, 1), or a name that is not one word, or "raw".
@@ -42,21 +42,21 @@ class EMA(Callback):
         self._decay = decay
         self._steps = 0
         self._average: dict[str, Tensor] = {}
-        self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])  # the average and the weights, in one order
+        self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])  # EMA and raw weights, in the same order
         self._validating = False
 
     @property
     def average(self) -> Mapping[str, Tensor]:
-        """The averaged weights by name; the raw ones while those are in the module."""
+        """The EMA weights by name; the raw weights while the module holds the EMA weights."""
         return self._average
 
     @property
     def current_decay(self) -> float:
-        """d_n of the next update."""
+        """Decay d_n of the next update."""
         return min(self._decay, (1 + self._steps) / (10 + self._steps))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not in `setup`: here the module is on its device, and a resumed run's weights are loaded.
+        # Not in `setup`: by now the module is on its device and a resumed run's weights are loaded.
         averages, weights = [], []
         for name, parameter in _averaged(pl_module):
             saved = self._average.get(name, parameter.detach())
@@ -65,7 +65,7 @@ class EMA(Callback):
             weights.append(parameter.detach())
         self._pairs = averages, weights
 
-    on_train_start = on_fit_start  # once more, since FSDP shards weights, and loads them, in between
+    on_train_start = on_fit_start  # again, since FSDP shards and loads the weights in between
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._steps:
@@ -84,14 +84,14 @@ class EMA(Callback):
             self._validating = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._validating:  # what is saved now must hold the raw weights as such
+        if self._validating:  # a checkpoint saved now must hold the raw weights
             self.on_validation_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[f"{self.name}_state_dict"] = {name: unsharded(value).cpu() for name, value in self._average.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # One that is new begins with the raw weights.
+        # A new EMA begins with the raw weights.
         self._average = dict(checkpoint.get(f"{self.name}_state_dict", {}))
         self._steps = checkpoint["global_step"]
 
@@ -104,13 +104,13 @@ class EMA(Callback):
 
 
 def _averaged(pl_module: LightningModule) -> Iterator[tuple[str, Parameter]]:
-    """The parameters with an average: all but the loss's own, which nothing is sampled with."""
+    """The averaged parameters: all but the loss's own, which sampling does not use."""
     return ((name, p) for name, p in pl_module.named_parameters() if not name.startswith("loss."))
 
 
 @contextmanager
 def averaged_weights(pl_module: LightningModule, ema: EMA | None) -> Iterator[None]:
-    """The module with its averaged weights, or without an average its raw ones, in evaluation mode, without gradients; then as before."""
+    """Evaluate with the EMA weights (the raw ones if `ema` is None), in eval mode without gradients, then restore the module."""
     was_training = pl_module.training
     if ema is not None:
         ema._swap(pl_module)

@@ -1,4 +1,4 @@
-"""A run whose numbers are NaN or infinite is neither saved nor called finished."""
+"""Refuse to save or finish a run with NaN or infinite values."""
 
 import math
 from typing import Any
@@ -15,10 +15,10 @@ __all__ = ["refuse_broken"]
 
 
 def refuse_broken(trainer: Trainer, pl_module: Any, ema: EMA | None) -> None:
-    """Look at the weights, their average, the optimizer's state and the latest validation, on all ranks.
+    """Check the weights, the EMA, the optimizer state and the latest validation on all ranks.
 
     Raises:
-        Diverged: that names the first of them with a value that is NaN or infinite.
+        Diverged: naming the first of them with a NaN or infinite value.
     """
     states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
     found = {
@@ -27,7 +27,7 @@ def refuse_broken(trainer: Trainer, pl_module: Any, ema: EMA | None) -> None:
         "the optimizer's state": [value for state in states for value in state.values()],
     }
     for what, values in found.items():
-        # Each rank looks at its own part: one whose part of a weight is empty has no norm of it.
+        # Each rank checks its own shard; an empty shard has no norm.
         parts = [v.to_local() if isinstance(v, DTensor) else v for v in values if isinstance(v, Tensor)]
         largest = torch.nn.utils.get_total_norm([p for p in parts if p.is_floating_point() and p.numel()], math.inf)
         broken = torch.as_tensor(float(not largest.isfinite()), device=trainer.strategy.root_device)

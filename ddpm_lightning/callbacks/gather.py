@@ -1,4 +1,4 @@
-"""Samples that the ranks of a training run draw together."""
+"""Sampling shared by the ranks of a training run."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ __all__ = ["sampled_together"]
 
 
 def sampled_together(pl_module: Any, num_samples: int, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
-    """(N, ...) samples 0, …, N−1, on every rank.
+    """Samples 0, …, N−1 as (N, ...), on every rank.
 
     Args:
-        pl_module: the module that is trained.
+        pl_module: the module in training.
         num_samples: N.
-        draw: from samples' numbers to these samples; called once on each rank, with as many on each.
+        draw: maps sample indices to samples; called once per rank, with the same number of indices on each.
     """
     rank, world_size = pl_module.global_rank, pl_module.trainer.world_size
     share = -(-num_samples // world_size)

@@ -22,27 +22,27 @@ __all__ = ["GenerationMetrics"]
 
 
 class GenerationMetrics(Callback):
-    """Logs `val/fid` and `val/kid` of a few samples against the training images, at validations, with the averaged weights, in float32.
+    """Logs `val/fid` and `val/kid` of a few samples against the training images at validation, with the EMA weights in float32.
 
-    They are for comparing the moments of one run: FID of few samples is too large, by an amount that depends on their
-    number. The samples come from fixed seeds; the ranks share the drawing. At validations in between the last values
-    stand, so that the best checkpoint can be chosen by them.
+    Use them to compare steps of one run: FID of few samples is biased upward, by an amount that depends on their
+    number. Seeds are fixed, and the ranks share the sampling. Validations in between repeat the last values,
+    so that the best checkpoint can be selected by them.
 
     Args:
-        features: called with what gives the data set, the cache's folder and the device; see `features`.
-        sampler: noise to image.
+        features: called with a loader of the dataset, the cache folder and the device; see `features`.
+        sampler: maps noise to images.
         shape: (C, H, W) of one image.
-        num_samples: how many are drawn, 10 or more.
-        every_n_steps: optimiser steps between two measurements at least; the first validation has one, and that of the last of max_steps.
-        batch_size: images drawn at a time.
-        seed: image i's noise depends on (seed, i) only.
-        num_classes: image i is drawn with the label i mod num_classes; None for a model without labels.
-        condition: image i is drawn with row i mod N of these N, in place of labels.
-        guidance_scale: of classifier-free guidance, see `Guided`.
+        num_samples: the number of samples, at least 10.
+        every_n_steps: minimum number of optimizer steps between measurements; the first and last validations always measure.
+        batch_size: images sampled at a time.
+        seed: the noise of image i depends on (seed, i) only.
+        num_classes: image i has the label i mod num_classes; None for a model without labels.
+        condition: image i has row i mod N of these N conditions, in place of labels.
+        guidance_scale: scale of classifier-free guidance, see `Guided`.
         cache_dir: see `features.cache_folder`.
 
     Raises:
-        UserError: for other numbers.
+        UserError: for a number out of range.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class GenerationMetrics(Callback):
         self._latest: dict[str, float] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:  # the others sample
+        if trainer.is_global_zero:  # the other ranks only sample
             all_images = partial(trainer.datamodule.split, "all")
             self._model = self._features(all_images, self._cache, device=pl_module.device).to(pl_module.device).eval()
             self._reference = extract(self._model, trainer.datamodule.split("train").images)
@@ -104,7 +104,7 @@ class GenerationMetrics(Callback):
         self._measured_at, self._latest = state_dict["measured_at"], state_dict["latest"]
 
     def _draw(self, pl_module: Any, indices: Sequence[int]) -> Tensor:
-        """Samples with these numbers, uint8 (B, C, H, W), some at a time."""
+        """Samples with these indices, uint8 (B, C, H, W), batch by batch."""
         guided = Guided(pl_module.denoiser, self._guidance_scale)
         parts = []
         for first in range(0, len(indices), self._batch_size):

@@ -1,4 +1,4 @@
-"""How much of the time a GPU has nothing to do."""
+"""GPU idle time."""
 
 import logging
 import subprocess
@@ -12,14 +12,14 @@ log = logging.getLogger(__name__)
 
 
 class IdleWatch:
-    """Asks the driver what share of the last second the GPU was busy, and warns once where it idles more than a third of the time.
+    """Reads the GPU's utilization from the driver, and warns once if the GPU idles more than a third of the time.
 
-    The answer is read when it is asked next, so that nothing waits for it.
+    Each answer is read at the next query, so nothing waits for it.
 
     Args:
         device: the GPU.
-        first_step: optimizer steps before training begins.
-        after: steps after which is warned.
+        first_step: the optimizer step at which training begins.
+        after: steps before the warning.
     """
 
     def __init__(self, device: torch.device, first_step: int, *, after: int = 200):
@@ -36,7 +36,7 @@ class IdleWatch:
         self.done = False
 
     def look(self, step: int) -> None:
-        """Ask, after this optimizer step, and warn when it is time."""
+        """Query after this optimizer step, and warn when due."""
         if self.done:
             return
         self.close()
@@ -45,24 +45,24 @@ class IdleWatch:
             idle = 1 - sum(self._busy) / len(self._busy) / 100
             if idle > 1 / 3:
                 log.warning(
-                    "the GPU idles %.0f%% of the time: try a larger data.batch_size (auto finds one), compile=graphs or compile=true, "
-                    "and where images are read from files more data.dataset.workers",
+                    "the GPU idles %.0f%% of the time: try a larger data.batch_size (auto finds one), compile=graphs, compile=true, or, "
+                    "for images read from files, more data.dataset.workers",
                     100 * idle,
                 )
             return
-        with suppress(OSError):  # no such program
+        with suppress(OSError):  # nvidia-smi is not installed
             self._asked = subprocess.Popen(
                 self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True
             )
 
     def close(self) -> None:
-        """Read the answer to what was asked last."""
+        """Read the answer to the last query."""
         if self._asked is not None:
-            with suppress(ValueError):  # parts of a GPU, of which it says [N/A]
+            with suppress(ValueError):  # a MIG slice reports [N/A]
                 self._busy.append(float(self._asked.communicate()[0]))
             self._asked = None
 
 
 def _id(device: torch.device) -> str:
-    """The driver's name of a GPU, whatever CUDA_VISIBLE_DEVICES says."""
+    """The driver's ID of a GPU, independent of CUDA_VISIBLE_DEVICES."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

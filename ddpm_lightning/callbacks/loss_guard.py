@@ -1,4 +1,4 @@
-"""A loss or a gradient that is NaN or infinite ends the run or takes it back, and spikes are counted."""
+"""Stop or roll back a run whose loss or gradient is NaN or infinite, and count loss spikes."""
 
 from typing import Any
 
@@ -14,24 +14,24 @@ from ddpm_lightning.ranges import require
 
 __all__ = ["LossGuard"]
 
-_LEAST_SCALE = 2.0**-10  # of a float16 loss, which begins with 2^16 and is halved at each overflow
+_LEAST_SCALE = 2.0**-10  # loss scale in float16, which starts at 2^16 and is halved at each overflow
 
 
 class LossGuard(Callback):
     """Stops at the first step whose loss or gradient is NaN or infinite, and counts steps whose loss is a multiple of its running mean.
 
-    What it knows stays on the device, and is looked at when metrics are logged and before a checkpoint is written: no
-    step waits for it, and no broken weights are saved. With float16 the gradient may overflow, since the loss's scale is found so.
+    The flags stay on the device and are read when metrics are logged and before a checkpoint is saved: no step waits
+    for them, and no NaN weights are saved. In float16 gradients may overflow while the loss scale is being found.
 
     Args:
-        spike: a loss above this multiple of the mean of the last hundred or so counts as a spike.
-        rollback: how often a run may go back to its newest whole checkpoint, past the batches up to the one that it diverged
-            on, before it ends. Only checkpoints by step count (`every_n_train_steps`): those by time or on a signal depend on the
-            machine, and the result would too.
-        ema: the run's average of the weights, which is looked at, too.
+        spike: a loss above this multiple of its running mean over about 100 steps is a spike.
+        rollback: how often a run may return to its newest intact checkpoint and skip the batches up to the one it diverged on
+            before it stops. Only checkpoints saved by step (`every_n_train_steps`) are used, since those by time or signal
+            depend on the machine.
+        ema: the run's EMA, which is checked, too.
 
     Raises:
-        UserError: for a multiple of 1 or less, or a negative number of rollbacks.
+        UserError: for a spike factor of at most 1, or a negative number of rollbacks.
     """
 
     def __init__(self, spike: float = 5.0, rollback: int = 0, *, ema: EMA | None = None):
@@ -41,10 +41,10 @@ class LossGuard(Callback):
         self._spike = spike
         self._rollback = rollback
         self._went_back = 0
-        self._skipped: tuple[int, int] | None = None  # the checkpoint's step, and batches to leave out behind it
+        self._skipped: tuple[int, int] | None = None  # the checkpoint's step, and the batches to skip after it
         self._mean = torch.tensor(0.0)
         self._spikes = torch.tensor(0)
-        self._broken = torch.tensor(0)  # the first step with no finite loss or gradient, or 0
+        self._broken = torch.tensor(0)  # the first step with a non-finite loss or gradient, or 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mean, self._spikes, self._broken = (
@@ -57,7 +57,7 @@ class LossGuard(Callback):
         stepped = has_stepped(trainer)
         if stepped and pl_module.grad_norm is not None and _scaler(trainer) is None:
             finite = finite & pl_module.grad_norm.isfinite()
-        step = trainer.global_step + (not stepped)  # the one that the batch is part of
+        step = trainer.global_step + (not stepped)  # the step that this batch is part of
         self._broken = torch.where(finite | (self._broken > 0), self._broken, step)
         self._spikes = self._spikes + (begun & finite & (loss > self._spike * self._mean))
         self._mean = torch.where(begun, torch.where(finite, self._mean.lerp(loss, 0.01), self._mean), loss)
@@ -73,10 +73,10 @@ class LossGuard(Callback):
         self.check(trainer)
 
     def check(self, trainer: Trainer) -> None:
-        """Look at what the device knows, on all ranks.
+        """Read the flags on all ranks.
 
         Raises:
-            Diverged: where a loss or a gradient was no finite number, or float16 has found no scale at which it is one.
+            Diverged: if a loss or gradient was NaN or infinite, or float16 found no loss scale without overflow.
         """
         if (scaler := _scaler(trainer)) is not None and scaler.get_scale() < _LEAST_SCALE:
             raise Diverged("the gradient", trainer.global_step)
@@ -85,23 +85,23 @@ class LossGuard(Callback):
 
     @property
     def may_go_back(self) -> bool:
-        """Whether the run may go back once more."""
+        """Whether the run may roll back again."""
         return self._went_back < self._rollback
 
     def go_back(self, error: Diverged, *, step: int, accumulate: int) -> None:
-        """Leave out the batches up to an error when the run goes on from its checkpoint of a step.
+        """Skip the batches up to an error when the run resumes from a checkpoint.
 
         Args:
-            error: why it goes back.
-            step: the checkpoint's.
-            accumulate: batches per step.
+            error: the reason for the rollback.
+            step: the checkpoint's step.
+            accumulate: batches per optimizer step.
         """
         self._went_back += 1
         before = self._skipped[1] if self._skipped is not None and self._skipped[0] == step else 0
         self._skipped = (step, before + (error.step - step) * accumulate)
 
     def spikes(self, trainer: Trainer) -> int:
-        """Spikes so far, of all ranks; a collective call."""
+        """The number of spikes so far on all ranks; a collective call."""
         return int(trainer.strategy.reduce(self._spikes.clone(), reduce_op="sum"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -111,12 +111,12 @@ class LossGuard(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         ranks = checkpoint["loss_guard"]
-        if len(ranks) == trainer.world_size:  # else the means of other batches, and the count starts anew
+        if len(ranks) == trainer.world_size:  # otherwise the means belong to other batches, and the count starts again
             mean, spikes = ranks[trainer.global_rank]
             self._mean, self._spikes = mean.float(), spikes.long()
         self._went_back = max(self._went_back, checkpoint.get("rollbacks", 0))
         if self._skipped is not None:
-            # Before the loader and the draws of t and ε get their states, which are all that counts what was left out.
+            # Before the states of the loader and of the sampling of t and ε are restored, which alone count the skipped batches.
             checkpoint["callbacks"]["Randomness"]["steps"] += self._skipped[1] // trainer.accumulate_grad_batches
             for state in checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]:
                 state["skip"] = self._skipped[1]

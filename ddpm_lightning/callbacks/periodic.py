@@ -1,4 +1,4 @@
-"""Callbacks that act every so many steps, and at the end."""
+"""Callbacks that run every `every_n_steps` steps and at the end."""
 
 import logging
 from abc import abstractmethod
@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class Periodic(Callback):
-    """Calls `on_period` on all ranks every `every_n_steps` optimizer steps and at the end, once per step; a failure at the end is a warning.
+    """Calls `on_period` on all ranks every `every_n_steps` optimizer steps and at the end; a failure at the end only warns.
 
     Args:
-        folder: where figures go.
-        every_n_steps: optimizer steps between two calls; None for the end only.
-        stopwatch: of training, which is paused meanwhile.
+        folder: the folder for figures.
+        every_n_steps: optimizer steps between calls; None for the end only.
+        stopwatch: the training stopwatch, paused during calls.
 
     Raises:
-        UserError: for a number of steps below 1.
+        UserError: for fewer than 1 step.
     """
 
     def __init__(self, folder: str | Path, *, every_n_steps: int | None = None, stopwatch: Stopwatch | None = None):
@@ -38,7 +38,7 @@ class Periodic(Callback):
 
     @abstractmethod
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
-        """Measure or draw, on all ranks."""
+        """Measure or plot, on all ranks."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
@@ -47,8 +47,8 @@ class Periodic(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         try:
             self._once_per_step(trainer, pl_module)
-        except Exception as error:  # whatever it is, the last checkpoint is still to be written
-            log.warning("%s: no picture of the end (%s: %s)", type(self).__name__, type(error).__name__, error)
+        except Exception as error:  # the last checkpoint is still to be saved
+            log.warning("%s failed at the end of training (%s: %s)", type(self).__name__, type(error).__name__, error)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_step": self._last_step}
@@ -58,14 +58,14 @@ class Periodic(Callback):
 
     def _once_per_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == self._last_step:
-            return  # looked already: at an earlier micro-batch of this step, or just before the end
+            return  # called already: at an earlier micro-batch of this step, or just before the end
         self._last_step = trainer.global_step
         with self._stopwatch.paused():
             self.on_period(trainer, pl_module)
 
 
 def show(trainer: Trainer, picture: Tensor, path: Path, name: str) -> None:
-    """Save a picture, uint8 (C, H, W), and give it to every logger that takes images, as `samples/<name>`; on rank zero."""
+    """Save a figure, uint8 (C, H, W), and log it as `samples/<name>` to every logger that takes images; on rank zero."""
     if trainer.is_global_zero:
         save_png(picture, path)
         for logger in trainer.loggers:

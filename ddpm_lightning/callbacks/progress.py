@@ -1,4 +1,4 @@
-"""One bar for the whole of training."""
+"""One progress bar for the whole training run."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ __all__ = ["Progress"]
 
 
 class Progress(Callback):
-    """Optimiser steps done, time left and the latest losses; nothing where the output is no terminal.
+    """Shows optimizer steps, time left and the latest losses; hidden if the output is not a terminal.
 
-    Lightning's own bars begin anew with every epoch, and an epoch of a small set lasts a second.
+    Lightning's own bars restart with every epoch, and an epoch of a small dataset takes a second.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""t, ε and dropout as a function of the seed, the optimizer step and the image's place in it."""
+"""t, ε and dropout as a function of the seed, the optimizer step and the position in the global batch."""
 
 from functools import partial
 from typing import Any
@@ -12,10 +12,10 @@ __all__ = ["Randomness"]
 
 
 class Randomness(Callback):
-    """Seeds the global generators of the CPU and of the run's device before each batch, so that nothing random has to be saved.
+    """Seeds the global generators of the CPU and the run's device before each batch, so that no random state has to be saved.
 
-    What is sampled for the images of an optimizer step is sampled alike by all processes and for all its batches, and each takes its part:
-    it does not depend on how the images are shared out. Dropout does, and is seeded by itself, once `DDPM.training_step` has sampled the rest.
+    Every process samples t and ε for all images of an optimizer step and takes its own part, so they do not depend on how the
+    images are split. Dropout does, and is seeded separately, after `DDPM.training_step` has sampled the rest.
 
     Args:
         seed: the run's seed.
@@ -23,7 +23,7 @@ class Randomness(Callback):
 
     def __init__(self, seed: int):
         self._seed = seed
-        self._steps = 0  # optimizer steps that were begun, also those that a run has gone back behind
+        self._steps = 0  # optimizer steps begun, including those rolled back
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         part = batch_idx % trainer.accumulate_grad_batches
@@ -42,13 +42,13 @@ class Randomness(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         held = checkpoint["callbacks"].get("Randomness", {})
-        if "batches" in held:  # of an earlier version
+        if "batches" in held:  # from an earlier version
             batches = checkpoint["config"]["trainer"]["accumulate_grad_batches"] if "config" in checkpoint else 1
             checkpoint["callbacks"]["Randomness"] = {"steps": held["batches"] // batches}
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """As `torch.manual_seed`, which takes a millisecond, since it asks for devices that are not there."""
+    """Like `torch.manual_seed`, which takes a millisecond since it also queries absent devices."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)

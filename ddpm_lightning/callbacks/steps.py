@@ -1,4 +1,4 @@
-"""Where in an optimiser step a batch ends."""
+"""The position of a batch within an optimizer step."""
 
 from lightning.pytorch import Trainer
 
@@ -6,10 +6,10 @@ __all__ = ["at_log_step", "has_stepped"]
 
 
 def has_stepped(trainer: Trainer) -> bool:
-    """Whether this batch ended with the optimiser's step, and did not only add to its gradients."""
+    """Whether this batch completed an optimizer step rather than only accumulating gradients."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def at_log_step(trainer: Trainer) -> bool:
-    """Whether the step that has just been taken is one that is logged."""
+    """Whether the optimizer step just completed is logged."""
     return has_stepped(trainer) and trainer.global_step % trainer.log_every_n_steps == 0

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: all processes agree on the step."""
+"""Stop signals: all processes agree on the last step."""
 
 import signal
 import threading
@@ -15,12 +15,12 @@ __all__ = ["StopSignals"]
 
 
 class StopSignals(Callback):
-    """Takes SIGTERM, SIGUSR1 (SLURM's warning) and SIGINT (Ctrl-C) as a wish to stop after an optimiser step.
+    """Handles SIGTERM, SIGUSR1 (SLURM's warning) and SIGINT (Ctrl-C) by stopping after an optimizer step.
 
-    `agreed` is the signal once this is the step after which all processes stop, else None. A signal may reach any of
-    them. The first to notice writes the last step of all into the store that the processes share: one that
-    no process can have ended without having waited for all others on the host: the next on CPUs, and the one behind the
-    next that is logged on GPUs. So all read it in time, and no step pays for the agreement. A second Ctrl-C stops at once.
+    `agreed` is the signal at the step after which all processes stop, else None. A signal may reach any process. The first
+    to notice it writes the last step into the processes' shared store: a step that no process can complete without
+    waiting for all others on the host, which is the next one on CPUs, and the one after the next logged step on GPUs.
+    All processes thus read it in time, at no cost per step. A second Ctrl-C stops immediately.
     """
 
     def __init__(self) -> None:
@@ -28,9 +28,9 @@ class StopSignals(Callback):
         self._received: signal.Signals | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Behind Lightning's own handler of SIGTERM, which calls a collective from within.
+        # After Lightning's own SIGTERM handler, which makes a collective call.
         if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:  # Lightning puts the handlers back that were there before its own
+            for number in STOP_SIGNALS:  # Lightning restores the previous handlers
                 signal.signal(number, self._receive)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -42,7 +42,7 @@ class StopSignals(Callback):
         store, key, step = dist.distributed_c10d._get_default_store(), "ddpm_lightning/stop", trainer.global_step
         if self._received is not None:
             every = 1 if trainer.strategy.root_device.type == "cpu" else trainer.log_every_n_steps
-            last = (step // every + 1) * every + (every > 1)  # on GPUs the wait comes behind this callback
+            last = (step // every + 1) * every + (every > 1)  # on GPUs the wait comes after this callback
             store.compare_set(key, "", f"{last} {int(self._received)}")
         elif not store.check([key]):
             return
@@ -54,4 +54,4 @@ class StopSignals(Callback):
         self._received = signal.Signals(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            rank_zero_info("Stopping after this step, with a checkpoint; press Ctrl-C once more to stop at once.")
+            rank_zero_info("Stopping after this step and saving a checkpoint; press Ctrl-C again to stop immediately.")

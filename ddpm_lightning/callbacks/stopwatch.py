@@ -1,4 +1,4 @@
-"""The wall time of training alone."""
+"""Wall time of training, without pauses."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ __all__ = ["Stopwatch"]
 
 
 class Stopwatch:
-    """Counts seconds since it was started, without those in which it is paused; the device has finished its work at both ends."""
+    """Measures seconds since the start, excluding pauses; synchronizes the device at both ends."""
 
     def __init__(self) -> None:
         self._counted = 0.0
@@ -18,16 +18,16 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Counted since the start or the last reset."""
+        """Seconds since the start or the last reset."""
         return self._counted + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def start(self, seconds: float | None = None) -> None:
-        """Count on, or from so many seconds."""
+        """Start or continue, optionally from a number of seconds."""
         self._counted = self._counted if seconds is None else seconds
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Stop counting, once the device has done what it was given."""
+        """Stop, after synchronizing the device."""
         if self._since is not None:
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
@@ -35,7 +35,7 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count what is done here."""
+        """Pause within this context."""
         was_counting = self._since is not None
         self.stop()
         try:

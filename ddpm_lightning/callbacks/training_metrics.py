@@ -1,4 +1,4 @@
-"""The scalars of training."""
+"""Scalar training metrics."""
 
 import math
 import sys
@@ -19,20 +19,20 @@ __all__ = ["TrainingMetrics"]
 
 
 class TrainingMetrics(Callback):
-    """Logs the loss, also by quartile of t, learning rate, gradient norm, EMA decay and loss spikes, and what the training costs.
+    """Logs the loss (also by quartile of t), learning rate, gradient norm, EMA decay, loss spikes and training cost.
 
-    Sums are kept on the device and averaged over ranks once per `trainer.log_every_n_steps`: no training step waits for
-    the device. Checkpoints hold the sums of each rank, so that a resumed run logs what an uninterrupted one does.
+    Sums stay on the device and are averaged over ranks once per `trainer.log_every_n_steps`: no training step waits for
+    the device. Checkpoints hold the sums of each rank, so a resumed run logs the same values as an uninterrupted one.
 
-    `train/images_per_second` is by wall time, without validation and figures; `train/mfu` the network's operations per second as a
-    share of the device's matrix products, see `models.cost`; `train/host_share` the share of the time in which Python is at work: near
-    1 on a GPU, the GPU waits; `train/peak_memory_gib` the most memory used so far, of the GPU or else of the process.
+    `train/images_per_second` is by wall time, excluding validation and figures. `train/mfu` is the network's FLOP/s as a fraction
+    of the device's matrix-product FLOP/s, see `models.cost`. `train/host_share` is the fraction of time spent in Python: near 1
+    on a GPU, the GPU waits. `train/peak_memory_gib` is the peak memory so far in GiB, of the GPU or else of the process.
 
     Args:
-        flops_per_image: of a training step; None for no `train/mfu`.
-        stopwatch: which others pause, too.
-        ema: whose decay is logged.
-        loss_guard: whose spikes are logged.
+        flops_per_image: FLOP of a training step per image; None omits `train/mfu`.
+        stopwatch: the training stopwatch, which other callbacks pause.
+        ema: the EMA whose decay is logged.
+        loss_guard: the guard whose spikes are logged.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class TrainingMetrics(Callback):
         self._flops, self._stopwatch = flops_per_image, stopwatch or Stopwatch()
         self._matmul_speed = 0.0
         self._idle: IdleWatch | None = None
-        self._sums = torch.zeros(2, 4)  # of the losses by quartile of t, and how many they are
+        self._sums = torch.zeros(2, 4)  # losses by quartile of t, and their number
         self._images = 0
         self._host_seconds = 0.0
         self._started = 0.0
         self._began = 0.0
-        self._earlier = 0.0  # seconds of the run before it was resumed
+        self._earlier = 0.0  # seconds before the run was resumed
         self.latest: dict[str, float] = {}
         self.best: dict[str, float] = {}
 
@@ -125,7 +125,7 @@ class TrainingMetrics(Callback):
 
     @staticmethod
     def _write(trainer: Trainer, metrics: dict[str, float]) -> None:
-        # Not through `self.log`: its step is one behind the optimiser's, and pictures could not share the axis.
+        # Not through `self.log`: its step is one behind the optimizer's, and figures could not share the axis.
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 
@@ -142,7 +142,7 @@ class TrainingMetrics(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         held = checkpoint["training_metrics"]
         ranks, rank, images = held["sums"], trainer.global_rank, held["images"]
-        if len(ranks) != trainer.world_size:  # another number of processes: the first one takes all that was summed
+        if len(ranks) != trainer.world_size:  # another number of processes: the first one takes all sums
             ranks, rank, images = ranks.sum(0, keepdim=True), 0, images * len(ranks)
         self._sums = ranks[rank] if trainer.global_rank < len(ranks) else torch.zeros(2, 4)
         self._images, self._earlier = images, held["wall_seconds"]
@@ -152,7 +152,7 @@ class TrainingMetrics(Callback):
 
 
 def _peak_memory(device: torch.device) -> int:
-    """The most bytes that the GPU's tensors, or else the process, took."""
+    """Peak bytes of the GPU's tensors, or else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

@@ -52,17 +52,17 @@ def _read(path: Path, shape: tuple[int, ...], *, batch: bool) -> np.ndarray:
     """(N, C, ...) the values of a file; N is 1 for one of a folder."""
     found = load_array(path, key="data.root")
     require_one_of(
-        f"data.root={path}: its type", str(next(iter(found.values())).dtype), _READ, hint="save it as one of these"
+        f"the dtype of data.root={path}", str(next(iter(found.values())).dtype), _READ, hint="convert the file"
     )
     if [*found] != [""]:
-        raise UserError(f"data.root={path} holds several arrays: give a .npy file of one")
+        raise UserError(f"data.root={path} must hold one array, got several: save it as a .npy file")
     values = found[""] if batch else found[""][None]
     if shape[0] == 1 and values.shape[1:] == shape[1:]:
         values = values[:, None]
     if values.shape[1:] != shape or not len(values):
         wanted = ", ".join(map(str, shape))
         raise UserError(
-            f"data.root={path} must hold values of data.channels and data.image_size, {'(N, ' if batch else '('}{wanted}), got "
+            f"data.root={path} must have shape {'(N, ' if batch else '('}{wanted}) by data.channels and data.image_size, got "
             f"{found[''].shape}"
         )
     return values

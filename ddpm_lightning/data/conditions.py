@@ -57,7 +57,7 @@ def load_condition(path: str | Path, *, key: str = "condition") -> Condition:
     tensors = {name: _tensor(name, array, path, key) for name, array in found.items()}
     if len({len(tensor) for tensor in tensors.values()}) != 1:
         rows = ", ".join(f"{name} has {len(tensor)}" for name, tensor in tensors.items())
-        raise UserError(f"{key}={path} must have as many rows in all of its arrays: {rows}")
+        raise UserError(f"{key}={path} must have the same number of rows in all arrays: {rows}")
     return tensors[""] if [*tensors] == [""] else tensors
 
 
@@ -82,18 +82,18 @@ def load_array(path: str | Path, *, key: str) -> dict[str, np.ndarray[Any, Any]]
             found = np.load(raw, allow_pickle=False)
             arrays = {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
         if not arrays or any(array.dtype.kind not in "biuf" for array in arrays.values()):
-            raise ValueError("it holds no numbers")
+            raise ValueError("not numeric")
     except Exception as error:  # numpy raises what it comes upon
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged, or of another kind"
-        raise UserError(f"{key}={path} cannot be read ({why}): give a .npy or .npz file of numbers") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "damaged or not a NumPy file"
+        raise UserError(f"{key}={path} cannot be read ({why}): give a numeric .npy or .npz file") from error
     return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
 
 
 def _tensor(name: str, array: np.ndarray[Any, Any], path: str | Path, key: str) -> Tensor:
     if not array.ndim or not len(array):
-        raise UserError(f"{key}={path} must have a row for each sample, and {name or 'it'} has none")
+        raise UserError(f"{key}={path} must have one row per sample, but {name or 'the array'} has none")
     if array.dtype.kind in "iu":
         return torch.from_numpy(array.astype(np.int64))
     if not np.isfinite(array).all():
-        raise UserError(f"{key}={path} must hold finite numbers, and {name or 'it'} has NaN or infinite ones")
+        raise UserError(f"{key}={path} must hold finite numbers, but {name or 'the array'} has NaN or infinite values")
     return torch.from_numpy(array.astype(np.float32))

@@ -103,7 +103,7 @@ class ImageDataModule(LightningDataModule):
             named = list(self._source.classes or ())
             if self._class_names is not None and named and named != [*self._class_names]:
                 raise UserError(
-                    f"data: the labels are {listed(named)}, and the run has learned {listed(self._class_names)}: give its dataset"
+                    f"data: the labels are {listed(named)}, but the run was trained on {listed(self._class_names)}: use the same dataset"
                 )
         self._source.check(self._share().world_size)
 

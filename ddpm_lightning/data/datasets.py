@@ -63,10 +63,10 @@ def from_torchvision(
         found = _downloaded(source, Path(root)) if download else source(root=root, download=False)
     except (URLError, RuntimeError, OSError) as error:
         name = getattr(source, "func", source).__name__
-        named = "" if download else ", which a checkpoint names,"
+        named = "" if download else " (named by a checkpoint)"
         raise UserError(
-            f"data.root={root}{named} does not hold {name}, and it cannot be downloaded there ({brief(error)}): give its folder, "
-            "or one to download it to, by data.root=... (evaluate.py: data_root=...)"
+            f"data.root={root}{named} does not hold {name}, and it cannot be downloaded there ({brief(error)}): set "
+            "data.root=... (evaluate.py: data_root=...) to its folder, or to a folder to download it to"
         ) from error
     if not hasattr(found, "data"):  # CelebA: files
         folder = Path(found.root) / found.base_folder / "img_align_celeba"
@@ -152,10 +152,12 @@ def image_folder(
     root = Path(root)
     paths, others = find_images(root)
     if not paths:
-        raise UserError(f"data.root must be a folder with images, such as *.png or *.jpg, in it or below, got {root}")
+        raise UserError(
+            f"data.root must be a folder with images such as *.png or *.jpg in it or its subfolders, got {root}"
+        )
     if others:
         log.warning(
-            "data.root=%s: %d files that are no images are left out, such as %s", root, len(others), others[0].name
+            "data.root=%s: skipping %d files that are not images, such as %s", root, len(others), others[0].name
         )
     images, kept = read_images(paths, channels=channels, image_size=image_size, max_damaged=max_damaged, dtype=dtype)
     folders = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
@@ -204,8 +206,8 @@ def huggingface(
         raise
     except Exception as error:  # its own classes, and those of what it downloads with
         raise UserError(
-            f"data.root={root}, split={split} cannot be loaded ({brief(error)}): give the name of a dataset on the hub, where "
-            "there is a network, or a local folder"
+            f"data.root={root}, split={split} cannot be loaded ({brief(error)}): give the name of a dataset on the hub "
+            "(requires a network), or a local folder"
         ) from error
     require_one_of("data.dataset.image_column", image_column, found.column_names)
     require_one_of("data.dataset.label_column", label_column, [*found.column_names, None])
@@ -228,7 +230,7 @@ def _load_split(root: str, split: str) -> Any:
 
     local = Path(root).is_dir()
     if not local and root in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
-        raise ValueError("that is one of the library's file readers")
+        raise ValueError("the name is one of the library's file readers")
     if not local:
         _ask_hub_once(root)
     if any((Path(root) / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -247,7 +249,7 @@ def _load_split(root: str, split: str) -> Any:
     code = {"trust_remote_code": False} if int(datasets.__version__.partition(".")[0]) < 4 else {}
     builder = datasets.load_dataset_builder(where, **code)
     if type(builder).__module__.rpartition(".")[2] in _UNSAFE_READERS:
-        raise ValueError(f"it holds files for {type(builder).__name__}, which could run code in them")
+        raise ValueError(f"its files need {type(builder).__name__}, which can run code from them")
     return datasets.load_dataset(where, split=split, **code)
 
 
@@ -271,7 +273,7 @@ def _ask_hub_once(root: str) -> None:
 def _file_in(cell: Any, folder: Path, key: str) -> Path | IO[bytes]:
     """The image file that a table's cell holds as bytes, or whose path it holds."""
     if cell is not None and not isinstance(cell, str | bytes | dict):
-        raise UserError(f"{key} must be a column of image files, or of their paths, got one of {type(cell).__name__}")
+        raise UserError(f"{key} must be a column of image files or their paths, got {type(cell).__name__}")
     content = cell.get("bytes") if isinstance(cell, dict) else cell if isinstance(cell, bytes) else None
     path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
     if content or not path:

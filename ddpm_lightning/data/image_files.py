@@ -63,7 +63,7 @@ def read_images(
         except UserError as error:
             raise UserError(f"{name} {error}") from error
         except ValueError as error:
-            log.warning("%s is damaged and left out (%s)", name, error)
+            log.warning("%s is damaged and skipped (%s)", name, error)
             return None
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
@@ -90,8 +90,8 @@ def check_damaged(damaged: int, total: int, max_damaged: float, *, example: str)
     allowed = min(max_damaged * total, total - 1)
     if damaged > allowed:
         raise UserError(
-            f"{damaged} of {total} images are damaged, among them {example}: fix or remove them; "
-            f"data.dataset.max_damaged={max_damaged} allows {int(allowed)}"
+            f"{damaged} of {total} images are damaged, among them {example}: fix or remove them "
+            f"(data.dataset.max_damaged={max_damaged} allows {int(allowed)})"
         )
 
 
@@ -122,13 +122,11 @@ def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.nd
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         low, high = image.getextrema()
-        raise UserError(
-            f"holds real numbers from {low:.6g} to {high:.6g}: set data.dtype=float32, and their data.value_range"
-        )
+        raise UserError(f"holds real numbers from {low:.6g} to {high:.6g}: set data.dtype=float32 and data.value_range")
     if image.mode == "I" and kind not in ("PNG", "PPM"):
         low, high = image.getextrema()
         raise UserError(
-            f"holds 32-bit integers from {low} to {high}: set data.dtype=float32, and their data.value_range, or data.dtype=uint16 for 16 bits"
+            f"holds 32-bit integers from {low} to {high}: set data.dtype=float32 and data.value_range, or data.dtype=uint16 for 16 bits"
         )
     if image.mode.startswith("I"):  # 16 bits in 32: Pillow would cut them off at 255
         levels = np.asarray(image).clip(0, 65535).astype(np.uint16)  # n/257, rounded: there are no halves

@@ -41,9 +41,7 @@ def labels_of(values: Sequence[Any], key: str) -> tuple[Tensor, list[str]]:
     for row, value in enumerate(values):
         is_number = isinstance(value, int | float) and 0 <= value < _MOST and value == int(value)
         if not is_number:
-            raise UserError(
-                f"{key}: row {row} holds {shown(value)}, and labels are whole numbers from 0 on, or all of them texts"
-            )
+            raise UserError(f"{key} must hold non-negative integers, or strings only, got {shown(value)} in row {row}")
     return torch.tensor([int(value) for value in values], dtype=torch.long), []
 
 
@@ -62,17 +60,17 @@ def check_labels(labels: Condition, classes: Sequence[str] | None, num_classes: 
         return
     if classes is None:
         raise UserError(
-            f"data.num_classes must be null, got {num_classes}: the dataset has no labels, which are the folders right below data.root of "
-            "data=image_folder, data.dataset.label_column=... of a table, and data.dataset.condition=... of arrays"
+            f"data.num_classes must be null, got {num_classes}: the dataset has no labels (they come from the subfolders of data.root in "
+            "data=image_folder, data.dataset.label_column in a table, and data.dataset.condition in data=arrays)"
         )
     if not isinstance(labels, Tensor) or not is_labels(labels):
         raise UserError(
-            f"data.num_classes must be null, got {num_classes}: the dataset has another condition than labels"
+            f"data.num_classes must be null, got {num_classes}: the dataset has a condition other than labels"
         )
     low, high = int(labels.min()), int(labels.max())
     if not 0 <= low <= high < num_classes:
-        fitting = f"{high + 1} or more, or null" if low >= 0 else "null"
-        reason = f"the labels are from {low} to {high}"
+        fitting = f"at least {high + 1}, or null" if low >= 0 else "null"
+        reason = f"the labels range from {low} to {high}"
         if low == NO_LABEL:
-            reason = f"{int((labels == NO_LABEL).sum())} images have no label, such as those right in data.root beside the folders"
+            reason = f"{int((labels == NO_LABEL).sum())} images have no label, such as those directly in data.root"
         raise UserError(f"data.num_classes must be {fitting}, got {num_classes}: {reason}")

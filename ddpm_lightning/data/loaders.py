@@ -113,7 +113,7 @@ def _check_shape(images: Tensor, form: Form) -> None:
     require_one_of(
         "data.channels", form.channels, (channels,), hint=f"the dataset holds {holds} of data.image_size={size}"
     )
-    require_one_of("data.image_size", [*form.image_size], (size,), hint="that is the size of the dataset's values")
+    require_one_of("data.image_size", [*form.image_size], (size,), hint="the dataset's own size")
 
 
 def _check_condition(y: Condition, images: Tensor, *, flip: bool) -> None:
@@ -121,12 +121,12 @@ def _check_condition(y: Condition, images: Tensor, *, flip: bool) -> None:
     for value in tensors_of(y):
         if len(value) != len(images):
             raise UserError(
-                f"the dataset's condition must have a row for each of the {len(images)} samples, got {len(value)}"
+                f"the dataset's condition must have one row for each of the {len(images)} samples, got {len(value)}"
             )
         if flip and value.ndim > 2 and not value.ndim == images.ndim == _IMAGES:
             raise UserError(
-                f"data.flip must be false for a condition of {[*value.shape[1:]]} beside samples of {[*images.shape[1:]]}, got true: "
-                "only images and image conditions are mirrored"
+                f"data.flip must be false for samples of {[*images.shape[1:]]} with a condition of {[*value.shape[1:]]}, got true: "
+                "only images and image conditions can be mirrored"
             )
 
 
@@ -226,7 +226,7 @@ class InMemory(Source):
         held_out = round(form.val_fraction * size)
         if held_out >= size:
             raise UserError(
-                f"data.val_fraction must be small enough to leave a training image, got {form.val_fraction} of {size}"
+                f"data.val_fraction must leave at least one training image, got {form.val_fraction} of {size} images"
             )
         shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(derive(form.seed, "split")))
         self.val_indices, self.train_indices = shuffled[:held_out].sort().values, shuffled[held_out:].sort().values

@@ -36,7 +36,7 @@ class _BoundedTarInfo(tarfile.TarInfo):
         if self.size < 0:
             raise tarfile.ReadError(f"it declares {self.size:,} bytes")
         if self.type in _WORDS and self.size > _HEADER:
-            raise tarfile.ReadError(f"it has a name, or words about a file, of {self.size:,} bytes")
+            raise tarfile.ReadError(f"it has a file name or header of {self.size:,} bytes")
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
@@ -91,7 +91,7 @@ def find_shards(
         if sizes is None and not urlparse(url).scheme:
             samples, endings = _count(url, image_keys, label_key)
         setting = f"data.dataset.sizes={sizes or 'null'}: the number of samples in {name}"
-        hint = 'URLs are not counted; give a JSON file such as {"00000.tar": 1000}'
+        hint = 'samples behind URLs are not counted; give a JSON file such as {"00000.tar": 1000}'
         require(setting, samples, "1..100000000", hint=hint)
         shards.append(Shard(url, num_samples(shards), samples, endings))
     return shards
@@ -121,7 +121,7 @@ def slice_shards(shards: Iterable[Shard], start: int, stop: int) -> Iterator[tup
 def read_samples(slices: Iterable[tuple[Shard, range]]) -> Iterator[Sample]:
     """The samples of the slices; those that cannot be read any more come as damaged ones, the first of which says why."""
     for shard, part in slices:
-        number, why = part.start, "the shard has fewer samples than were counted"
+        number, why = part.start, "the shard has fewer samples than counted"
         try:
             with closing(_grouped_files(shard, part.start)) as samples:
                 for sample in islice(samples, len(part)):
@@ -132,7 +132,7 @@ def read_samples(slices: Iterable[tuple[Shard, range]]) -> Iterator[Sample]:
         for lost in range(number, part.stop):
             name = f"sample {lost} of {shard.url}"
             if lost == number:
-                yield Sample(shard.first + lost, f"{name} and what follows it", {}, why)
+                yield Sample(shard.first + lost, f"{name} and everything after it", {}, why)
             else:
                 yield Sample(shard.first + lost, name, {}, "")
 
@@ -192,8 +192,8 @@ def _count(path: str, image_keys: Sequence[str], label_key: str | None) -> tuple
     if not endings and not seen & {*image_keys}:
         listed = ", ".join(sorted(filter(None, seen))[:8]) or "nothing"
         raise UserError(
-            f"the shard {path} must hold images that end in {' or '.join(image_keys)}, got {listed}{damage}: give the ending "
-            "by data.dataset.image_key, or leave the shard out"
+            f"the shard {path} must hold images that end in {' or '.join(image_keys)}, got {listed}{damage}: set "
+            "data.dataset.image_key to their extension, or remove the shard"
         )
     return sum(1 for _ in groupby(_cut(name, endings)[0] for name in names)), endings
 
@@ -258,7 +258,7 @@ def _contents(tar: tarfile.TarFile, members: Iterable[tarfile.TarInfo], shard: S
     for member in members:
         ending, held = _cut(member.name, shard.endings)[1], tar.extractfile(member)
         if ending in files:
-            raise tarfile.ReadError(f"there are two files {member.name}")
+            raise tarfile.ReadError(f"two files are named {member.name}")
         assert held is not None
         files[ending] = held.read()
     return files

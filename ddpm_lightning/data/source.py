@@ -169,7 +169,7 @@ class Source(ABC):
             UserError: for more processes than validation images, where there are any.
         """
         if images := self.num_images("validation"):
-            hint = "each needs a validation image: hold out more, or 0, by data.val_fraction (data.dataset.val_shards of a stream)"
+            hint = "each needs a validation image: set data.val_fraction (for streams data.dataset.val_shards) to more, or to 0"
             require("the number of processes", world_size, f"1..{images}", hint=hint)
 
     def conditions(self, count: int) -> Condition | None:

@@ -57,7 +57,7 @@ class StreamTrainLoader(EndlessLoader):
             self._before = self._position
             if self._share.rank == 0:
                 log.warning(
-                    "data: the images of an optimizer step, data.dataset.segments or data.dataset.buffer have changed: the stream "
+                    "data: the images per optimizer step, data.dataset.segments or data.dataset.buffer changed: the stream "
                     "resumes with its next pass, number %d",
                     self._first_pass + 1,
                 )
@@ -129,7 +129,7 @@ class Stream(Source):
         require("data.dataset.max_damaged", max_damaged, "[0, 1]")
         keys = tuple(image_key.lower().split(";"))
         shards = find_shards(root, keys, label_key=label_key, sizes=sizes)
-        hint = f"one of the {len(shards)} shards in data.root={root} must be left to train on"
+        hint = f"at least one of the {len(shards)} shards in data.root={root} must remain for training"
         require("data.dataset.val_shards", val_shards, f"0..{len(shards) - 1}", hint=hint)
         cut = len(shards) - val_shards
         self._workers = workers
@@ -170,8 +170,8 @@ class Stream(Source):
         segments, readers = self._passes.segments(share.images * share.accumulate), share.world_size * self._workers
         if readers > 2 * segments and share.rank == 0:
             log.warning(
-                "data: %d workers share %d segments, so that each shard is read %d times: raise data.dataset.segments=%d, which also needs "
-                "as many shards, or lower data.dataset.workers",
+                "data: %d workers share %d segments, so each shard is read %d times: raise data.dataset.segments=%d (requires as many "
+                "shards) or lower data.dataset.workers",
                 *(readers, segments, -(-readers // segments), self._passes.most),
             )
         return StreamTrainLoader(self._decoder_of("train", share), self._passes, share, self._workers)
@@ -208,7 +208,7 @@ def _read(batches: TrainBatches | EvalBatches, workers: int, *, parts: int = 1) 
     for handed in zip(*[_alive(loader, workers)] * parts, strict=True):
         for lost in filter(None, (part.damaged for part in handed)):
             for what in filter(None, lost):
-                log.warning("%s is damaged and left out", what)
+                log.warning("%s is damaged and skipped", what)
             damaged += len(lost)
             batches.decoder.check_damaged(damaged, next(filter(None, lost), "the end of a shard"), seen=seen)
         for error in filter(None, (part.error for part in handed)):
@@ -232,7 +232,7 @@ def _allow_open_files(number: int) -> None:
     if low < number and (high == resource.RLIM_INFINITY or high >= number):
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, high))
         low = number
-    hint = "data.dataset.segments shards are read at once: lower it, or raise the limit with `ulimit -n`"
+    hint = "data.dataset.segments shards are open at once: lower it, or raise the limit with `ulimit -n`"
     require("the system's limit on open files", low, f"{number}..", hint=hint)
 
 
@@ -248,7 +248,7 @@ def _alive(loader: DataLoader[Any], workers: int) -> Iterator[WorkerBatch]:
         if not workers:
             raise
         raise UserError(
-            f"data: a worker process has ended too soon ({brief(error)}), as it does where memory is short: lower "
+            f"data: a worker process died ({brief(error)}), possibly out of memory: lower "
             f"data.dataset.workers={workers} or data.dataset.buffer"
         ) from error
 

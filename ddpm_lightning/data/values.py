@@ -76,11 +76,11 @@ class Values(NamedTuple):
         """
         low, high, memory = _TYPES[self.dtype]
         if values.is_floating_point() and not values.isfinite().all():
-            raise UserError("the dataset must hold finite numbers, and some are NaN or infinite")
+            raise UserError("the dataset must hold finite numbers, but some are NaN or infinite")
         if values.numel() and not self._holds(values, low, high):
             lowest, highest = (float(v) for v in values.aminmax())
             raise UserError(
-                f"data.dtype must be the type of the dataset's values, got {self.dtype}: they are "
+                f"data.dtype must match the dataset's values, got {self.dtype}: they are "
                 f"{str(values.dtype).removeprefix('torch.')} from {lowest:.6g} to {highest:.6g}"
             )
         return values.to(memory)

@@ -78,7 +78,7 @@ class Decoder(NamedTuple):
             f"data.dataset.label_key={self.label_key or 'null'}: the label of {sample.name}",
             label,
             f"0..{self.num_classes - 1}",
-            hint=f"the sample has the files {endings}; data.num_classes={self.num_classes} may be null to train without labels",
+            hint=f"the sample has the files {endings}; data.num_classes=null, now {self.num_classes}, trains without labels",
         )
         return label
 

@@ -82,11 +82,11 @@ def train_classifier(overrides: Sequence[str], *, config_dir: Path | None = None
         UserError: for a folder that does not exist, without a dataset, or for one without labels.
     """
     if config_dir is not None and not config_dir.is_dir():
-        raise UserError(f"--config-dir must be a folder with configs of your own, got {config_dir}")
+        raise UserError(f"--config-dir must be a folder with your own configs, got {config_dir}")
     own = [] if config_dir is None else [f"hydra.searchpath=[{quoted(config_dir.absolute())}]"]
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
         config = compose("evaluate", [*own, *overrides])
     if config.get("data") is None:
-        raise UserError("data= is not given: choose a dataset with labels, as in data=fashion_mnist")
+        raise UserError("data=... is required: choose a dataset with labels, such as data=fashion_mnist")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model_name(load_extractor(config, load_data(config.data), device, ALONE).model)

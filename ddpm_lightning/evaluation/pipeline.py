@@ -166,7 +166,7 @@ class Evaluation:
         images = sum(len(items) for chunks in self.samples.values() for items in chunks.missing())
         bits = sum(map(len, self.likelihood.chunks.missing()))
         if not images + bits:
-            print("All samples are there: only the metrics are left", flush=True)
+            print("All samples exist: computing the metrics", flush=True)
             return
         T, world_size = self.setup.denoiser.schedule.num_steps, self.group.world_size
         each = self.setup.seconds_per_evaluation(min(self.config.batch_size, 32))
@@ -174,8 +174,8 @@ class Evaluation:
         at_once = min(world_size, -(-images // self.config.shard_size) or world_size)
         where = f"{self.setup.device}" + f" x {world_size}" * (world_size > 1)
         print(
-            f"To do: {images:,} samples of {self.setup.evaluations} network evaluations, and the likelihood of {bits:,} images "
-            f"with {T}: {total:,} in all, about {total * each / at_once / 60:.0f} min on {where}",
+            f"Computing {images:,} samples ({self.setup.evaluations} network evaluations each) and the likelihood of {bits:,} images "
+            f"({T} each): {total:,} evaluations, about {total * each / at_once / 60:.0f} min on {where}",
             flush=True,
         )
 
@@ -208,7 +208,7 @@ class Evaluation:
         count, features = self.config.num_samples, found.sets["reference"].features.shape[1]
         if count <= features:
             log.warning(
-                "num_samples=%d is not more than the %d features: the covariance of FID is singular, and its value says little",
+                "num_samples=%d should exceed the %d features: FID's covariance is singular and its value unreliable",
                 count,
                 features,
             )

@@ -38,11 +38,16 @@ def load_real_images(config: DictConfig, setup: SamplingSetup) -> RealImages:
     data = load_data(_data_config(config, setup))
     train, held_out = data.split("train"), held_out_of(data)
     reference = _some(train if config.reference == "train" else data.split(config.reference), config.reference_images)
-    require("the number of reference images", len(reference.images), f"{FEWEST}..", hint="take reference=train")
+    require("the number of reference images", len(reference.images), f"{FEWEST}..", hint="use reference=train")
     classes = setup.denoiser.num_classes
     if classes is not None and is_labels(held_out.labels) and len(held_out.images):
         largest = int(held_out.labels.max())
-        require("the data's largest label", largest, f"0..{classes - 1}", hint="choose the data=... of the training")
+        require(
+            "the data's largest label",
+            largest,
+            f"0..{classes - 1}",
+            hint="choose the data=... that the model was trained on",
+        )
     return RealImages(data, train, held_out, reference)
 
 
@@ -55,7 +60,7 @@ def _data_config(config: DictConfig, setup: SamplingSetup) -> DictConfig:
         node = OmegaConf.create(held)
     else:
         raise UserError(
-            f"ckpt_path={setup.path} does not say what it was trained on: choose data=..., as in data=cifar10"
+            f"ckpt_path={setup.path} does not name its training data: choose data=..., such as data=cifar10"
         )
     if "root" not in node:
         require_one_of("data_root", config.data_root, [None], hint="this dataset has no folder")
@@ -64,8 +69,8 @@ def _data_config(config: DictConfig, setup: SamplingSetup) -> DictConfig:
     # Not the samples' seed, which a typed data=... would take: the split is that of the training.
     node.seed = setup.data.get("seed", 0) if config.data_seed is None else config.data_seed
     channels, *size = setup.shape
-    require_one_of("data.channels", node.channels, [channels], hint="the model's images have as many")
-    require_one_of("data.image_size", list(node.image_size), [size], hint="the model's images have this size")
+    require_one_of("data.channels", node.channels, [channels], hint="the channels of the model's images")
+    require_one_of("data.image_size", list(node.image_size), [size], hint="the size of the model's images")
     return node
 
 

@@ -133,7 +133,7 @@ def save_nearest(train: Compared, samples: Compared, count: int, path: Path) -> 
 
 def bits_rows(bits: BitsPerDim, *, variance: str) -> dict[str, Any]:
     """The bound's terms, and the total with the error of its mean."""
-    of = f"{len(bits.total):,} held-out images, {variance} variance, one draw of x_t for each t"
+    of = f"{len(bits.total):,} held-out images, {variance} variance, one sample of x_t per t"
     rows = {}
     for term in ("prior", "diffusion", "decoder", "total"):
         values = getattr(bits, term)

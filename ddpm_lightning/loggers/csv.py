@@ -72,7 +72,7 @@ class CSVLogger(Logger):
                 return list(csv.DictReader(file))
         except (ValueError, csv.Error) as error:
             raise UserError(
-                f"{self.path} cannot be read ({brief(error)}): remove it, and the run goes on without its rows"
+                f"{self.path} cannot be read ({brief(error)}): remove it to continue without its rows"
             ) from error
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:

@@ -147,7 +147,7 @@ class WandbLogger(LightningWandbLogger):
             return None
         lost, self._given_up = self._given_up, True
         folder = shlex.quote(os.path.relpath(Path(run.dir).parent))
-        where = f"kept offline; to upload it: wandb sync {folder}" if run.offline else run.url
+        where = f"offline; upload with: wandb sync {folder}" if run.offline else run.url
         try:
             with _no_log_errors():
                 run.finish(exit_code=exit_code)
@@ -155,8 +155,8 @@ class WandbLogger(LightningWandbLogger):
             _end_service()
             if not lost:
                 log.warning(
-                    "W&B has not taken all of the run (%s), which has ended nevertheless: look at the network and at the disk, "
-                    "and upload what was kept by `wandb sync %s`",
+                    "W&B did not receive the whole run (%s): check the network and the disk, then upload the rest with "
+                    "`wandb sync %s`",
                     brief(error),
                     folder,
                 )
@@ -169,7 +169,7 @@ class WandbLogger(LightningWandbLogger):
         mode = os.environ.get("WANDB_MODE", "online").lower()  # "disabled" and "offline" are W&B's own affair
         errors, offline = [], bool(self._offline)
         if not offline and mode == "online" and not _has_key():  # where there is a terminal, W&B would ask, and wait
-            errors, offline = ["no API key was found"], True
+            errors, offline = ["no API key found"], True
         for attempt in [True] if offline else [False, True]:
             try:
                 self._experiment = self._begin(offline=attempt)
@@ -181,8 +181,8 @@ class WandbLogger(LightningWandbLogger):
             self._give_up("; ".join(errors))
         elif errors:
             log.warning(
-                "W&B is used offline (%s): the run goes on, and is kept in %s; upload it later by the command that the "
-                "final message gives, and look at WANDB_API_KEY and the network, or choose logger=none",
+                "W&B runs offline (%s) and keeps the run in %s: check WANDB_API_KEY and the network, and upload it later with "
+                "the command in the final message, or choose logger=none",
                 "; ".join(errors),
                 self._save_dir,
             )
@@ -240,8 +240,8 @@ class WandbLogger(LightningWandbLogger):
     def _give_up(self, why: str) -> None:
         self._given_up = True
         log.warning(
-            "W&B cannot be used (%s): the run goes on without it, and metrics.csv and samples/ hold the same; make room or fix "
-            "what is wrong in %s, or choose logger=none",
+            "W&B is disabled (%s): the run continues, and metrics.csv and samples/ hold the same data; check the disk space "
+            "and permissions of %s, or choose logger=none",
             why,
             self._save_dir,
         )

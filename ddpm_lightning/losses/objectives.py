@@ -152,7 +152,7 @@ class Hybrid(Loss):
     def check(self, denoiser: Denoiser) -> None:
         super().check(denoiser)
         if not denoiser.learned_variance:
-            raise ValueError("the hybrid loss trains a learned variance: choose learned_variance=true")
+            raise ValueError("the hybrid loss requires a learned variance: set learned_variance=true")
 
     def forward(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None

@@ -193,5 +193,5 @@ def _require_finite(*sets: Tensor) -> None:
     for features in sets:
         if wrong := int((~features.isfinite()).flatten(1).any(1).sum()):
             raise UserError(
-                f"the features of {wrong} of {len(features)} images are NaN or infinite: look at the images, or choose other features=..."
+                f"the features of {wrong} of {len(features)} images are NaN or infinite: check the images, or choose other features=..."
             )

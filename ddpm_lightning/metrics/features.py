@@ -148,7 +148,7 @@ def classifier(
     require("features.seed", seed, "0..")
     data = load()
     num_classes = int(data.labels.max()) + 1 if is_labels(data.labels) else 0
-    hint = "features=classifier needs labels (a stream gives its own where data.num_classes is set), features=inception does not"
+    hint = "features=classifier requires labels (for a stream, set data.num_classes); features=inception does not"
     require("the number of classes of the dataset", num_classes, "2..", hint=hint)
     path = cache / "classifiers" / f"{fingerprint(*data.tensors)}_seed{seed}_{num_steps}steps_v{_VERSION}.pt"
     if path.exists():

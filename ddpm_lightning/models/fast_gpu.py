@@ -75,4 +75,4 @@ def _usable(x: Tensor) -> bool:
 def _give_up(error: Exception) -> None:
     global _broken  # noqa: PLW0603  one GPU is as the next
     _broken = True
-    log.warning("the Triton kernels cannot be used, and the network runs without (%s)", brief(error))
+    log.warning("the Triton kernels cannot be used; the network runs without them (%s)", brief(error))

@@ -77,7 +77,7 @@ class MLP(Network):
             ValueError: where x is of another shape.
         """
         if x.shape[2:] != (1, 1):
-            raise ValueError(f"x is {tuple(x.shape)}, and the MLP takes points, (B, {self.in_channels}, 1, 1)")
+            raise ValueError(f"x must be points of shape (B, {self.in_channels}, 1, 1), got {tuple(x.shape)}")
         waves = torch.cat([2**k * math.pi / 2 * x for k in range(OCTAVES)], dim=1)
         h = self.first(torch.cat([x, waves.sin(), waves.cos()], dim=1).flatten(1))
         for block in self.blocks:

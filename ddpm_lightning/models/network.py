@@ -68,7 +68,7 @@ class Network(nn.Module, ABC):
         for name, value in kinds.items():
             require(name, value, SIZES, optional=True)
         if len(given := [f"{name}={value}" for name, value in kinds.items() if value is not None]) > 1:
-            raise UserError(f"a model takes one kind of condition, got {' and '.join(given)}: leave one of them null")
+            raise UserError(f"a model takes one kind of condition, got {' and '.join(given)}: set one of them to null")
         self.in_channels, self.out_channels, self.num_classes = in_channels, out_channels, num_classes
         self.checkpointing = checkpointing
         self.dims, self.condition_size, self.condition_channels = dims, condition_size, condition_channels
@@ -90,11 +90,9 @@ class Network(nn.Module, ABC):
             ValueError: where x or y is of another shape, or y is given to a model that takes none.
         """
         if x.ndim != 2 + self.dims:
-            raise ValueError(
-                f"the data have {x.ndim - 2} axes besides their channels, the model takes dims={self.dims}"
-            )
+            raise ValueError(f"the data have {x.ndim - 2} spatial axes, but the model has dims={self.dims}")
         if x.shape[1] != self.in_channels:
-            raise ValueError(f"the images have {x.shape[1]} channels, the model takes in_channels={self.in_channels}")
+            raise ValueError(f"the images have {x.shape[1]} channels, but the model has in_channels={self.in_channels}")
         emb = self.time_embedding(t)
         if (classes := self.class_embedding) is not None:
             emb = emb + classes(torch.full_like(t, classes.num_embeddings - 1) if y is None else y)
@@ -129,7 +127,7 @@ class Network(nn.Module, ABC):
         given = y.shape[1:] if isinstance(y, Tensor) else ()
         if len(given) != len(shape) or any(n not in (-1, m) for n, m in zip(shape, given, strict=True)):
             wanted = ", ".join("any" if n == -1 else str(n) for n in shape)
-            raise ValueError(f"the condition is shaped {tuple(given)} for each sample, the model takes ({wanted})")
+            raise ValueError(f"the condition must have shape ({wanted}) per sample, got {tuple(given)}")
 
     @abstractmethod
     def transform(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep)
         if not all(isinstance(key, str) for key in mapping):
-            raise yaml.YAMLError("it holds a key that is not a text")
+            raise yaml.YAMLError("it holds a key that is not a string")
         return mapping
 
 
@@ -117,7 +117,7 @@ def recorded_sweep(folder: Path) -> dict[str, Any]:
         ):
             return hydra
     raise UserError(
-        f"{folder / SWEEP} must be the record of a sweep, and is damaged or another file: choose another folder"
+        f"{folder / SWEEP} must be the record of a sweep, but is damaged or another file: choose another folder"
     )
 
 

@@ -40,7 +40,7 @@ def quartiles(settings: Sequence[Setting]) -> Iterator[Figure]:
 
 def errors_by_log_snr(settings: Sequence[Setting]) -> Iterator[Figure]:
     """The last squared errors of each run by the level of noise: the mean over a setting's runs, and from least to most."""
-    title, x_label = "squared error of the predicted noise", "log SNR: noise on the left, the image on the right"
+    title, x_label = "noise-prediction error", "log SNR (noise on the left, image on the right)"
     yield from _plot(settings, _last_errors, title, title=title, x_label=x_label)
 
 

@@ -1,4 +1,4 @@
-"""A report and its copy in W&B: a run of its own in the group of the runs that it compares, and the project's dashboard."""
+"""Publish a report to W&B: a run in the group of the compared runs, and the project's dashboard."""
 
 import json
 import math
@@ -21,21 +21,21 @@ from ddpm_lightning.runs.trust import check_targets
 
 __all__ = ["Published", "differing_keys", "publish", "report_sweep", "report_with_dashboard"]
 
-_PROJECT = "ddpm_lightning"  # that conf/logger/wandb.yaml names
+_PROJECT = "ddpm_lightning"  # the default in conf/logger/wandb.yaml
 
 
 class Published(NamedTuple):
-    """Where a report is to be seen, or why it is not, in words; and its group, None where it is in none."""
+    """Where a report is published, or why it is not, as text; and its W&B group, if any."""
 
     where: str
     group: str | None = None
 
 
 def report_sweep(folder: Path) -> list[str]:
-    """Write the report that a sweep ends in, give it to W&B where its runs were logged there, and return a line for each.
+    """Write a sweep's report, publish it to W&B if its runs were logged there, and return one line for each.
 
     Raises:
-        UserError: where the folder holds no run of train.py.
+        UserError: if the folder holds no run of train.py.
     """
     report = compare(folder)
     written = [str(path) for path in write(report)]
@@ -44,15 +44,18 @@ def report_sweep(folder: Path) -> list[str]:
 
 
 def report_with_dashboard(folder: Path | None, *, project: str | None, entity: str | None) -> Iterator[str]:
-    """Save the dashboard of a W&B project, for a folder of runs behind its report and for their sweep; a line for each thing done.
+    """Save the dashboard of a W&B project; for a folder of runs, write the report first and add the sweep's dashboard.
 
     Args:
-        folder: of runs; None for the dashboard alone.
-        project: None for the runs' own, or the default one.
-        entity: None for the runs' own, or the account's.
+        folder: a folder of runs; None saves the dashboard only.
+        project: the W&B project; None is the runs' own, or the default.
+        entity: the W&B entity; None is the runs' own, or the account's.
+
+        Yields:
+           One line for each thing done.
 
     Raises:
-        UserError: where wandb-workspaces is not installed, the folder holds no run, or W&B gives no access.
+        UserError: if wandb-workspaces is not installed, the folder holds no run, or W&B denies access.
     """
     with optional_package("wandb-workspaces", "workspaces", needed_by="--wandb"):
         from ddpm_lightning.report import workspace
@@ -70,7 +73,7 @@ def report_with_dashboard(folder: Path | None, *, project: str | None, entity: s
 
 
 def differing_keys(settings: Sequence[Setting]) -> list[str]:
-    """Keys of the config by which W&B can tell the settings apart: one for each that was typed, and more where these are not enough."""
+    """Config keys that tell the settings apart in W&B: one per typed key, and more if these are not enough."""
     configs = [flat(setting.config) for setting in settings]
 
     def told_apart(*keys: str) -> int:
@@ -88,9 +91,9 @@ def differing_keys(settings: Sequence[Setting]) -> list[str]:
 
 
 def publish(report: Report) -> Published | None:
-    """Give W&B what a written report holds, online or offline as its runs were; None where no run was logged there.
+    """Publish a written report to W&B, online or offline like its runs; None if no run was logged there.
 
-    Whatever fails is said in the words, so that a sweep does not fail for its report.
+    Failures are returned as text, so a failed report never fails a sweep.
     """
     found = _wandb_of(report.settings)
     if found is None:
@@ -98,11 +101,11 @@ def publish(report: Report) -> Published | None:
     try:
         return _publish(report, *found)
     except Exception as error:  # W&B's package raises errors of many types
-        return Published(f"has not taken the report ({brief(error)})")
+        return Published(f"did not receive the report ({brief(error)})")
 
 
 def _wandb_of(settings: Sequence[Setting]) -> tuple[str, Mapping[str, Any]] | None:
-    """The name and the config of the first W&B logger among the runs."""
+    """Name and config of the first W&B logger among the runs."""
     for run in (run for setting in settings for run in setting.runs):
         for name, node in (run.config.get("logger") or {}).items():
             if isinstance(node, Mapping) and str(node.get("_target_")).endswith(".WandbLogger"):
@@ -111,16 +114,16 @@ def _wandb_of(settings: Sequence[Setting]) -> tuple[str, Mapping[str, Any]] | No
 
 
 def _publish(report: Report, name: str, node: Mapping[str, Any]) -> Published:
-    check_targets(node, "logger")  # the runs may be a stranger's
+    check_targets(node, "logger")  # the runs may be untrusted
     here = report.folder.resolve() / "report"
-    began = Path(str(report.settings[0].config["run_dir"]))  # names their group, also where they were moved
+    began = Path(str(report.settings[0].config["run_dir"]))  # names their group, even if they were moved
     group = node.get("group") or (sweep_name(began) if (report.folder / SWEEP).exists() else None)
     ours = {"group": group, "name": "report", "job_type": "report", "save_dir": str(here), "log_model": False}
     loggers = build_loggers(OmegaConf.create({name: {**node, **ours}}), here, tagged=False)
     keep_wandb_id(here, loggers)
     logger: Any = loggers[0]
     if (run := logger.experiment) is None:
-        return Published("has not taken the report")
+        return Published("did not receive the report")
     try:
         logger.log_hyperparams({"settings": len(report.settings), "runs": sum(len(s.runs) for s in report.settings)})
         columns, rows = _results(report.settings)
@@ -133,12 +136,12 @@ def _publish(report: Report, name: str, node: Mapping[str, Any]) -> Published:
         run.log_artifact(str(report.folder / "report.html"), name=f"report-{run.id}", type="report")
         run.summary.update(_best_values(report.settings))
     finally:
-        where = logger.finish(0) or "has not taken the report"
+        where = logger.finish(0) or "did not receive the report"
     return Published(where, group)
 
 
 def _results(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
-    """The table of results, unrounded: the names of its columns, and a row for each setting."""
+    """The results, unrounded: column names, and one row per setting."""
     keys, metrics = list(settings[0].values), measured(settings)
     head = [*keys, "seeds", *(column for metric in metrics for column in (metric, f"{metric} deviation"))]
     rows: list[list[Any]] = []
@@ -150,7 +153,7 @@ def _results(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
 
 
 def _best_values(settings: Sequence[Setting]) -> dict[str, Any]:
-    """Of each metric that can be compared: the best setting, its mean, deviation and seeds."""
+    """For each comparable metric: the best setting, its mean, deviation and number of seeds."""
     found: dict[str, Any] = {}
     for metric, ranked in rankings(settings).items():
         setting, mean = ranked[0]

@@ -56,14 +56,14 @@ def verdict(metric: str, settings: Sequence[Setting]) -> str | None:
     (first, best), *others = ranked
     value = f"{best} over {best.n} seeds" if best.n > 1 else f"{best} (one seed)"
     if not others:
-        alone = "" if len(settings) == 1 else f" with `{first.name}`, which alone has it"
+        alone = "" if len(settings) == 1 else f" with `{first.name}`, the only setting with this metric"
         return f"`{metric}`: {value}{alone}."
     distances = [Distance.between(best, mean) for _, mean in others]
     beside = [_beside(setting, distance) for (setting, _), distance in zip(others, distances, strict=True)]
     if rest := distances[_NAMED:]:
         beside[_NAMED:] = [f"clear of {sum(bool(d.clear) for d in rest)} of the {len(rest)} others"]
     clear = [distance.clear for distance in distances]
-    end = "" if all(clear) else " Seeds are missing to judge by." if None in clear else " There is no clear winner."
+    end = "" if all(clear) else " More seeds are needed to tell." if None in clear else " There is no clear winner."
     place = "best" if all(clear) else "lowest"
     return f"`{metric}`: **`{first.name}`** is {place}, {value}: {'; '.join(beside)}.{end}"
 

@@ -22,10 +22,10 @@ from ddpm_lightning.run_folder import SWEEP, failed_jobs_in
 __all__ = ["Report", "compare", "write", "write_report"]
 
 _RULE = (
-    f"A distance is **clear** where a t-test gives p < {LEVEL:g}, and else **within** the spread: it may be chance. Where two "
-    "settings share two seeds or more, the test compares seed by seed, since a seed fixes the split of the data, the first weights "
-    "and the noise: a distance can be clear though the deviations overlap. Elsewhere it is Welch's. The p-values are of one pair "
-    "at a time; the best of many settings looks better than it is."
+    f"A difference is **clear** if a t-test gives p < {LEVEL:g}, and otherwise **within** the spread: it may be chance. If two "
+    "settings share at least two seeds, the test is paired by seed, since a seed fixes the data split, the initial weights "
+    "and the noise: a difference can be clear even if the deviations overlap. Otherwise it is Welch's test. The p-values are "
+    "not corrected for multiple comparisons, so the best of many settings looks better than it is."
 )
 _IMAGES = 12  # of a setting in the contact sheet, whatever the number of its seeds
 
@@ -103,10 +103,10 @@ def _results(settings: Sequence[Setting]) -> Section:
                 cells.append(text)
         rows.append(Row(cells, line_style(i)))
     note = (
-        "Of each finished run the best of its validations (`best` in its summary.json; less is better), then mean ± standard "
+        "The best validation of each finished run (`best` in its summary.json; lower is better), as mean ± standard "
         "deviation over the seeds (with n − 1)."
     )
-    details = ("What is clear, and what is within the spread?", _RULE) if several and ranked else None
+    details = ("When is a difference clear?", _RULE) if several and ranked else None
     return Section("Results", table=Table(head, rows, len(keys)), note=note, details=details)
 
 
@@ -121,7 +121,7 @@ def _unfinished(folder: Path, runs: Sequence[Run]) -> Iterator[Section]:
     rows += [Row([f"job {number}", "failed", f"`{j['overrides']}`: {j['why']}"]) for number, j in noted.items()]
     if rows:
         table = Table(["job", "status", "why"], rows, 3)
-        yield Section("Not finished", table=table, note="These count in no mean above.")
+        yield Section("Not finished", table=table, note="These runs are excluded from the means above.")
 
 
 def _samples(settings: Sequence[Setting]) -> Iterator[Section]:
@@ -137,20 +137,20 @@ def _samples(settings: Sequence[Setting]) -> Iterator[Section]:
         keys = ("callbacks.sample_grid.seed", "data.image_size", "data.channels")
         noises = [[part(setting.config, key) for key in keys] for setting in settings]
         shared = noises[0][0] is not None and all(noise == noises[0] for noise in noises)
-        same = " Images below each other are drawn from the same noise." if shared else ""
+        same = " Images in a column are sampled from the same noise." if shared else ""
         sheet = Sheet([f"seed {seed}" for seed in seeds], rows)
-        yield Section("Samples", f"From each run's last picture.{same}", sheet=sheet)
+        yield Section("Samples", f"From each run's last figure.{same}", sheet=sheet)
 
 
 def _curves(settings: Sequence[Setting]) -> list[Section]:
-    means = "Mean over the seeds; the band reaches from the least run to the greatest."
+    means = "Mean over the seeds; the band spans the minimum and maximum."
     if differ := incomparable("val/loss", settings):
         keys = " and ".join(f"`{key}`" for key in differ)
-        means += f" The settings' losses do not compare, since they differ in {keys}."
+        means += f" The losses are not comparable, since the settings differ in {keys}."
     errors = (
-        "The squared error of the predicted noise at fixed levels of it (`mse_at_log_snr/...` in metrics.csv), from the last "
-        "time that each run measured it; 1 is what guessing no noise gives. These compare, whatever schedules, predictions and "
-        "losses the settings differ in. The band reaches from the least run to the greatest."
+        "The noise-prediction error at fixed log SNR (`mse_at_log_snr/...` in metrics.csv; lower is better), from each run's "
+        "last measurement; predicting zero noise gives 1. Comparable across schedules, prediction types and losses. "
+        "The band spans the minimum and maximum over the seeds."
     )
     sections = [
         Section("Curves", means, plots=[*curves(settings)]),
@@ -172,8 +172,8 @@ def _cost(settings: Sequence[Setting]) -> Section:
         rows.append(Row([f"`{setting.name}`", *cells], line_style(i)))
     head = ["setting", "wall seconds", "images/s", "parameters", "steps", "processes", "evaluations/sample"]
     note = (
-        "Means over the seeds; the seconds include validations and pictures, the images per second do not. The evaluations are "
-        "those of the network for one sample by the run's own `sampler`."
+        "Means over the seeds; the seconds include validation and figures, the images per second do not. Evaluations are "
+        "network evaluations per sample with the run's own `sampler`."
     )
     return Section("Cost", table=Table(head, rows), note=note)
 
@@ -188,7 +188,7 @@ def _origin(folder: Path, settings: Sequence[Setting]) -> Section:
         for i, setting in enumerate(settings)
         for run in setting.runs
     ]
-    again = f"This page again: `python -m ddpm_lightning report {os.path.relpath(folder)}`"
+    again = f"Rebuild this page: `python -m ddpm_lightning report {os.path.relpath(folder)}`"
     return Section("How it was made", command, Table(["folder", "setting", "seed", "status"], rows, 4), note=again)
 
 

@@ -181,7 +181,7 @@ def _try_steps(config: DictConfig, module: DDPM, data: ImageDataModule, trainer:
         graph_training(module, trainer, strangers=config.compile == "graphs")
     if config.data.batch_size == "auto" and trainer.world_size > 1:
         raise UserError(
-            "data.batch_size=auto is for one process: find the number with trainer.devices=1 trainer.max_steps=1, and give it"
+            "data.batch_size=auto requires a single process: find the size with trainer.devices=1 trainer.max_steps=1, and set it"
         )
     waits = module.loss.times.adaptive and trainer.world_size > 1  # for the other processes
     if trainer.global_rank > 0 or waits or isinstance(trainer.strategy, FSDP2):
@@ -195,7 +195,7 @@ def _try_steps(config: DictConfig, module: DDPM, data: ImageDataModule, trainer:
             data.batch_size = config.data.batch_size = automatic_batch_size(trial, data.source.num_images("train"))
         return trial.estimate(config.data.batch_size)
     except Exception as error:  # of a part of one's own; what is wrong with it is seen in training
-        hint = f"the network cannot be tried beside a run ({brief(error)})"
+        hint = f"the network cannot be tried before the run ({brief(error)})"
         require("data.batch_size", config.data.batch_size, "1..", hint=hint)
         return None
 
@@ -222,7 +222,9 @@ def _begin_with(module: DDPM, path: Path) -> None:
     """Fine-tuning: another model's averaged weights in place of the initial ones."""
     model, theirs = module.denoiser.model, load_model(path, key="init_from")[0].model.state_dict()
     if wrong := differing(model.state_dict(), theirs):
-        raise UserError(f"init_from={path} is another network: {wrong}; choose the model=... that it was trained with")
+        raise UserError(
+            f"init_from={path} holds a different network: {wrong}; choose the model=... that it was trained with"
+        )
     model.load_state_dict(theirs)
 
 

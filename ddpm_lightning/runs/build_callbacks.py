@@ -56,7 +56,7 @@ def build_callbacks(config: DictConfig, sampler: Sampler, data: Mapping[str, Any
         for key, kind in (("ema", EMA), ("loss_guard", LossGuard)):
             if isinstance(callback, kind) and getattr(callback, "name", key) == key:
                 if key in handed:
-                    raise UserError(f"callbacks.{name} must have a name of its own: there is one of its kind already")
+                    raise UserError(f"callbacks.{name} must have a unique name: another {kind.__name__} has it already")
                 handed[key] = callback
         built[name] = callback
     chosen = [built[name] for name in nodes]

@@ -24,7 +24,7 @@ __all__ = [
 _FIXED = {
     "optimizer": "the checkpoint holds its state",
     "lr_scheduler": "the checkpoint holds its state",
-    "seed": "it decides the order of the images, and which of them are held out",
+    "seed": "it determines the order of the images and the validation split",
     "schedule": "the weights are trained for it",
     "prediction": "the weights are trained for it",
     "learned_variance": "the weights are trained for it",
@@ -35,8 +35,8 @@ _FIXED = {
     "data.value_range": "the weights are trained on them",
     "data.dataset": "the weights are trained on it",
     "data.num_classes": "the weights are trained on them",
-    "data.val_fraction": "images that the run has trained on would be held out",
-    "data.seed": "images that the run has trained on would be held out",
+    "data.val_fraction": "images that the run was trained on would be held out",
+    "data.seed": "images that the run was trained on would be held out",
 }
 _FREE = ("condition", "workers", "sizes", "max_damaged", "fused", "foreach")  # how something is read or computed
 
@@ -105,7 +105,7 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
         if _fixed_part(old) != _fixed_part(new):
             values = "" if isinstance(old, dict) or isinstance(new, dict) else f" from {old} to {new}"
             raise UserError(
-                f"{key} cannot be changed{values} when a run is resumed, since {why}: leave it away, or start a new run with "
+                f"{key} cannot be changed{values} when a run is resumed, since {why}: omit it, or start a new run with "
                 f"init_from={folder}"
             )
 

@@ -74,15 +74,15 @@ def _refuse_missing(keys: set[str]) -> None:
 def _check_strangers(config: DictConfig) -> None:
     if str(config.features.get("_target_")).endswith(".custom"):
         raise UserError(
-            "features=custom is for evaluate.py, since a resumed run builds nothing from its checkpoint that we do not ship: "
+            "features=custom only works in evaluate.py, since a resumed run builds only classes that ddpm_lightning ships: "
             "choose features=classifier or features=inception"
         )
     guard, strategy = config.callbacks.get("loss_guard"), config.trainer.strategy
     sharded = isinstance(strategy, DictConfig) and str(strategy.get("_target_")).endswith(".FSDP2")
     if sharded and guard is not None and guard.get("rollback"):
         raise UserError(
-            f"callbacks.loss_guard.rollback={guard.rollback}: a run whose weights are sharded across GPUs cannot go back "
-            "within one start: leave it at 0, and resume"
+            f"callbacks.loss_guard.rollback must be 0 for weights sharded across GPUs, got {guard.rollback}: "
+            "resume the run instead"
         )
 
 
@@ -121,20 +121,20 @@ def _check_trainer(trainer: DictConfig) -> None:
     require("trainer.num_sanity_val_steps", trainer.num_sanity_val_steps, "-1..100000000", hint="-1 runs all")
     for key, share in (("limit_train_batches", "(0, 1]"), ("limit_val_batches", "[0, 1]")):
         if not is_integer(trainer[key]):
-            require(f"trainer.{key}", trainer[key], share, optional=True, hint="a share, or a number of batches")
-    hint = "the loaders know their process"
+            require(f"trainer.{key}", trainer[key], share, optional=True, hint="a fraction, or a number of batches")
+    hint = "the loaders split the data among the processes themselves"
     require_one_of("trainer.use_distributed_sampler", trainer.use_distributed_sampler, (False,), hint=hint)
-    hint = "the batches of an epoch are new ones; train on a small dataset of your own to learn it by heart"
+    hint = "every epoch has new batches; to overfit, train on a small dataset of your own"
     require_one_of("trainer.overfit_batches", trainer.get("overfit_batches"), (0, 0.0, None), hint=hint)
     precisions, hint = (
         ("32-true", "bf16-mixed", "16-mixed", "32"),
-        "weights and their average are kept in float32",
+        "weights and EMA weights are kept in float32",
     )
     require_one_of("trainer.precision", str(trainer.precision), precisions, hint=hint)
     require("trainer.gradient_clip_val", trainer.gradient_clip_val, "(0, inf)", optional=True)
     interval = trainer.val_check_interval
     if isinstance(interval, float) and trainer.check_val_every_n_epoch is not None:
-        require("trainer.val_check_interval", interval, "(0, 1]", hint="a share of an epoch")
+        require("trainer.val_check_interval", interval, "(0, 1]", hint="a fraction of an epoch")
     else:
         require("trainer.val_check_interval", interval, "1..100000000", hint="it counts optimizer steps")
     _check_devices(trainer)
@@ -143,10 +143,12 @@ def _check_trainer(trainer: DictConfig) -> None:
 def _check_devices(trainer: DictConfig) -> None:
     devices = trainer.devices
     if not re.fullmatch(r"auto|[1-9]\d*|\[\d+(, \d+)*\]|\d+(,\d+)+", str(devices)):
-        raise UserError(f"trainer.devices must be a number of devices, a list of their numbers, or auto, got {devices}")
+        raise UserError(
+            f"trainer.devices must be a number of devices, a list of device indices, or auto, got {devices}"
+        )
     cores = os.cpu_count() or 1
     if is_integer(devices) and devices > max(8, 4 * cores):
-        raise UserError(f"trainer.devices={devices} is more than this machine's {cores} cores can serve: give fewer")
+        raise UserError(f"trainer.devices={devices} is too many for this machine's {cores} cores: use fewer")
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             f"trainer.accelerator={trainer.accelerator}, trainer.devices={devices}: this machine has no CUDA GPU; "
@@ -154,6 +156,6 @@ def _check_devices(trainer: DictConfig) -> None:
         )
     if trainer.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
         raise UserError(
-            f"trainer.num_nodes={trainer.num_nodes}: this process was told of no other (MASTER_ADDR is not set): start it "
-            "by srun with trainer=slurm, or by torchrun on every node"
+            f"trainer.num_nodes={trainer.num_nodes} requires MASTER_ADDR, which is not set: start the run "
+            "with srun and trainer=slurm, or with torchrun on every node"
         )

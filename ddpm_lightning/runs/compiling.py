@@ -43,7 +43,7 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
         raise UserError("compile=true requires a C++ compiler on a CPU: install g++, or choose compile=false")
     if device.type == "cpu" and has_fast_forms(model):
         log.warning(
-            "compile=true: on a CPU this network's own layers are faster than compiled ones, and stay; model.fast_cpu=false compiles"
+            "compile=true is ignored on a CPU, where this network's own layers are faster: set model.fast_cpu=false to compile them"
         )
         return
     blocks = blocks_of(model)
@@ -70,6 +70,6 @@ class _Falling:
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             if not _Falling.warned:
                 _Falling.warned = True
-                log.warning("compile=true failed, and the network runs uncompiled (%s)", brief(error))
+                log.warning("compile=true failed; the network runs uncompiled (%s)", brief(error))
             self._block._compiled_call_impl = None
             return self._block(*args)

@@ -98,7 +98,7 @@ class GraphedDDPM(DDPM):
                 graphs[key] = _Step(self, super().learn, inputs, self.record or _recorded)
             outputs = graphs[key].replay(inputs)
         except RuntimeError as error:  # of a network or a loss that waits for the device, or copies from the host
-            log.warning("this training step cannot be a CUDA graph, and runs without (%s)", brief(error))
+            log.warning("this training step cannot be captured as a CUDA graph and runs without one (%s)", brief(error))
             self._cannot_be_recorded = True
             return super().learn(x0, x_t, t, noise, weight, y)
         self._replayed = graphs[key]
@@ -224,7 +224,7 @@ class _GraphedCall:
             try:
                 self._graphs[key] = inputs, *self._record(run)
             except RuntimeError as error:
-                log.warning("this network cannot be a CUDA graph, and runs without (%s)", brief(error))
+                log.warning("this network cannot be captured as a CUDA graph and runs without one (%s)", brief(error))
                 self._failed = True
                 return self._model._call_impl(x, t, y)
         inputs, replay, out = self._graphs[key]

@@ -99,7 +99,7 @@ def data_config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     size = data.get("image_size") if isinstance(data, dict) else None
     sides = isinstance(size, list) and 1 <= len(size) <= 3 and all(is_integer(side, "1..65536") for side in size)
     if not isinstance(data, dict) or not sides or not is_integer(data.get("channels"), "1..4096"):
-        raise UserError("the checkpoint's config does not say what images it was trained on: give another checkpoint")
+        raise UserError("the checkpoint's config does not give the size of its images: use another checkpoint")
     return data
 
 
@@ -130,13 +130,13 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str | None = None, tr
         raise
     except Exception as error:  # a strange config has any of them
         raise UserError(
-            f"the checkpoint's config and weights do not fit together, or are of another version ({one_line(error)}): "
-            "give another checkpoint"
+            f"the checkpoint's config and weights do not match, or come from another version ({one_line(error)}): "
+            "use another checkpoint"
         ) from error
     if broken := [name for name, value in theirs.items() if not value.isfinite().all()]:
         raise UserError(
             f"weights={weights}: {len(broken)} of the checkpoint's weights are NaN or infinite, among them {broken[0]}: "
-            "give an earlier checkpoint"
+            "use an earlier checkpoint"
         )
     return denoiser.eval()
 

@@ -162,8 +162,8 @@ class Ranks(Thread):
 def _how_it_ended(code: int) -> str:
     if code > 0:
         return f"ended with exit code {code}"
-    reason = ", as the system does where memory is short" if -code == getattr(signal, "SIGKILL", 0) else ""
-    return f"was ended by {signal.Signals(-code).name}{reason}"
+    reason = ", possibly out of memory" if -code == getattr(signal, "SIGKILL", 0) else ""
+    return f"was killed by {signal.Signals(-code).name}{reason}"
 
 
 def requeue() -> None:
@@ -175,7 +175,7 @@ def requeue() -> None:
     try:
         subprocess.run(["scontrol", "requeue", job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        log.warning("job %s was not started again (%s): submit it once more, it resumes where it stopped", job, error)
+        log.warning("job %s was not requeued (%s): submit it again to resume the run", job, error)
 
 
 def total_memory() -> float:

@@ -65,17 +65,17 @@ class ResumePoint(NamedTuple):
             wrong = wrong or differing(averaged, average)
         if wrong:
             raise UserError(
-                f"resume: {self.path} is of another network: {wrong}; leave model=..., data=... and schedule=... as they were"
+                f"resume: {self.path} holds a different network: {wrong}; leave model, data and schedule unchanged"
             )
         if not is_state_of(module, self.checkpoint["optimizer_states"]):
             raise UserError(
-                f"resume: the optimizer's state in {self.path} is of another network, or damaged: start a new run"
+                f"resume: the optimizer state in {self.path} belongs to another network or is damaged: start a new run"
             )
         before = self.checkpoint.get("data_fingerprint")
         if before is not None and before != fingerprint:
             raise UserError(
-                f"data: the images or labels are not those that the run has learned (fingerprint {before}, now {fingerprint}): "
-                f"give their folder by data.root=..., or start a new run with init_from={self.path}"
+                f"data: the images or labels differ from those that the run was trained on (fingerprint {before}, now {fingerprint}): "
+                f"set data.root=... to their folder, or start a new run with init_from={self.path}"
             )
 
 
@@ -127,7 +127,7 @@ def newest_point(folder: Path, *, warn: bool = True) -> ResumePoint:
     if found:
         raise UserError(f"resume={folder}: none of its {len(found)} checkpoints can be read; start a new run")
     if warn:
-        log.warning("resume=%s: nothing had been saved yet, the run starts again", folder)
+        log.warning("resume=%s: no checkpoint was saved yet; the run starts from the beginning", folder)
     config, typed = read_record(folder / "config.yaml"), []
     with suppress(UserError):  # not needed, but for keys that are not in the default config
         typed = read_record(folder / ".hydra" / "overrides.yaml")
@@ -142,7 +142,7 @@ def first_intact(paths: Sequence[Path], *, warn: bool = True) -> ResumePoint | N
         try:
             checkpoint = load_checkpoint(path)
             if missing := lacking(checkpoint):
-                raise UserError(f"{path} is of another version: it lacks {', '.join(sorted(missing))}")
+                raise UserError(f"{path} comes from another version: it lacks {', '.join(sorted(missing))}")
         except UserError as error:
             if warn:
                 log.warning("%s (resuming from the one before it)", error)
@@ -163,6 +163,6 @@ def refuse_another(config: DictConfig, folder: Path) -> None:
         chosen = key == "data.batch_size" and new == "auto"  # by the run itself, then
         if key not in ("resume", "run_dir", "optimized_metric") and not chosen:
             raise UserError(
-                f"{os.path.relpath(folder)} holds a run with {key}={old}, not {new}: resume the sweep as it was by "
-                f"-m resume={os.path.relpath(folder.parent)}, or leave hydra.sweep.dir away to start another"
+                f"{os.path.relpath(folder)} holds a run with {key}={old}, not {new}: resume the sweep unchanged with "
+                f"-m resume={os.path.relpath(folder.parent)}, or omit hydra.sweep.dir to start a new one"
             )

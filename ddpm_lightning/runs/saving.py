@@ -72,8 +72,8 @@ def _node_of(model: nn.Module) -> dict[str, Any]:
     kind, settings = type(model), getattr(model, "settings", None)
     if settings is None or kind.__module__ == "__main__" or not _is_plain(settings):
         raise UserError(
-            f"{kind.__name__} cannot be kept by itself: give model={{'_target_': 'mylab.Net', ...}} with its module and arguments, or "
-            "make it a subclass of ddpm_lightning.models.Network, in a module of its own, with plain arguments"
+            f"{kind.__name__} cannot be saved without its config: pass model={{'_target_': 'mylab.Net', ...}} with its arguments, or "
+            "define it as a subclass of ddpm_lightning.models.Network in an importable module, with plain arguments"
         )
     home = "ddpm_lightning.models" if kind.__module__.startswith("ddpm_lightning.models.") else kind.__module__
     return {"_target_": f"{home}.{kind.__qualname__}", **_as_lists(settings)}

@@ -256,7 +256,7 @@ def _words(kind: Any) -> str:
         )
     if origin in (dict, Mapping) or kind in (dict, Mapping):
         return "a mapping"
-    return _WORDS.get(kind, "a part with a _target_")
+    return _WORDS.get(kind, "a config with a _target_")
 
 
 def _several(kind: Any) -> str:

@@ -111,7 +111,7 @@ def _begin(run: Run) -> None:
     if run.estimate is not None:
         say(run.estimate.sentence(_batches_left(run)))
     if argument := environment.trust_argument(packages_to_trust(run.record.config)):
-        say(f"It uses parts from outside ddpm_lightning: to resume, sample or evaluate this run, add {argument}")
+        say(f"This run uses classes from outside ddpm_lightning: to resume, sample or evaluate it, add {argument}")
     trainer.loggers = [run.csv, *run.loggers]
     keep_wandb_id(run.folder, run.loggers)
     _write_yaml(run.folder / "config.yaml", run.record.config)
@@ -197,13 +197,13 @@ def _go_back(run: Run, error: Diverged) -> Path | None:
     before = first_intact(newest.by_steps_alone()) if newest and guard and guard.may_go_back else None
     if before is None:
         saved = next(filter(None, (newest_intact(kept.folder) for kept in (newest, *best) if kept)), None)
-        words = f"the newest intact checkpoint is {saved}; " if saved else "nothing had been saved by then; "
+        words = f"the newest intact checkpoint is {saved}; " if saved else "no checkpoint was saved before; "
         raise Diverged(error.what, error.step, words) from error
     step = before.checkpoint["global_step"]
     guard.go_back(error, step=step, accumulate=run.trainer.accumulate_grad_batches)
     say(
-        f"{error.what} became NaN or infinite at step {error.step}: back to the checkpoint of step {step}, skipping the batches up to "
-        "there"
+        f"{error.what} became NaN or infinite at step {error.step}: rolling back to the checkpoint of step {step} and skipping the batches in "
+        "between"
     )
     if run.trainer.is_global_zero:
         for kept in best:

@@ -39,8 +39,8 @@ def warn_of_signal(schedule: NoiseSchedule) -> None:
     last = float(schedule.alpha_bar[-1])
     if last > 0.01:
         log.warning(
-            "alpha_bar_T = %.3g: after T = %d steps the images are not yet noise, and samples, which begin with pure "
-            "noise, will be worse for it; take more steps, larger betas or schedule=cosine",
+            "alpha_bar_T = %.3g: after T = %d steps the images are not pure noise, which degrades samples: use more steps, "
+            "larger betas or schedule=cosine",
             last,
             schedule.num_steps,
         )
@@ -59,7 +59,7 @@ def check_memory(node: DictConfig) -> None:
     needed, held = 4 * parameters * copies / 2**30, total_memory() / 2**30
     if needed > held:
         error = ValueError(
-            f"{parameters:,} parameters take {needed:,.0f} GiB, and this machine has {held:,.0f}: give smaller numbers"
+            f"{parameters:,} parameters take {needed:,.0f} GiB, but this machine has {held:,.0f} GiB: choose a smaller network"
         )
         raise UserError(with_settings("model", error, node))
 
@@ -99,7 +99,7 @@ def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sa
             raise UserError(f"data.num_classes must be the number of labels in {data.dataset.condition}, got null")
         if denoiser.has_null:
             raise UserError(
-                "the model takes a condition, and the dataset gives none: give one, as by data.dataset.condition=FILE of data=arrays, "
+                "the model requires a condition, but the dataset has none: provide one (data.dataset.condition=FILE with data=arrays), "
                 "or set model.condition_size and model.condition_channels to null"
             )
     if y is not None or not _knows_its_condition(denoiser):
@@ -119,7 +119,7 @@ def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sa
         and found[0] >= 0
     ):
         log.warning(
-            "the data's values are from %g to %g, half of the model's range: data.value_range=%s would be all of it",
+            "the data range from %g to %g, half of the model's range: data.value_range=%s uses all of it",
             *found,
             found,
         )

@@ -63,12 +63,12 @@ def check_targets(
         node, role, key, depth = left.pop()
         count += 1
         if count > _NODES or depth > _DEPTH:
-            raise UserError("the checkpoint's config is nested deeper, or longer, than any of ours: refused")
+            raise UserError("the checkpoint's config is too deep or too long: refused")
         if key in typed:
             continue
         if isinstance(node, Mapping):
             if not all(isinstance(name, str) for name in node):
-                raise UserError("the checkpoint's config has keys that are no names: refused")
+                raise UserError("the checkpoint's config has keys that are not names: refused")
             trusted = _is_trusted(node.get("_target_"), trust)
             if not trusted:
                 _check_node(node, ROLES[role])
@@ -115,7 +115,9 @@ def _is_trusted(target: Any, trust: Collection[str]) -> bool:
     try:
         found = get_object(target)
     except Exception as error:  # whatever its import raises
-        raise UserError(f"{target} cannot be imported ({brief(error)}): run this where {packages[0]} can be") from error
+        raise UserError(
+            f"{target} cannot be imported ({brief(error)}): run this where {packages[0]} is importable"
+        ) from error
     home = getattr(found, "__module__", None)
     if not (callable(found) and isinstance(home, str) and any(f"{home}.".startswith(f"{name}.") for name in packages)):
         raise UserError(f"the checkpoint asks for {target}, which is not defined in {packages[0]}: refused")
@@ -128,13 +130,13 @@ def _check_node(node: Mapping[str, Any], role: Role) -> None:
     if "_target_" in node and not role.has(target) and not inside:
         root = str(target).partition(".")[0]
         if root in _TOO_MUCH or not root.isidentifier():
-            raise UserError(f"the checkpoint asks for {target}, no part of ddpm_lightning's in this place: refused")
+            raise UserError(f"the checkpoint asks for {target}, which is not allowed in this place: refused")
         raise UserError(
             f"the checkpoint names {target}, which is not part of ddpm_lightning: refused; if you trust {root}, add trust=[{root}] "
             f"(--trust {root} for a command of `ddpm`, or DDPM_TRUST={root} in the environment)"
         )
     if "_args_" in node:
-        raise UserError("the checkpoint's config has arguments without a name: refused")
+        raise UserError("the checkpoint's config has positional arguments: refused")
     if odd := [name for name in node if name.startswith("_") and name not in ("_target_", "_partial_")]:
         raise UserError(f"the checkpoint's config sets {', '.join(sorted(odd))}: refused")
     if role is ROLES["logger"]:
@@ -146,7 +148,7 @@ def _check_node(node: Mapping[str, Any], role: Role) -> None:
 
 def _check_value(node: Any) -> None:
     if not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
-        raise UserError(f"the checkpoint's config holds {node!r:.200}, which is no plain value: refused")
+        raise UserError(f"the checkpoint's config holds {node!r:.200}, which is not a plain value: refused")
     if isinstance(node, str) and node.strip().startswith("pipe:") and not environment.allows_pipes():
         raise UserError(f"the checkpoint's config runs a command ({node}): if you trust it, set DDPM_ALLOW_PIPE=1")
 
@@ -161,8 +163,8 @@ def _check_paths(node: Mapping[str, Any], key: str, folder: Path, typed: Collect
         plain = name != "filename" or _FILENAME.fullmatch(value)
         if not plain or not _is_inside(os.path.join(above, value), folder):
             raise UserError(
-                f"the checkpoint asks to write to {below}={value}, outside of its run's folder: refused; if that is what you "
-                "want, type it"
+                f"the checkpoint asks to write to {below}={value}, outside its run folder: refused; to allow it, "
+                "type it on the command line"
             )
 
 

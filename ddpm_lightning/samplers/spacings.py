@@ -13,7 +13,7 @@ Spacing = Callable[[int, int, Tensor | None], list[float]]
 
 def _karras(T: int, N: int, log_snr: Tensor | None, rho: float = 7.0) -> list[float]:
     if log_snr is None:
-        raise ValueError("spacing=karras is a spacing of noise levels: the schedule's log SNR must be given")
+        raise ValueError("spacing=karras requires the schedule's log_snr")
     levels = log_snr.cpu().double()
     # T is visited whatever its σ, which may be infinite; the others lie below the paper's σ_max = 80.
     largest = torch.exp(-levels[-1] / 2).clamp(max=80) ** (1 / rho)

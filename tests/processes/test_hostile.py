@@ -573,7 +573,7 @@ def a_state_of_single_numbers(yard):
         checkpoint["optimizer_states"][0]["param_groups"][0]["fused"] = True
 
     edit(yard.run, change)
-    return ["train.py", f"resume={yard.run}", "trainer.max_steps=6"], "the optimizer's state in"
+    return ["train.py", f"resume={yard.run}", "trainer.max_steps=6"], "the optimizer state in"
 
 
 def a_root_to_download_to(yard):
@@ -585,7 +585,7 @@ def a_root_to_download_to(yard):
 
     (yard.victim / ".ddpm_lightning_download_mine").mkdir()
     edit(yard.run, change)
-    return ["train.py", f"resume={yard.run}"], "which a checkpoint names, does not hold MNIST"
+    return ["train.py", f"resume={yard.run}"], "(named by a checkpoint) does not hold MNIST"
 
 
 def a_pipe(yard):

@@ -134,7 +134,8 @@ def test_super_resolution_is_sampled_from_the_conditions_of_the_run_or_of_a_file
 def test_conditions_that_do_not_fit_are_refused(small_to_large, tmp_path):
     np.save(tmp_path / "three.npy", np.zeros((4, 3, 4, 4)))
     with pytest.raises(
-        UserError, match=r"condition=.*three.npy does not fit the model: the condition is shaped \(3, 4, 4\)"
+        UserError,
+        match=r"condition=.*three.npy does not fit the model: the condition must have shape .* got \(3, 4, 4\)",
     ):
         draw(small_to_large, tmp_path / "out", f"condition={tmp_path / 'three.npy'}")
     assert not (tmp_path / "out").exists()
@@ -159,8 +160,8 @@ def test_embeddings_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model.condition_size=5"], "the model takes a condition, and the dataset gives none"),
-        (["model=dit_s", "model.depth=1", "model.condition_channels=5"], "the model takes a condition, and"),
+        (["model.condition_size=5"], "the model requires a condition, but the dataset has none"),
+        (["model=dit_s", "model.depth=1", "model.condition_channels=5"], "the model requires a condition, but"),
         (
             ["data.dataset.condition=labels.npy", "model.condition_size=1"],
             "data.num_classes must be the number of labels",
@@ -171,7 +172,7 @@ def test_embeddings_from_a_file(tmp_path):
         ),
         (["data.dataset.condition=text.npy"], "a condition of .5.: a condition was given .* set condition_size"),
         (["data.dataset.condition=text.npy", "data.num_classes=3"], "data.num_classes must be null, got 3"),
-        (["data.dataset.condition=short.npy"], "condition must have a row for each of the 12 samples, got 4"),
+        (["data.dataset.condition=short.npy"], "condition must have one row for each of the 12 samples, got 4"),
     ],
 )
 def test_conditions_that_are_not_there_or_not_meant_are_refused_before_a_folder_is_made(

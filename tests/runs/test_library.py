@@ -101,7 +101,7 @@ def test_a_network_that_does_not_know_its_settings_is_refused_before_a_file_is_m
     class Own(nn.Module):
         pass
 
-    with pytest.raises(UserError, match="Own cannot be kept by itself"):
+    with pytest.raises(UserError, match="Own cannot be saved without its config"):
         save_denoiser(Denoiser(Own(), schedules.linear()), tmp_path / "mine.ckpt")
     assert not any(tmp_path.iterdir())
 

@@ -274,13 +274,13 @@ trainer.use_distributed_sampler=true
 
 # What is wrong with two settings together, or with what is no number.
 EXPLAINED = {
-    "features=custom": "features=custom is for evaluate.py",
+    "features=custom": "features=custom only works in evaluate.py",
     "trainer.strategy=fast": "trainer: ",
     "prediction=score": "prediction must be epsilon, x0 or v, got 'score'",
-    "model.in_channels=3": "data.image_size=[8, 8], data.channels=1: the images have 1 channels, the model takes in_channels=3",
+    "model.in_channels=3": "data.image_size=[8, 8], data.channels=1: the images have 1 channels, but the model has in_channels=3",
     "model.base_channels=30": "model.base_channels must be a multiple of norm_groups=4, got 30",
     "sampler.num_steps=1001": "sampler.num_steps must be an integer from 1 to 1000, got 1001",
-    "data.num_classes=7": "data.num_classes must be 10 or more, or null, got 7: the labels are from 0 to 9",
+    "data.num_classes=7": "data.num_classes must be at least 10, or null, got 7: the labels range from 0 to 9",
     "loss=hybrid": "learned_variance",
     "schedule=betas": "schedule.betas has no default",
     "schedule=linear_zero_snr": "prediction must be x0 or v, got 'epsilon': the schedule has zero terminal SNR",

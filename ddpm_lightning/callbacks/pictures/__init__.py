@@ -1,1 +1,1 @@
-"""Figures of the model while it trains."""
+"""Figures during training."""

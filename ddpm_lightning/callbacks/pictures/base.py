@@ -1,4 +1,4 @@
-"""A figure of samples every so many steps and at the end."""
+"""Base class of figures of samples."""
 
 from abc import abstractmethod
 from collections import deque
@@ -24,28 +24,28 @@ __all__ = ["Pictures"]
 
 
 class Pictures(Periodic):
-    """Draws from fixed seeds, so that pictures are comparable over time, with the averaged weights or the raw ones, in float32.
+    """Samples from fixed seeds, so that figures are comparable over time, with the EMA or raw weights in float32.
 
-    All ranks draw, since weights that are shared out ask for all; rank zero saves and logs.
+    All ranks sample, since sharded weights require all of them; rank zero saves and logs.
 
-    The picture goes to `<folder>/<name>_<step>.png` and to every logger that takes images, as `samples/<name>`.
+    The figure is saved to `<folder>/<name>_<step>.png` and logged as `samples/<name>` to every logger that takes images.
 
     Args:
-        sampler: noise to image.
+        sampler: maps noise to images.
         shape: (C, H, W) of one image, or (C, ...) of other data.
-        folder: where the files go.
-        num_samples: images in a picture.
-        every_n_steps: optimiser steps between pictures; None for one at the end only.
-        seed: image i's noise depends on (seed, i) only.
-        num_classes: image i is drawn with the label i mod num_classes; None for a model without labels.
-        condition: image i is drawn with row i mod N of these N, or of a file of them, see `load_condition`; in place of labels.
-        guidance_scale: of classifier-free guidance, see `Guided`.
-        weights: "ema" or "raw"; the figures of the raw weights are called `raw_<name>`.
-        ema: the run's average of the weights; without one the raw weights are used.
-        stopwatch: of training, which is paused meanwhile.
+        folder: the folder for the files.
+        num_samples: images per figure.
+        every_n_steps: optimizer steps between figures; None for one at the end only.
+        seed: the noise of image i depends on (seed, i) only.
+        num_classes: image i has the label i mod num_classes; None for a model without labels.
+        condition: image i has row i mod N of these N conditions, or of a file of them (see `load_condition`), in place of labels.
+        guidance_scale: scale of classifier-free guidance, see `Guided`.
+        weights: "ema" or "raw"; figures of the raw weights are named `raw_<name>`.
+        ema: the run's EMA; None uses the raw weights.
+        stopwatch: the training stopwatch, paused during sampling.
 
     Raises:
-        UserError: for other numbers or weights.
+        UserError: for a number out of range, or unknown weights.
     """
 
     name: str
@@ -90,18 +90,18 @@ class Pictures(Periodic):
 
     @abstractmethod
     def draw(self, pl_module: Any) -> Tensor:
-        """The picture, uint8 (C, H, W)."""
+        """The figure, uint8 (C, H, W)."""
 
     def samples(self, pl_module: Any, indices: Sequence[int] | None = None) -> Tensor:
-        """Where `steps` ends: (N, C, ...) in [−1, 1]."""
+        """The final samples of `steps`: (N, C, ...) in [−1, 1]."""
         return deque(self.steps(pl_module, indices), maxlen=1)[0].x
 
     def steps(self, pl_module: Any, indices: Sequence[int] | None = None) -> Iterator[Step]:
-        """The way from noise to image, guided and with conditions where there are any; first the noise, with grey as its estimate.
+        """The trajectory from noise to image, with guidance and conditions if any; the first step is the noise, with gray as its estimate.
 
         Args:
-            pl_module: the module, with the weights to draw with.
-            indices: which of the images; None for all.
+            pl_module: the module, holding the weights to sample with.
+            indices: the image indices; None for all.
         """
         indices = range(self.num_samples) if indices is None else indices
         noise = SeededNoise(self.seed, indices)

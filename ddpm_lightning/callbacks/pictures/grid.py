@@ -13,9 +13,9 @@ __all__ = ["SampleGrid"]
 
 
 class SampleGrid(Pictures):
-    """A square of samples, a row for each label, or beside their conditions where these are images; the ranks share the work.
+    """A square grid of samples, one row per label, or each beside its image condition; the ranks share the work.
 
-    The arguments are those of `Pictures`.
+    Takes the arguments of `Pictures`.
     """
 
     name = "grid"

@@ -1,4 +1,4 @@
-"""The error of the predicted noise by log SNR, which all schedules, predictions and losses have in common."""
+"""Noise-prediction error vs. log SNR, comparable across schedules, prediction types and losses."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,28 +22,28 @@ from ddpm_lightning.seeds import derive
 __all__ = ["LogSNRCurve", "noise_errors", "times_at"]
 
 _LEVELS = range(-10, 11)
-_WITHIN = 0.25  # of a level there must be a t, or schedules would be compared where they are not alike
+_WITHIN = 0.25  # maximum distance of a timestep's log SNR from its level, so that schedules stay comparable
 
 
 class LogSNRCurve(Periodic):
-    """Logs `mse_at_log_snr/<level>`, E‖ε̂ − ε‖²/d at log SNR = −10, −9, …, +10, of held-out images and the averaged weights.
+    """Logs `mse_at_log_snr/<level>`, E‖ε̂ − ε‖²/d at log SNR = −10, −9, …, +10, on held-out images with the EMA weights.
 
-    A prediction of x_0, of ε or of v is first turned into ε̂ = (x_t − √ᾱ_t x̂_0)/√(1−ᾱ_t), so that a level's value compares models of any
-    schedule, prediction and loss: 1 is what guessing no noise at all gives. The curve goes to
-    `<folder>/log_snr_<step>.png` and as `samples/log_snr` to every logger that takes images. Levels
-    that the schedule has no t within 1/4 of are left out, and so is all where no image is held out.
+    Predictions of x_0, ε or v are converted to ε̂ = (x_t − √ᾱ_t x̂_0)/√(1−ᾱ_t), so that values are comparable across
+    schedules, prediction types and losses; lower is better, and predicting zero noise gives 1. The curve is saved to
+    `<folder>/log_snr_<step>.png` and logged as `samples/log_snr` to every logger that takes images. Levels without a
+    timestep within 1/4 are skipped, and so is the figure if no image is held out.
 
     Args:
-        folder: where the files go.
-        num_images: held-out images that are looked at, the first so many.
-        batch_size: images at a time.
-        every_n_steps: optimiser steps between two curves; None for one at the end only.
-        seed: image i's noise at a level depends on (seed, level, i) only.
-        ema: the run's average of the weights; without one the raw weights are used.
-        stopwatch: of training, which is paused meanwhile.
+        folder: the folder for the files.
+        num_images: the number of held-out images, taken from the start.
+        batch_size: images per batch.
+        every_n_steps: optimizer steps between curves; None for one at the end only.
+        seed: the noise of image i at a level depends on (seed, level, i) only.
+        ema: the run's EMA; None uses the raw weights.
+        stopwatch: the training stopwatch, paused during measurement.
 
     Raises:
-        UserError: for other numbers.
+        UserError: for a number out of range.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class LogSNRCurve(Periodic):
         if trainer.is_global_zero:
             from ddpm_lightning.plots import draw_curve
 
-            title = f"error of the predicted noise, step {trainer.global_step:,}"
+            title = f"noise-prediction error vs. log SNR, step {trainer.global_step:,}"
             picture = draw_curve([*times], errors, title=title, x_label="log SNR")
             show(trainer, picture, self.folder / f"log_snr_{trainer.global_step:07d}.png", "log_snr")
 
 
 def times_at(schedule: NoiseSchedule, levels: Iterable[int]) -> dict[int, int]:
-    """For each level of log SNR within the schedule's range the t in 1..T that is nearest to it, where one is within 1/4."""
+    """The timestep in 1..T nearest to each level of log SNR; levels without a timestep within 1/4 are left out."""
     log_snr = schedule.log_snr[1:].cpu().double()
     times = {}
     for level in levels:
@@ -121,12 +121,12 @@ def noise_errors(
     """(B, levels) ‖ε̂ − ε‖²/d of each image at each level, with ε̂ = (x_t − √ᾱ_t x̂_0)/√(1−ᾱ_t).
 
     Args:
-        denoiser: gives x̂_0, which is not clipped.
+        denoiser: estimates x̂_0, which is not clipped.
         x0: (B, C, ...) in [−1, 1].
         y: labels or another condition, or None.
-        ids: the images' numbers in their set.
-        times: t by level of log SNR.
-        seed: image i's noise depends on (seed, level, i) only.
+        ids: the images' indices in the dataset.
+        times: timestep by level of log SNR.
+        seed: the noise of image i depends on (seed, level, i) only.
     """
     schedule, columns = denoiser.schedule, []
     for level, time in times.items():

@@ -1,4 +1,4 @@
-"""Samples beside the training images that are nearest to them."""
+"""Samples beside their nearest training images."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ __all__ = ["Neighbours"]
 
 
 class Neighbours(Pictures):
-    """Each sample in a row with its nearest training images in L2 distance of the pixels: a copy, also a mirrored one, would have itself beside it.
+    """Each sample in a row with its nearest training images by L2 pixel distance, which reveals copies, mirrored ones included.
 
-    There is no such figure of streams, whose images are not in memory, and of data other than 8-bit images.
+    Not available for streams, whose images are not in memory, or data other than 8-bit images.
 
     Args:
-        num_neighbours: training images in a row; the others are those of `Pictures`.
+        num_neighbours: training images per row; the other arguments are those of `Pictures`.
     """
 
     name = "neighbours"
@@ -39,7 +39,7 @@ class Neighbours(Pictures):
     def draw(self, pl_module: Any) -> Tensor:
         samples = to_uint8(self.samples(pl_module)).cpu()
         if not pl_module.trainer.is_global_zero:
-            return grid(samples)  # which is shown by rank zero alone
+            return grid(samples)  # only rank zero shows it
         images = pl_module.trainer.datamodule.split("train").images
         _, found = nearest(samples, images, count=self.num_neighbours, mirrored=True)
         rows = torch.cat([samples[:, None], images[found]], dim=1)

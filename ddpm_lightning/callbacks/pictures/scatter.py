@@ -13,10 +13,10 @@ __all__ = ["Scatter"]
 
 
 class Scatter(Pictures):
-    """Real points beside generated ones, and below them the way x_T, …, x_0 of the latter, in equal steps of √(1−ᾱ_t).
+    """Real points beside generated ones, above the trajectory x_T, …, x_0 in equal steps of √(1−ᾱ_t).
 
     Args:
-        num_columns: points on the way that are shown, the first and the last included; the others are those of `Pictures`.
+        num_columns: timesteps of the trajectory to show, first and last included; the other arguments are those of `Pictures`.
     """
 
     name = "scatter"

@@ -1,4 +1,4 @@
-"""The schedule that a run trains with, as a picture."""
+"""A figure of the run's noise schedule."""
 
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ __all__ = ["ScheduleCurves"]
 
 
 class ScheduleCurves(Callback):
-    """Draws ᾱ_t, log SNR and β_t once, when training begins, to `<folder>/schedule.png` and as `samples/schedule`.
+    """Plots ᾱ_t, log SNR and β_t when training begins, to `<folder>/schedule.png` and as `samples/schedule`.
 
     Args:
-        folder: where the file goes.
+        folder: the folder for the file.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if trainer.global_step == 0 and trainer.is_global_zero:  # a run that goes on has it already
+        if trainer.global_step == 0 and trainer.is_global_zero:  # a resumed run has it already
             from ddpm_lightning.plots import draw_schedule
 
             show(trainer, draw_schedule(pl_module.denoiser.schedule), self.folder / "schedule.png", "schedule")

@@ -31,7 +31,7 @@ def test_all_processes_go_back_where_one_of_them_diverges(tmp_path):
         env = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
         result = script("train.py", *options, f"hydra.run.dir={name}", cwd=tmp_path, env=env)
         assert result.returncode == 0, result.stderr
-        assert result.stdout.count("back to the checkpoint of step 4, skipping the batches up to there") == 1
+        assert result.stdout.count("rolling back to the checkpoint of step 4 and skipping the batches in between") == 1
     held = state(tmp_path / "one")
     assert (held["global_step"], held["rollbacks"]) == (8, 1)
     assert held["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"images": 9 * 16}]

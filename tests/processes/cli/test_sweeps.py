@@ -160,7 +160,7 @@ def test_a_sweep_s_folder_is_its_own_and_what_had_not_begun_to_be_saved_begins_a
     (begun / "summary.json").unlink()
     result = script("train.py", "-m", f"resume={sweep}", cwd=here)
     assert result.returncode == 0, result.stderr
-    assert "nothing had been saved yet, the run starts again" in result.stdout
+    assert "no checkpoint was saved yet; the run starts from the beginning" in result.stdout
     assert_same_run(begun, whole)
     for path, data in before.items():
         if "0_seed_0" in path.parts and ".hydra" not in path.parts:
@@ -170,7 +170,7 @@ def test_a_sweep_s_folder_is_its_own_and_what_had_not_begun_to_be_saved_begins_a
 def test_a_config_that_has_changed_is_not_taken_for_the_old_one(tmp_path):
     OmegaConf.save(train_config(tmp_path, "trainer.max_steps=8"), tmp_path / "config.yaml", resolve=True)
     refuse_another(train_config(tmp_path, "trainer.max_steps=8", "optimized_metric=val/bits_per_dim"), tmp_path)
-    with pytest.raises(UserError, match=r"holds a run with trainer.max_steps=8, not 4: resume the sweep as it was"):
+    with pytest.raises(UserError, match=r"holds a run with trainer.max_steps=8, not 4: resume the sweep unchanged"):
         refuse_another(train_config(tmp_path), tmp_path)
 
 

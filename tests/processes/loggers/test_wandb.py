@@ -35,7 +35,7 @@ def trained(tmp_path, *overrides, env=None):
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
     (warning,) = [line for line in done.stdout.splitlines() if "W&B" in line and "[WARNING]" in line]
     assert done.stdout.count("WARNING") == 1
-    assert "the run goes on" in warning or "has ended nevertheless" in warning
+    assert "logger=none" in warning or "did not receive the whole run" in warning
     print(f"{seconds:.1f} s: {warning}")
     return warning, done.stdout, seconds
 
@@ -43,7 +43,7 @@ def trained(tmp_path, *overrides, env=None):
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({}, "no API key was found"),
+        ({}, "no API key found"),
         ({"WANDB_API_KEY": "broken"}, "API key must have 40"),
         ({**KEY, **SOON}, "CommError"),
     ],
@@ -53,7 +53,7 @@ def test_what_cannot_be_sent_is_kept(tmp_path, env, says):
     warning, said, seconds = trained(tmp_path, env=env)
     assert says in warning
     assert "used offline" in warning
-    assert "kept offline; to upload it: wandb sync run/wandb/offline-run-" in said
+    assert "offline; upload with: wandb sync run/wandb/offline-run-" in said
     assert [row["trainer/global_step"] for row in wandb_contents(tmp_path / "run")[0] if "train/loss" in row] == [2, 4]
     assert seconds < 60
 
@@ -89,7 +89,7 @@ def test_a_full_disk(tmp_path, tiny_disk, size, used):
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb").write_text("a file")
-    assert "W&B cannot be used" in trained(tmp_path)[0]
+    assert "W&B is disabled" in trained(tmp_path)[0]
 
 
 class Server(BaseHTTPRequestHandler):
@@ -129,7 +129,7 @@ def test_a_network_that_dies_during_the_run(tmp_path):
     server.shutdown()
     server.server_close()
     assert Server.logged.is_set()
-    assert "W&B has not taken all of the run (TimeoutError" in warning
+    assert "W&B did not receive the whole run (TimeoutError" in warning
     assert "`wandb sync run/wandb/run-" in warning
     assert seconds < 60
 

@@ -52,7 +52,7 @@ def test_every_panel_shows_what_is_logged(logged, published):
 def test_a_sweeps_report_is_a_run_of_its_group(sweep, published):
     lines, records = published
     assert lines[:2] == [str(sweep / "report.html"), str(sweep / "report.md")]
-    assert lines[2].startswith("W&B: kept offline; to upload it: wandb sync ")
+    assert lines[2].startswith("W&B: offline; upload with: wandb sync ")
     run = next(r.run for r in records if r.HasField("run"))
     assert (run.display_name, run.job_type, run.run_group, run.project) == (
         "report",
@@ -97,7 +97,7 @@ def test_a_sweep_that_logs_to_wandb_reports_to_it(tmp_path):
     folders = run_folders(tmp_path, "multirun")
     said = done.stdout.splitlines()[-1]
     assert said.startswith(
-        f"W&B: kept offline; to upload it: wandb sync {folders[0].parent.relative_to(tmp_path)}/report/wandb/"
+        f"W&B: offline; upload with: wandb sync {folders[0].parent.relative_to(tmp_path)}/report/wandb/"
     )
     groups = {
         next(r.run.run_group for r in wandb_records(folder) if r.HasField("run"))

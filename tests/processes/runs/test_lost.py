@@ -35,9 +35,7 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(tmp_path):
         assert process.wait(60) == 1
     said = (tmp_path / "log").read_text().splitlines()
     assert len([line for line in said if line.startswith("error:")]) == 1
-    assert said[-1].startswith(
-        "error: process 2 of 2 on this machine was ended by SIGKILL, as the system does where memory is short"
-    )
+    assert said[-1].startswith("error: process 2 of 2 on this machine was killed by SIGKILL, possibly out of memory")
     assert said[-1].endswith(f"resume with resume={tmp_path}/run")
     assert len(said) <= 10
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
@@ -54,7 +52,7 @@ def test_a_run_that_waits_for_a_lost_rank_is_given_up(monkeypatch):
     assert ranks.lost() == ""
     started[1].kill()
     ranks.join(20)
-    assert given_up == ["process 3 of 3 on this machine was ended by SIGKILL, as the system does where memory is short"]
+    assert given_up == ["process 3 of 3 on this machine was killed by SIGKILL, possibly out of memory"]
     ranks.end(seconds=0)
     assert started[0].wait(10) == -signal.SIGKILL
 
@@ -65,7 +63,7 @@ def test_a_killed_worker_is_named(shards):
     next(batches)
     (worker,) = workers_of(os.getpid())
     os.kill(worker, signal.SIGKILL)
-    with pytest.raises(UserError, match=r"data: a worker process has ended too soon .*: lower data.dataset.workers=1"):
+    with pytest.raises(UserError, match=r"data: a worker process died .*: lower data.dataset.workers=1"):
         [next(batches) for _ in range(100)]
 
 

@@ -52,7 +52,7 @@ def test_an_average_is_resumed(tmp_path):
 
 
 def test_two_of_one_name_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"callbacks.slow must have a name of its own"):
+    with pytest.raises(UserError, match=r"callbacks.slow must have a unique name"):
         trained(tmp_path / "run", slow={"decay": 0.2})
     with pytest.raises(UserError, match=r"callbacks.slow.name must be one word other than raw, got 'raw'"):
         trained(tmp_path / "run", slow={"decay": 0.2, "name": "raw"})

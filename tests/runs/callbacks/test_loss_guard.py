@@ -81,7 +81,7 @@ def test_what_is_not_finite_is_neither_saved_nor_finished(tmp_path, monkeypatch,
 def test_nothing_is_called_finished_with_it_where_nothing_is_saved(tmp_path, monkeypatch):
     spoil(monkeypatch, "weight", step=8)
     off = ("loss_guard", "checkpoint", "best_checkpoint")
-    with pytest.raises(UserError, match="became NaN or infinite at step 8; nothing had been saved by then; try"):
+    with pytest.raises(UserError, match="became NaN or infinite at step 8; no checkpoint was saved before; try"):
         runs.train(train_config(tmp_path, *EACH, *(f"callbacks.{name}=null" for name in off)))
 
 
@@ -116,7 +116,7 @@ def test_a_run_that_diverges_goes_back_and_leaves_the_batches_out(tmp_path, monk
     bad_batches(monkeypatch, 4 * accumulate)  # of step 5
     runs.train(train_config(tmp_path / "one", *options))
     assert (
-        "became NaN or infinite at step 5: back to the checkpoint of step 4, skipping the batches"
+        "became NaN or infinite at step 5: rolling back to the checkpoint of step 4 and skipping the batches"
         in capsys.readouterr().out
     )
     held = state(tmp_path / "one")
@@ -175,5 +175,7 @@ def test_checkpoints_by_time_are_not_gone_back_to(tmp_path, monkeypatch):
 
 def test_rollback_is_refused_where_weights_are_sharded(tmp_path):
     config = train_config(tmp_path, "callbacks.loss_guard.rollback=1", "trainer=fsdp", "trainer.accelerator=cpu")
-    with pytest.raises(UserError, match="callbacks.loss_guard.rollback=1: a run whose weights are sharded"):
+    with pytest.raises(
+        UserError, match="callbacks.loss_guard.rollback must be 0 for weights sharded across GPUs, got 1"
+    ):
         runs.train(config)

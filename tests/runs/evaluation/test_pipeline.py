@@ -116,7 +116,7 @@ def test_what_is_on_the_disk_is_not_drawn_again(run, tmp_path, monkeypatch, caps
     assert "20 samples of 3" in capsys.readouterr().out
     assert shards[0].stat().st_mtime_ns == old
     evaluate(run, tmp_path, "repeats=2")
-    assert "only the metrics are left" in capsys.readouterr().out
+    assert "All samples exist" in capsys.readouterr().out
 
 
 def test_a_folder_of_the_users_may_hold_samples_of_other_models(run, tmp_path):
@@ -154,7 +154,7 @@ def test_a_folder_of_diffusers_is_compared_with_the_set_that_is_named(run, tmp_p
     from ddpm_lightning.runs.export import export
 
     export(run / "checkpoints" / "last.ckpt", tmp_path / "theirs", weights="ema", form="diffusers")
-    with pytest.raises(UserError, match="does not say what it was trained on: choose data="):
+    with pytest.raises(UserError, match="does not name its training data: choose data="):
         evaluate(tmp_path / "theirs", tmp_path)
     ours = read(evaluate(run, tmp_path))["metrics"]
     theirs = read(evaluate(tmp_path / "theirs", tmp_path, "data=digits", f"out_dir='{tmp_path / 'out'}'"))["metrics"]

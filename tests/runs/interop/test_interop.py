@@ -68,6 +68,6 @@ def test_training_begins_with_the_weights_of_another(tiny_run, tmp_path):
         weights.append(runs.load_denoiser(tmp_path / name, weights="raw").state_dict())
     for state in weights:
         assert all(torch.equal(v, state[k]) for k, v in runs.load_denoiser(checkpoint).state_dict().items())
-    with pytest.raises(UserError, match=r"is another network: .* choose the model=... that it was trained with"):
+    with pytest.raises(UserError, match=r"holds a different network: .* choose the model=... that it was trained with"):
         runs.train(train_config(tmp_path / "three", f"init_from={checkpoint}", "model.base_channels=16"))
     assert not (tmp_path / "three").exists()

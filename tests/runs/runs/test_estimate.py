@@ -118,7 +118,7 @@ def test_a_run_says_what_it_will_take(tmp_path, capsys):
 
 
 def test_several_processes_need_a_number(tmp_path):
-    with pytest.raises(UserError, match="data.batch_size=auto is for one process: .*trainer.devices=1"):
+    with pytest.raises(UserError, match="data.batch_size=auto requires a single process: .*trainer.devices=1"):
         build_run(train_config(tmp_path / "run", "data.batch_size=auto", "trainer=ddp_cpu"), None)
 
 

@@ -85,7 +85,7 @@ def test_a_step_that_cannot_be_recorded_runs_without_a_graph(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         _, weights = train(tmp_path / "graphs", True, record=fails)
     assert [r.message for r in caplog.records if "CUDA graph" in r.message] == [
-        "this training step cannot be a CUDA graph, and runs without (RuntimeError: operation not permitted when stream is capturing)"
+        "this training step cannot be captured as a CUDA graph and runs without one (RuntimeError: operation not permitted when stream is capturing)"
     ]
     _, expected = train(tmp_path / "plain", False)
     assert all(torch.equal(weights[name], value) for name, value in expected.items())

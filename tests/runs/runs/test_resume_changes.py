@@ -24,7 +24,7 @@ def test_other_images_are_refused(tmp_path):
     content[-1] ^= 1
     labels.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"data: the images or labels are not those that the run has learned \(fingerprint"
+        UserError, match=r"data: the images or labels differ from those that the run was trained on \(fingerprint"
     ):
         runs.train(train_config(tmp_path / "unused", f"resume={tmp_path / 'run'}"))
 

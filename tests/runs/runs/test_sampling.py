@@ -146,7 +146,7 @@ def test_weights_of_another_network_are_refused_in_one_sentence(tiny_run, tmp_pa
     checkpoint = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
     checkpoint["config"]["denoiser"]["model"]["base_channels"] = 16
     torch.save(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="do not fit together"):
+    with pytest.raises(UserError, match="do not match"):
         runs.load_denoiser(tmp_path / "other.ckpt")
 
 

@@ -145,7 +145,7 @@ def test_a_run_that_ends_between_two_checkpoints_still_saves_its_last_step(tmp_p
 def test_a_schedule_that_does_not_reach_noise_is_named_before_training(tmp_path, caplog):
     with pytest.raises(UserError, match="sampler.num_steps must be an integer from 1 to 100, got 1000"):
         runs.train(train_config(tmp_path, "schedule.num_steps=100", "sampler.num_steps=1000"))
-    assert "alpha_bar_T = 0.364: after T = 100 steps the images are not yet noise" in caplog.text
+    assert "alpha_bar_T = 0.364: after T = 100 steps the images are not pure noise" in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -175,7 +175,7 @@ def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
 def test_a_network_with_fast_layers_is_not_compiled_on_a_cpu(tmp_path, caplog):
     run = build_run(train_config(tmp_path / "run", "compile=true"), None)
     assert [record.getMessage() for record in caplog.records] == [
-        "compile=true: on a CPU this network's own layers are faster than compiled ones, and stay; model.fast_cpu=false compiles"
+        "compile=true is ignored on a CPU, where this network's own layers are faster: set model.fast_cpu=false to compile them"
     ]
     assert all(part._compiled_call_impl is None for part in run.module.modules())
     run = build_run(train_config(tmp_path / "run", "compile=true", "model.fast_cpu=false"), None)

@@ -51,11 +51,11 @@ def test_files_that_are_refused(tmp_path):
     (tmp_path / "text.npy").write_text("hello")
     (tmp_path / "empty").mkdir()
     for root, words in {
-        "a.npy": r"must hold values of data.channels and data.image_size, \(N, 1, 4\), got \(6, 3, 12\)",
+        "a.npy": r"must have shape \(N, 1, 4\) by data.channels and data.image_size, got \(6, 3, 12\)",
         "objects.npy": "cannot be read",
         "complex.npy": "cannot be read",
         "text.npy": "cannot be read",
-        "two.npz": "holds several arrays",
+        "two.npz": "must hold one array, got several",
         "missing.npy": r"cannot be read \(No such file or directory\)",
         "empty": "must be a .npy file, or a folder of .npy files",
     }.items():
@@ -84,10 +84,10 @@ def test_conditions_from_files(tmp_path):
     np.save(tmp_path / "none.npy", np.zeros((0, 4)))
     np.save(tmp_path / "number.npy", np.float32(3))
     for name, words in {
-        "uneven.npz": "must have as many rows in all of its arrays: a has 3, b has 2",
+        "uneven.npz": "must have the same number of rows in all arrays: a has 3, b has 2",
         "nan.npy": "must hold finite numbers",
-        "none.npy": "must have a row for each sample",
-        "number.npy": "must have a row for each sample",
+        "none.npy": "must have one row per sample",
+        "number.npy": "must have one row per sample",
     }.items():
         with pytest.raises(UserError, match=rf"condition=.*{name} {words}"):
             load_condition(tmp_path / name)
@@ -125,7 +125,7 @@ def test_low_resolution_is_the_mean_of_pixels_and_stays_beside_its_image():
 
 def test_a_condition_has_a_row_for_each():
     images = digits().images[:10]
-    with pytest.raises(UserError, match=r"condition must have a row for each of the 10 samples, got 9"):
+    with pytest.raises(UserError, match=r"condition must have one row for each of the 10 samples, got 9"):
         module(ImageSet(images, torch.rand(9, 3)))
     with pytest.raises(UserError, match="data.num_classes must be null, got 10: the dataset has another condition"):
         module(ImageSet(images, torch.rand(10, 3)), num_classes=10)
@@ -137,7 +137,7 @@ def test_a_condition_has_a_row_for_each():
 def test_only_images_are_mirrored_with_their_conditions():
     signals, videos = torch.rand(10, 1, 4), torch.rand(10, 1, 2, 4, 4)
     for images, condition in ((signals, torch.rand(10, 2, 3)), (videos, videos[:, :, 0])):
-        with pytest.raises(UserError, match="data.flip must be false for a condition of"):
+        with pytest.raises(UserError, match="data.flip must be false for samples of"):
             module(ImageSet(images, condition), flip=True, dtype="float32")
     module(ImageSet(signals, torch.rand(10, 3)), flip=True, dtype="float32")
 
@@ -148,9 +148,7 @@ def test_big_endian_files(tmp_path):
         np.save(tmp_path / "big.npy", values)
         assert arrays(tmp_path / "big.npy", channels=1, image_size=[4]).images.flatten().tolist() == list(range(12))
     np.save(tmp_path / "mask.npy", np.zeros((3, 1, 4), bool))
-    with pytest.raises(
-        UserError, match=r"data.root=.*: its type must be uint8, .*, got 'bool': save it as one of these"
-    ):
+    with pytest.raises(UserError, match=r"the dtype of data.root=.* must be uint8, .*, got 'bool': convert the file"):
         arrays(tmp_path / "mask.npy", channels=1, image_size=[4])
 
 

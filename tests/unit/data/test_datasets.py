@@ -103,7 +103,7 @@ def test_a_folder_of_any_pictures(pictures, caplog, channels):
     found = image_folder(pictures, channels=channels, image_size=(8, 8), max_damaged=0.2)
     assert found.images.shape == (5, channels, 8, 8)
     assert found.labels.tolist() == [0, 0, 1, 1, 1]
-    assert "truncated.png is damaged and left out" in caplog.text
+    assert "truncated.png is damaged and skipped" in caplog.text
     names = ["grey", "rgb", "palette", "rgba", "sixteen"]
     for name, image in zip(names, found.images, strict=True):
         corners = [int(image[0, y, x]) for y, x in ((0, 0), (0, 7), (7, 0), (7, 7))]
@@ -203,14 +203,12 @@ def test_a_table_is_read_as_a_folder_is(tmp_path, monkeypatch, kind, caplog):
     )
     found = huggingface(str(tmp_path / "set"), **options, max_damaged=0.5)
     assert found.images[:, 0, 4, 4].tolist() == found.labels.tolist() == [0, 2, 5]
-    assert caplog.text.count("is damaged and left out") == 3
+    assert caplog.text.count("is damaged and skipped") == 3
     with pytest.raises(
         UserError, match=r"3 of 6 images are damaged, among them image 1 of data.root=.*max_damaged=0.01"
     ):
         huggingface(str(tmp_path / "set"), **options)
-    with pytest.raises(
-        UserError, match="image_column=y must be a column of image files, or of their paths, got one of int"
-    ):
+    with pytest.raises(UserError, match="image_column=y must be a column of image files or their paths, got int"):
         huggingface(str(tmp_path / "set"), **{**options, "image_column": "y"})
 
 
@@ -274,7 +272,7 @@ def test_a_set_that_does_not_fit_in_memory_is_refused_before_it_is_made():
 @pytest.mark.parametrize("name", ["pandas", "csv", "text", "webdataset", "imagefolder"])
 def test_a_reader_of_hugging_faces_library_is_no_set(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"data.root={name}, .* that is one of the library's file readers"):
+    with pytest.raises(UserError, match=f"data.root={name}, .* the name is one of the library's file readers"):
         huggingface(name, channels=1, image_size=(8, 8))
 
 

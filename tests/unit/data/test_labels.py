@@ -131,7 +131,7 @@ def test_other_files_are_counted_aloud(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert labels_in(tmp_path) == ([0], ["cat"])
     (record,) = caplog.records
-    assert "4 files that are no images are left out, such as a.json" in record.getMessage()
+    assert "skipping 4 files that are not images, such as a.json" in record.getMessage()
 
 
 def test_labels_that_there_are_not(tmp_path):
@@ -141,7 +141,7 @@ def test_labels_that_there_are_not(tmp_path):
     with pytest.raises(UserError, match=r"data.num_classes must be null, got 2: the dataset has no labels"):
         image_folder(tmp_path, channels=1, image_size=(4, 4)).prepared(form)
     draw(tmp_path / "cat" / "a.png")
-    with pytest.raises(UserError, match=r"got 2: 2 images have no label, such as those right in data.root"):
+    with pytest.raises(UserError, match=r"got 2: 2 images have no label, such as those directly in data.root"):
         image_folder(tmp_path, channels=1, image_size=(4, 4)).prepared(form)
 
 
@@ -190,7 +190,9 @@ def test_a_tables_labels(values, labels, names):
     "wrong", [0.7, float("nan"), float("inf"), None, -1, "cat", [1], {"a": 1}, 1e400, 2**40, -0.5, b"1", ""], ids=repr
 )
 def test_what_is_no_label_is_refused_with_its_row(wrong):
-    with pytest.raises(UserError, match=r"label_column=y: row 2 holds .*, and labels are whole numbers from 0 on"):
+    with pytest.raises(
+        UserError, match=r"label_column=y must hold non-negative integers, or strings only, got .* in row 2"
+    ):
         labels_of([0, 1, wrong], "data.dataset.label_column=y")
 
 

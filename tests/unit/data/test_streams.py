@@ -120,7 +120,7 @@ def test_workers_without_shards_of_their_own_are_told(shards, caplog):
     loader(shards, workers=2, batch_size=7, world_size=2)  # two segments, since 14 images are no multiple of five
     assert caplog.text == ""
     loader(shards, workers=3, batch_size=7, world_size=1)
-    assert "3 workers share 1 segments, so that each shard is read 3 times" in caplog.text
+    assert "3 workers share 1 segments, so each shard is read 3 times" in caplog.text
 
 
 def test_seeds_and_passes_differ_and_a_run_is_repeatable(shards):
@@ -218,7 +218,7 @@ def test_a_damaged_image_is_named_counted_and_left_out(shards, workers, caplog):
     assert len(order) == 40  # the next takes its place
     assert set(range(40)) - {*order} == {17}
     assert f"00017 of {shards / '00002.tar'} (" in caplog.text
-    assert caplog.text.count("is damaged and left out") == 1
+    assert caplog.text.count("is damaged and skipped") == 1
     half = loader(shards, max_damaged=0.1)
     half.load_state_dict({**half.state_dict(), "images": 4 * 5})
     assert flat(ids(half, 4)) == flat(ids(loader(shards, max_damaged=0.1), 8))[20:]
@@ -242,7 +242,7 @@ def test_a_shard_that_ends_too_soon(shards, caplog):
     whole.write_bytes(whole.read_bytes()[: 6 * 2048 + 700])  # each image takes 1,024 bytes, and so does its label
     assert {*range(40)} - {*flat(ids(counted, 8))} == {28, 29, 30, 31} - {28}
     assert "sample 6 of" in caplog.text
-    assert caplog.text.count("and what follows it (unexpected end of data) is damaged") == 1
+    assert caplog.text.count("and everything after it (unexpected end of data) is damaged") == 1
     with pytest.raises(UserError, match="images are damaged, among them .*00003.tar"):
         ids(strict, 8)
 
@@ -267,15 +267,15 @@ def test_what_will_not_do_is_said_in_a_sentence(shards, tmp_path, monkeypatch):
     assert "a plain URL, or" in refused("http://none/$(date).tar")
     assert "must be an integer from 1 to 1000000, got 1000001" in refused("{0..1000000}.tar")
     assert "sizes=null: the number of samples in 0.tar must be" in (said := refused("http://none/0.tar"))
-    assert "got null: URLs are not counted; give" in said
+    assert "got null: samples behind URLs are not counted; give" in said
     said = refused(shards, image_key="jpg")
-    assert "00000.tar must hold images that end in jpg, got cls, png: give the ending" in said
+    assert "00000.tar must hold images that end in jpg, got cls, png: set data.dataset.image_key" in said
     assert "label_key=null: the label of 00000 of" in refused(shards, label_key=None, num_classes=3)
     assert "label_key=txt: the label of 00000 of" in (said := refused(shards, label_key="txt", num_classes=3))
     assert "must be an integer from 0 to 2, got null: the sample has the files png, cls" in said
     assert "the label of 00002 of" in (said := refused(shards, num_classes=2))
     assert "must be an integer from 0 to 1, got 2: " in said
-    assert "data.num_classes=2 may be null to train without labels" in said
+    assert "data.num_classes=null, now 2, trains without labels" in said
     assert "must be an integer from 0 to 1, got b'" in refused(shards, num_classes=2, label_key="png")
     assert "segments must be an integer from 1 to 65536, got 0" in refused(shards, segments=0)
     assert "the number of processes must be an integer from 1 to 10, got 16" in refused(shards, world_size=16)

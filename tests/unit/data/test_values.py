@@ -95,5 +95,5 @@ def test_images_have_the_whole_range():
     ],
 )
 def test_values_of_another_type_are_refused(values, given, words):
-    with pytest.raises(UserError, match=rf"data.dtype must be the type of the dataset's values, {words}"):
+    with pytest.raises(UserError, match=rf"data.dtype must match the dataset's values, {words}"):
         values.check(given)

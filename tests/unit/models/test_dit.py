@@ -260,7 +260,7 @@ def test_nothing_is_read_back_from_the_device():
         (lambda: DiT(num_classes=0), "num_classes must be .* or null, got 0"),
         (lambda: DiT(dropout=1.0), r"dropout must be a number in \[0, 1\), got 1.0"),
         (lambda: DiT(mlp_ratio=0.001), r"hidden_size \* mlp_ratio must be a number in \[1, inf\), got 0.384"),
-        (lambda: DiT(1, 1, **TINY)(torch.zeros(1, 3, 8, 8), torch.zeros(1)), "3 channels, the model takes"),
+        (lambda: DiT(1, 1, **TINY)(torch.zeros(1, 3, 8, 8), torch.zeros(1)), "3 channels, but the model has"),
         (
             lambda: DiT(1, 1, **TINY)(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1).long()),
             "labels were given",

@@ -153,5 +153,5 @@ def test_kernels_that_fail_are_given_up_with_one_warning(monkeypatch, caplog):
         assert torch.equal(block(x, emb), expected)
     warnings = [record.message for record in caplog.records]
     assert warnings == [
-        "the Triton kernels cannot be used, and the network runs without (RuntimeError: Failed to find C compiler.)"
+        "the Triton kernels cannot be used; the network runs without them (RuntimeError: Failed to find C compiler.)"
     ]

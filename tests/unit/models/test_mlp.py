@@ -78,7 +78,7 @@ def test_impossible_sizes_are_refused(options, message):
 
 def test_images_and_labels_that_it_does_not_take_are_refused():
     model, t = scrambled(), torch.zeros(1, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"x is \(1, 2, 8, 8\), and the MLP takes points, \(B, 2, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"x must be points of shape \(B, 2, 1, 1\), got \(1, 2, 8, 8\)"):
         model(torch.zeros(1, 2, 8, 8), t)
     with pytest.raises(ValueError, match="takes none"):
         model(torch.zeros(1, 2, 1, 1), t, t)

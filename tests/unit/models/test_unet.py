@@ -241,7 +241,7 @@ def test_labels_change_the_output():
         (lambda: UNet(num_classes=0), "num_classes must be an integer from 1 to 10000000 or null, got 0"),
         (
             lambda: UNet(1, 1, **TINY)(torch.zeros(1, 3, 8, 8), torch.zeros(1)),
-            "3 channels, the model takes in_channels=1",
+            "3 channels, but the model has in_channels=1",
         ),
         (
             lambda: UNet(1, 1, **TINY)(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1).long()),

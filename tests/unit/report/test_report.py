@@ -103,7 +103,7 @@ def test_one_seed_has_no_spread(tmp_path):
         fabricate(tmp_path, number, f"schedule={name}", best={"val/bits_per_dim": value})
     said = verdict("val/bits_per_dim", settings_of(read_runs(tmp_path)))
     assert said == (
-        "`val/bits_per_dim`: **`schedule=cosine`** is lowest, 2.3 (one seed): 0.2 below `schedule=linear`. Seeds are missing to judge by."
+        "`val/bits_per_dim`: **`schedule=cosine`** is lowest, 2.3 (one seed): 0.2 below `schedule=linear`. More seeds are needed to tell."
     )
 
 

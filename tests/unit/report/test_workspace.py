@@ -107,7 +107,7 @@ def test_whatever_fails_ends_in_words(sweep, monkeypatch):
         raise ConnectionResetError("two\nlines")
 
     monkeypatch.setattr("ddpm_lightning.report.publishing.build_loggers", fails)
-    assert report_sweep(sweep)[2] == "W&B: has not taken the report (ConnectionResetError: two lines)"
+    assert report_sweep(sweep)[2] == "W&B: did not receive the report (ConnectionResetError: two lines)"
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, capsys, monkeypatch):
