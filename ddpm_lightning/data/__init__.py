@@ -1,1 +1,1 @@
-"""Images and labels, from any source, in batches."""
+"""Datasets, streams and loaders."""

@@ -19,18 +19,18 @@ _READ = ("uint8", "uint16", "int16", "int32", "int64", "float16", "float32", "fl
 def arrays(
     root: str | Path, *, channels: int, image_size: Sequence[int], condition: str | Path | None = None
 ) -> ImageSet:
-    """Values (N, C, ...) of a .npy file, or of all .npy files (C, ...) of a folder in order of their names.
+    """Load samples (N, C, ...) from a .npy file, or from a folder of .npy files (C, ...) in order of their names.
 
-    Where C is 1 its axis may be missing. 64 bits become 32.
+    If C is 1, its axis may be missing. 64-bit values become 32-bit.
 
     Args:
         root: the file or folder.
         channels: C.
         image_size: (length,), (height, width) or (frames, height, width).
-        condition: a file with a row for each: labels, embeddings or images, see `load_condition`.
+        condition: a file with one row per sample: labels, embeddings or images, see `load_condition`.
 
     Raises:
-        UserError: for files that cannot be read, or hold another shape or type.
+        UserError: for files that cannot be read or have another shape or dtype.
     """
     root = Path(root)
     paths = sorted(root.glob("*.npy")) if root.is_dir() else [root]
@@ -40,7 +40,7 @@ def arrays(
     values = np.concatenate([_read(path, shape, batch=not root.is_dir()) for path in paths])
     if values.dtype in (np.dtype(np.float16), np.dtype(np.float64)):
         values = values.astype(np.float32)
-    if values.dtype == np.uint16:  # in which not every device computes
+    if values.dtype == np.uint16:  # not every device computes in uint16
         values = values.astype(np.int32)
     images = torch.from_numpy(values)
     if condition is None:
@@ -49,7 +49,7 @@ def arrays(
 
 
 def _read(path: Path, shape: tuple[int, ...], *, batch: bool) -> np.ndarray:
-    """(N, C, ...) the values of a file; N is 1 for one of a folder."""
+    """The samples of a file, (N, C, ...); N is 1 for a file in a folder."""
     found = load_array(path, key="data.root")
     require_one_of(
         f"the dtype of data.root={path}", str(next(iter(found.values())).dtype), _READ, hint="convert the file"

@@ -1,4 +1,4 @@
-"""Conditions from files and from images: what a model is given besides x_t and t."""
+"""Conditions from files and images."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,18 +20,18 @@ __all__ = ["load_array", "load_condition", "low_resolution", "save_condition"]
 
 
 def low_resolution(dataset: Callable[..., ImageSet], *, factor: int = 2, root: str | None = None) -> ImageSet:
-    """A dataset of 8-bit images, each conditioned on itself made smaller: float32 (N, C, H/factor, W/factor) in [−1, 1].
+    """Condition 8-bit images on their downsampled versions, float32 (N, C, H/factor, W/factor) in [−1, 1], for super-resolution.
 
-    A pixel of the small image is the mean of factor×factor ones (Saharia et al. 2021, Image Super-Resolution via Iterative
-    Refinement, trains on such pairs).
+    Downsampling averages factor×factor pixels (Saharia et al. 2021, Image Super-Resolution via Iterative Refinement,
+    trains on such pairs).
 
     Args:
-        dataset: gives the images.
-        factor: by which the sides are divided.
-        root: the folder that the dataset is called with; None for one without.
+        dataset: returns the images.
+        factor: the downsampling factor.
+        root: the folder passed to the dataset; None for a dataset without one.
 
     Raises:
-        UserError: for sides that it does not divide.
+        UserError: if the factor does not divide both sides.
     """
     require("data.dataset.factor", factor, "2..64")
     images = (dataset() if root is None else dataset(root=root)).images
@@ -42,16 +42,16 @@ def low_resolution(dataset: Callable[..., ImageSet], *, factor: int = 2, root: s
 
 
 def load_condition(path: str | Path, *, key: str = "condition") -> Condition:
-    """Conditions from a file: an array with a row for each sample (.npy), or several by name (.npz).
+    """Load conditions from a file: an array with one row per sample (.npy), or several by name (.npz).
 
-    Integers become int64, those of one axis are labels; all else becomes float32.
+    Integers become int64, and one-dimensional ones are labels; other values become float32.
 
     Args:
         path: the file.
-        key: the setting that names it, for errors.
+        key: the setting that names the file, for errors.
 
     Raises:
-        UserError: for a file that is missing, damaged or of another kind, and rows that are not as many in all arrays.
+        UserError: for a file that is missing, damaged or not a NumPy file, or whose arrays differ in their number of rows.
     """
     found = load_array(path, key=key)
     tensors = {name: _tensor(name, array, path, key) for name, array in found.items()}
@@ -62,7 +62,7 @@ def load_condition(path: str | Path, *, key: str = "condition") -> Condition:
 
 
 def save_condition(condition: Condition, path: Path) -> None:
-    """Write conditions as `load_condition` reads them, to a .npy file, or a .npz file for several by name; atomically."""
+    """Save conditions in the format of `load_condition`, atomically: to a .npy file, or a .npz file for several by name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path, "wb") as file:
         if isinstance(condition, Mapping):
@@ -72,10 +72,10 @@ def save_condition(condition: Condition, path: Path) -> None:
 
 
 def load_array(path: str | Path, *, key: str) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of a .npz file by name, or that of a .npy file by the name ""; none that hold Python objects, which could run code.
+    """Load the arrays of a .npz file by name, or the array of a .npy file under the name ""; refuses pickled objects.
 
     Raises:
-        UserError: for a file that is missing, damaged or of another kind.
+        UserError: for a file that is missing, damaged or not a NumPy file.
     """
     try:
         with Path(path).open("rb") as raw:
@@ -83,7 +83,7 @@ def load_array(path: str | Path, *, key: str) -> dict[str, np.ndarray[Any, Any]]
             arrays = {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
         if not arrays or any(array.dtype.kind not in "biuf" for array in arrays.values()):
             raise ValueError("not numeric")
-    except Exception as error:  # numpy raises what it comes upon
+    except Exception as error:  # NumPy raises many types
         why = error.strerror if isinstance(error, OSError) and error.strerror else "damaged or not a NumPy file"
         raise UserError(f"{key}={path} cannot be read ({why}): give a numeric .npy or .npz file") from error
     return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""The one data module: images, split and served in an order that is computed from the seed."""
+"""The data module: splits a dataset and serves it in an order computed from the seed."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -17,36 +17,34 @@ __all__ = ["EvalLoader", "ImageDataModule", "TrainLoader", "listed"]
 
 
 class Dataset(Protocol):
-    """A dataset in memory or a stream, which becomes a source of the requested form."""
+    """A dataset in memory or a stream, which can be turned into a source of a given form."""
 
     def prepared(self, form: Form) -> Source: ...
 
 
 class ImageDataModule(LightningDataModule):
-    """A dataset of images, its split into training and validation, and its loaders.
+    """A dataset, its training and validation split, and its loaders.
 
     Args:
-        dataset: called once per process, gives the dataset in memory or the stream; what has to be downloaded is downloaded
-            by one process.
-        channels: of 8-bit images 1 or 3, and grayscale ones are repeated and color ones turned gray to fit; of other data as many
-            as they have. Points have 2, and the size [1, 1].
-        image_size: side, or (height, width), to which 8-bit images are resized where they differ; (length,) of signals and
-            (frames, height, width) of videos.
-        batch_size: images per step and process; "auto" is 1 until train.py has found the size that pays.
-        val_fraction: the fraction held out for validation, chosen by the seed; a stream has shards for it instead.
-        num_classes: the number of labels that the model is given, or None for training without labels.
+        dataset: called once per process, returns a dataset in memory or a stream; one process downloads files if needed.
+        channels: 1 or 3 for 8-bit images, which are converted to grayscale or color; otherwise the data's own number.
+            Points have 2, and the size [1, 1].
+        image_size: side or (height, width), to which 8-bit images are resized; (length,) for signals and
+            (frames, height, width) for videos.
+        batch_size: images per step and process; "auto" is 1 until train.py has found the best size.
+        val_fraction: the fraction held out for validation, selected by the seed; streams hold out shards instead.
+        num_classes: the number of labels for the model, or None to train without labels.
         flip: mirror half of the training images.
-        on_device: keep the images of a dataset in memory on the training device, as bytes, so that a small network never
-            waits for them.
-        seed: what the split, the order and the flips are computed from.
-        root: the folder of the dataset's files, or the shards, which `dataset` is called with; None for datasets without.
-        dtype: the type of the values, "uint8", "uint16" or "float32", in which samples are saved, too; None is uint8, and
-            float32 for points.
-        value_range: [low, high], the values that become −1 and 1; None is the whole range of integers, and [−1, 1].
-        class_names: of the labels 0, 1, …, as a run has learned them; None for those of the dataset.
+        on_device: keep a dataset in memory on the training device, as stored, so that small networks never wait for data.
+        seed: determines the split, the order and the flips.
+        root: the dataset's folder or shards, passed to `dataset`; None for datasets without files.
+        dtype: the type of the stored values and of saved samples, "uint8", "uint16" or "float32"; None is uint8, or float32
+            for points.
+        value_range: [low, high], the values mapped to −1 and 1; None is the full range of an integer dtype, or [−1, 1].
+        class_names: names of the labels 0, 1, … that the run was trained with; None takes the dataset's.
 
     Raises:
-        UserError: for a setting outside its range, and from `setup` for a dataset whose labels have other names.
+        UserError: for a setting out of range, and from `setup` for a dataset with other class names.
     """
 
     def __init__(
@@ -83,17 +81,17 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def seed(self) -> int:
-        """What the split, the order and the flips are computed from."""
+        """Determines the split, the order and the flips."""
         return self._form.seed
 
     @property
     def values(self) -> Values:
-        """The type and range of the values."""
+        """Type and range of the stored values."""
         return self._form.values
 
     @property
     def source(self) -> Source:
-        """The dataset, or the stream, once `setup` was called."""
+        """The dataset or stream, after `setup`."""
         assert self._source is not None
         return self._source
 
@@ -120,11 +118,11 @@ class ImageDataModule(LightningDataModule):
             self._train.close()
 
     def batches(self, name: str, batch_size: int) -> Iterable[Batch]:
-        """One pass over the images of "train" or "validation" in a fixed order, as stored, on the CPU, not mirrored."""
+        """Iterate once over "train" or "validation" in a fixed order, as stored, on the CPU, not mirrored."""
         return self.source.loader(name, Share(batch_size))
 
     def split(self, name: str) -> ImageSet:
-        """The same images at once, or "all", with labels of zero where there are none; they must fit in memory."""
+        """The images of "train", "validation" or "all" in memory, with zeros for missing labels."""
         batches = [*self.batches(name, 1024)]
         if not batches:
             none = torch.empty(0, self._form.channels, *self._form.image_size, dtype=self.values.memory)
@@ -134,7 +132,9 @@ class ImageDataModule(LightningDataModule):
         return ImageSet(torch.cat([batch.x0 for batch in batches]), labels)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return batch._replace(x0=self.values.normalize(batch.x0))  # bytes travel to the device, floats are made there
+        return batch._replace(
+            x0=self.values.normalize(batch.x0)
+        )  # bytes are moved to the device and converted to floats there
 
     def _share(self) -> Share:
         if not self.trainer:
@@ -147,6 +147,6 @@ class ImageDataModule(LightningDataModule):
 
 
 def listed(names: Sequence[str]) -> str:
-    """At most 20 labels with their names."""
+    """Up to 20 labels with their names."""
     several = ", ".join(f"{number} = {name}" for number, name in enumerate(names[:20]))
     return several + (f" and {len(names) - 20} more" if len(names) > 20 else "")

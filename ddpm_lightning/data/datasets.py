@@ -1,4 +1,4 @@
-"""Datasets of images that fit in memory, as bytes: each public function here can be a config's `data.dataset`."""
+"""Image datasets in memory; every public function can be a config's `data.dataset`."""
 
 import logging
 import os
@@ -24,8 +24,14 @@ from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["digits", "from_torchvision", "huggingface", "image_folder"]
 
-_UNSAFE_READERS = ("pandas", "cache", "generator", "spark", "sql")  # of datasets: pickles, and a database's commands
-_PARTIAL = ".ddpm_lightning_download_"  # prefix of the folder that a dataset is downloaded to, and of its lock
+_UNSAFE_READERS = (
+    "pandas",
+    "cache",
+    "generator",
+    "spark",
+    "sql",
+)  # builders of `datasets` that run pickles or database commands
+_PARTIAL = ".ddpm_lightning_download_"  # prefix of a download's temporary folder and lock
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +53,17 @@ def from_torchvision(
     image_size: Sequence[int],
     download: bool = True,
 ) -> ImageSet:
-    """One of torchvision's datasets, downloaded on first use by one process at a time.
+    """Load a torchvision dataset, downloaded on first use by one process at a time.
 
     Args:
-        source: the dataset's class with its arguments, except `root` and `download`.
-        root: the folder that holds it, or that it is downloaded to.
-        channels: as in `read_images`, for datasets that are image files; the data module converts the others.
-        image_size: likewise.
-        download: whether the dataset may be downloaded to that folder; false for a folder that a checkpoint names.
+        source: the dataset class with its arguments, except `root` and `download`.
+        root: the folder that holds the dataset, or to download it to.
+        channels: see `read_images`, for datasets of image files; the data module converts the others.
+        image_size: see `channels`.
+        download: whether the dataset may be downloaded; false for a folder named by a checkpoint.
 
     Raises:
-        UserError: where the folder does not hold the dataset and it cannot be downloaded.
+        UserError: if the folder does not hold the dataset and it cannot be downloaded.
     """
     try:
         found = _downloaded(source, Path(root)) if download else source(root=root, download=False)
@@ -82,7 +88,7 @@ def from_torchvision(
 
 
 def _downloaded(source: Callable[..., Any], root: Path) -> Any:
-    """The dataset, which is downloaded beside its place and then moved there; a failed download leaves nothing behind."""
+    """The dataset, downloaded atomically; a failed download leaves nothing behind."""
     with suppress(RuntimeError, FileNotFoundError):
         return source(root=root, download=False)
     made = [path for path in (root, *root.parents) if not path.exists()]
@@ -94,11 +100,11 @@ def _downloaded(source: Callable[..., Any], root: Path) -> Any:
                 return _download(source, root)
             finally:
                 with suppress(OSError):
-                    lock.unlink()  # a process that waits for this file finds the dataset in place
+                    lock.unlink()  # a process waiting for this lock finds the dataset in place
     finally:
         with suppress(OSError):
             for path in made:
-                path.rmdir()  # refused where anything is in it
+                path.rmdir()  # fails if the folder is not empty
 
 
 def _download(source: Callable[..., Any], root: Path) -> Any:
@@ -121,7 +127,7 @@ def _download(source: Callable[..., Any], root: Path) -> Any:
 
 
 def _link_existing(source: Callable[..., Any], root: Path, partial: Path) -> None:
-    """Hard links to the dataset's files that are there already, such as an archive that was put in place by hand."""
+    """Hard-link files of the dataset that exist already, such as a manually downloaded archive."""
     kind = getattr(source, "func", source)
     folders = {kind.__name__, getattr(kind, "base_folder", kind.__name__)}
     for path in [*root.glob("*"), *(inside for name in folders for inside in (root / name).rglob("*"))]:
@@ -135,9 +141,10 @@ def _link_existing(source: Callable[..., Any], root: Path, partial: Path) -> Non
 def image_folder(
     root: str | Path, *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01, dtype: str | None = None
 ) -> ImageSet:
-    """All images in a folder and below it, see `find_images`; an image's label is the folder right below the root that holds it.
+    """Load all images in a folder and its subfolders, see `find_images`; the top-level subfolder is an image's label.
 
-    The folders are numbered in order of their names, or of their numbers where all names are some. An image right in the root has no label.
+    Subfolders are numbered in order of their names, or numerically if all names are integers. Images directly in the root
+    have no label.
 
     Args:
         root: the folder.
@@ -147,7 +154,7 @@ def image_folder(
         dtype: see `read_images`.
 
     Raises:
-        UserError: for a folder without images, and as `read_images`.
+        UserError: for a folder without images, and see `read_images`.
     """
     root = Path(root)
     paths, others = find_images(root)
@@ -180,23 +187,22 @@ def huggingface(
     max_damaged: float = 0.01,
     dtype: str | None = None,
 ) -> ImageSet:
-    """A Hugging Face dataset, from the hub or a local folder, also one that its `save_to_disk` wrote.
+    """Load a Hugging Face dataset from the hub or a local folder, including one written by `save_to_disk`.
 
-    Images are image files, or the paths of some, relative to the folder; a missing one counts as damaged.
+    Images are image files or their paths, relative to the folder; a missing file counts as damaged.
 
     Args:
-        root: its name on the hub, or the folder.
+        root: the name on the hub, or the folder.
         channels: see `read_images`.
         image_size: see `read_images`.
         max_damaged: see `read_images`.
         dtype: see `read_images`.
         split: the split to load.
         image_column: the column of the images.
-        label_column: the column of integer labels; None for a dataset that is used without.
+        label_column: the column of integer labels; None for no labels.
 
     Raises:
-        UserError: where the library is missing, the dataset cannot be loaded, lacks a column or holds no images in it,
-            and as `read_images`.
+        UserError: if the library is missing, the dataset cannot be loaded or lacks an image column, and see `read_images`.
     """
     with optional_package("datasets", "huggingface", needed_by="data=huggingface"):
         import datasets
@@ -204,14 +210,14 @@ def huggingface(
         found = _load_split(root, split)
     except UserError:
         raise
-    except Exception as error:  # its own classes, and those of what it downloads with
+    except Exception as error:  # its own types, and those of its HTTP client
         raise UserError(
             f"data.root={root}, split={split} cannot be loaded ({brief(error)}): give the name of a dataset on the hub "
             "(requires a network), or a local folder"
         ) from error
     require_one_of("data.dataset.image_column", image_column, found.column_names)
     require_one_of("data.dataset.label_column", label_column, [*found.column_names, None])
-    if isinstance(found.features[image_column], datasets.Image):  # decoded here, as the images in a folder are
+    if isinstance(found.features[image_column], datasets.Image):  # decoded here, like images in a folder
         found = found.cast_column(image_column, datasets.Image(decode=False))
     files = [_file_in(cell, Path(root), f"data.dataset.image_column={image_column}") for cell in found[image_column]]
     names = [f"image {row} of data.root={root}" for row in range(len(files))]
@@ -225,7 +231,7 @@ def huggingface(
 
 
 def _load_split(root: str, split: str) -> Any:
-    """A split of a dataset on the hub or in a folder, of files that cannot run code."""
+    """Load a split from the hub or a folder; refuses files that can run code."""
     import datasets
 
     local = Path(root).is_dir()
@@ -245,7 +251,7 @@ def _load_split(root: str, split: str) -> Any:
             return saved
         require_one_of("data.dataset.split", split, [*saved])
         return saved[split]
-    where = str(Path(root).resolve()) if local else root  # else a folder called csv would be taken for a reader
+    where = str(Path(root).resolve()) if local else root  # a folder named csv would be taken for a reader
     code = {"trust_remote_code": False} if int(datasets.__version__.partition(".")[0]) < 4 else {}
     builder = datasets.load_dataset_builder(where, **code)
     if type(builder).__module__.rpartition(".")[2] in _UNSAFE_READERS:
@@ -254,10 +260,10 @@ def _load_split(root: str, split: str) -> Any:
 
 
 def _ask_hub_once(root: str) -> None:
-    """Without a network, load from the cache alone: the library would ask six times, for half a minute.
+    """Fall back to the cache if there is no network: the library would retry six times, for half a minute.
 
     Raises:
-        HfHubHTTPError: for a name that the hub does not know.
+        HfHubHTTPError: for a name unknown to the hub.
     """
     import datasets
     import huggingface_hub
@@ -266,12 +272,12 @@ def _ask_hub_once(root: str) -> None:
         huggingface_hub.HfApi().dataset_info(root, timeout=10)
     except huggingface_hub.errors.HfHubHTTPError:
         raise
-    except Exception:  # of the library's client, whichever it is
+    except Exception:  # of any HTTP client
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 def _file_in(cell: Any, folder: Path, key: str) -> Path | IO[bytes]:
-    """The image file that a table's cell holds as bytes, or whose path it holds."""
+    """The image file in a table cell, given as bytes or path."""
     if cell is not None and not isinstance(cell, str | bytes | dict):
         raise UserError(f"{key} must be a column of image files or their paths, got {type(cell).__name__}")
     content = cell.get("bytes") if isinstance(cell, dict) else cell if isinstance(cell, bytes) else None

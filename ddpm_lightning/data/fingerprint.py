@@ -1,4 +1,4 @@
-"""A short name for the contents of tensors."""
+"""Fingerprints of tensors."""
 
 from hashlib import sha256
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["fingerprint"]
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """12 digits that tell these tensors from others, by their types, shapes and values."""
+    """12 hex digits that identify tensors by their dtypes, shapes and values."""
     digest = sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

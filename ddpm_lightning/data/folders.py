@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures."""
+"""Find the image files in a folder."""
 
 import os
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ _SYSTEM = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN"}
 
 
 def find_images(root: Path) -> tuple[list[Path], list[Path]]:
-    """The pictures in a folder and below it in order, and the other files.
+    """The image files in a folder and its subfolders, in order, and the other files.
 
-    Linked folders are entered. What is hidden, or a system's own, such as `._a.png`, `.ipynb_checkpoints` and `__MACOSX`, is neither.
+    Follows linked folders. Skips hidden and system files such as `._a.png`, `.ipynb_checkpoints` and `__MACOSX`.
     """
     files = sorted(_files(root, ()))
     pictures = [path for path in files if path.suffix.lower() in readable_endings()]
@@ -23,7 +23,7 @@ def find_images(root: Path) -> tuple[list[Path], list[Path]]:
 
 def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     here = os.path.realpath(folder)
-    if here in above or not os.path.isdir(here):  # a link back
+    if here in above or not os.path.isdir(here):  # a cyclic link
         return
     for entry in os.scandir(folder):
         if entry.name.startswith(".") or entry.name in _SYSTEM:

@@ -1,4 +1,4 @@
-"""Image files to tensors: decoded, converted, resized, and refused where too many of them are damaged."""
+"""Read image files as tensors: decode, convert and resize, and refuse too many damaged files."""
 
 import logging
 from collections.abc import Sequence
@@ -31,19 +31,19 @@ def read_images(
     max_damaged: float = 0.01,
     dtype: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Image files as (N, C, H, W), resized and cropped at the center, and the positions (N,) of those that could be read.
+    """Read image files as (N, C, H, W), resized and center-cropped, with the indices (N,) of the readable files.
 
-    As uint8, transparent parts become white, and 16 bits become 8. As "uint16" and "float32" only grayscale files are read,
-    since Pillow reads color ones with 8 bits; as uint16 8 bits become 16, as float32 the files' own values stay. A damaged file is
-    named and left out.
+    For uint8, transparent pixels become white, and 16 bits become 8. "uint16" and "float32" require grayscale files, since
+    Pillow reads color files with 8 bits; uint16 scales 8 bits to 16, float32 keeps the files' own values. Damaged files are
+    skipped with a warning.
 
     Args:
         files: paths, or open files.
-        names: what messages call them; None for paths.
+        names: the files' names in messages; None for their paths.
         channels: 1 or 3.
         image_size: (height, width).
         max_damaged: see `check_damaged`.
-        dtype: "uint8", also where it is None, "uint16" or "float32".
+        dtype: "uint8" (None), "uint16" or "float32".
 
     Raises:
         UserError: for too many damaged files, or more images than fit in memory.
@@ -66,7 +66,7 @@ def read_images(
             log.warning("%s is damaged and skipped (%s)", name, error)
             return None
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
+    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while decoding
         arrays = list(pool.map(read, files, names))
     damaged = [name for name, array in zip(names, arrays, strict=True) if array is None]
     check_damaged(len(damaged), len(files), max_damaged, example=", ".join(damaged[:1]))
@@ -76,16 +76,16 @@ def read_images(
 
 
 def check_damaged(damaged: int, total: int, max_damaged: float, *, example: str) -> None:
-    """Refuse a dataset in which more than a fraction of the images are damaged, or all of them.
+    """Refuse a dataset with too many damaged images.
 
     Args:
-        damaged: how many are.
-        total: of how many.
-        max_damaged: the fraction that may be.
-        example: one of them.
+        damaged: the number of damaged images.
+        total: the number of images.
+        max_damaged: the largest fraction that may be damaged.
+        example: the name of a damaged image.
 
     Raises:
-        UserError: that names it.
+        UserError: for a larger fraction, or if all are damaged.
     """
     allowed = min(max_damaged * total, total - 1)
     if damaged > allowed:
@@ -96,7 +96,7 @@ def check_damaged(damaged: int, total: int, max_damaged: float, *, example: str)
 
 
 def read_image(file: Path | IO[bytes], channels: int, size: tuple[int, int], *, dtype: str = "uint8") -> np.ndarray:
-    """One image file as (H, W, C), in the form that `read_images` describes.
+    """Read one image file as (H, W, C), see `read_images`.
 
     Args:
         file: the file.
@@ -105,20 +105,20 @@ def read_image(file: Path | IO[bytes], channels: int, size: tuple[int, int], *, 
         dtype: "uint8", "uint16" or "float32".
 
     Raises:
-        ValueError: for a damaged file; one line says how.
-        UserError: for one of another kind than the type asks for.
+        ValueError: for a damaged file, with the reason in one line.
+        UserError: for a file that does not match the dtype.
     """
     try:
         with open_image(file) as image:
             return _as_bytes(image, channels, size) if dtype == "uint8" else _as_levels(image, size, dtype)
     except UserError:
         raise
-    except Exception as error:  # on damaged bytes Pillow's decoders raise what they come upon
+    except Exception as error:  # Pillow's decoders raise many types on damaged bytes
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray:
-    kind = image.format  # which a copy forgets
+    kind = image.format  # lost by a copy
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         low, high = image.getextrema()
@@ -139,7 +139,7 @@ def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.nd
 
 
 def _as_levels(image: Image.Image, size: tuple[int, int], dtype: str) -> np.ndarray:
-    """A grayscale image with all of its bits."""
+    """A grayscale image at full bit depth."""
     image = ImageOps.exif_transpose(image)
     if image.mode not in ("L", "F") and not image.mode.startswith("I"):
         raise UserError(f"is a color image ({image.mode}), which can only be read with 8 bits: set data.dtype=uint8")

@@ -1,4 +1,4 @@
-"""Labels 0, 1, 2, … of what folders and tables hold, and the names that they stand for."""
+"""Labels 0, 1, 2, … of folders and tables, and their class names."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from ddpm_lightning.ranges import shown
 
 __all__ = ["NO_LABEL", "check_labels", "in_order", "labels_of"]
 
-NO_LABEL = -1  # of an image without one, beside others that have
+NO_LABEL = -1  # an unlabeled image in a labeled dataset
 _MOST = 2**31
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Different names in order: by value where all are whole numbers, as 0, 1, 2, 10, else as texts."""
+    """Distinct names in order: numerically if all are integers (0, 1, 2, 10), else alphabetically."""
     different = {*names}
     if all(name.isascii() and name.isdigit() for name in different):
         return sorted(different, key=lambda name: (int(name), name))
@@ -25,14 +25,14 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def labels_of(values: Sequence[Any], key: str) -> tuple[Tensor, list[str]]:
-    """Labels (N,) of a table's column, and their names, which are empty where the column holds numbers.
+    """The labels (N,) of a table column and their class names, which are empty for a column of integers.
 
     Args:
-        values: whole numbers from 0 on, or texts, which are numbered in order.
-        key: the column's setting, as it is typed.
+        values: non-negative integers, or strings, which are numbered in order.
+        key: the setting that names the column.
 
     Raises:
-        UserError: for a row that holds anything else, such as nothing, a fraction or a list.
+        UserError: for any other value, such as null, a fraction or a list.
     """
     if values and all(isinstance(value, str) for value in values):
         names = in_order(values)
@@ -46,15 +46,15 @@ def labels_of(values: Sequence[Any], key: str) -> tuple[Tensor, list[str]]:
 
 
 def check_labels(labels: Condition, classes: Sequence[str] | None, num_classes: int | None) -> None:
-    """Refuse a number of classes that the labels do not have.
+    """Refuse a number of classes that does not match the labels.
 
     Args:
-        labels: of a dataset, or another condition.
-        classes: their names; None for a dataset without labels.
-        num_classes: what is asked for; None for no labels.
+        labels: the dataset's labels, or another condition.
+        classes: the class names; None for a dataset without labels.
+        num_classes: the requested number; None for no labels.
 
     Raises:
-        UserError: that names what is wrong.
+        UserError: for labels outside 0..num_classes − 1, or none.
     """
     if num_classes is None:
         return

@@ -1,4 +1,4 @@
-"""A dataset in memory: how it is split, and served in an order that is computed from the seed."""
+"""A dataset in memory, its split, and its loaders in an order computed from the seed."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -31,12 +31,12 @@ __all__ = ["EvalLoader", "ImageSet", "InMemory", "TrainLoader", "check_size", "r
 
 
 _BYTES = Values()
-_IMAGES = 4  # axes of a batch of them
-_MOST = 16 * 2**30  # bytes of a dataset in memory
+_IMAGES = 4  # axes of a batch of images
+_MOST = 16 * 2**30  # maximum bytes of a dataset in memory
 
 
 def check_size(count: int, channels: int, image_size: Sequence[int], values: Values = _BYTES) -> None:
-    """Refuse a dataset that does not fit in memory, before it is made.
+    """Refuse a dataset that does not fit in memory, before allocating it.
 
     Raises:
         UserError: for more than 16 GiB.
@@ -50,10 +50,10 @@ def check_size(count: int, channels: int, image_size: Sequence[int], values: Val
 
 
 def require_sides(image_size: Sequence[int]) -> None:
-    """Refuse another size than that of images.
+    """Refuse a size that is not [height, width].
 
     Raises:
-        UserError: for other than two sides.
+        UserError: for any other number of sides.
     """
     if len(image_size) != 2:
         raise UserError(f"data.image_size must be [height, width] for a dataset of images, got {[*image_size]}")
@@ -62,9 +62,9 @@ def require_sides(image_size: Sequence[int]) -> None:
 class ImageSet(NamedTuple):
     """A dataset that fits in memory.
 
-    images: uint8 (N, C, H, W), points float32 (N, 2, 1, 1) in [−1, 1], or other values (N, C, ...) as `data.dtype` says; labels:
-    int64 (N,), or another condition; classes: the names of the labels 0, 1, …, empty where they have none; None for a dataset without
-    labels, whose `labels` are zeros.
+    images: uint8 (N, C, H, W), points float32 (N, 2, 1, 1) in [−1, 1], or other data (N, C, ...) in `data.dtype`;
+    labels: int64 (N,), or another condition; classes: names of the labels 0, 1, …, empty if unnamed, or None for a dataset
+    without labels, whose `labels` are zeros.
     """
 
     images: Tensor
@@ -73,15 +73,15 @@ class ImageSet(NamedTuple):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of it."""
+        """All tensors of the dataset."""
         return [self.images, *tensors_of(self.labels)]
 
     def prepared(self, form: Form) -> "InMemory":
-        """The dataset in the requested form, and split.
+        """Convert the dataset to the given form and split it.
 
         Raises:
-            UserError: for values that are not what the form says, labels outside 0..num_classes − 1, and a fraction that leaves
-                no training image.
+            UserError: for values that do not match the form, labels outside 0..num_classes − 1, or a validation fraction that
+                leaves no training image.
         """
         check_size(len(self.images), form.channels, form.image_size, form.values)
         images = self.images
@@ -95,8 +95,8 @@ class ImageSet(NamedTuple):
 
 
 def _resized(images: Tensor, form: Form) -> Tensor:
-    """8-bit images in the size of the form, in gray or color."""
-    from torchvision.transforms.v2 import functional as transforms  # heavy, and a stream's workers do without
+    """8-bit images in the form's size and number of channels."""
+    from torchvision.transforms.v2 import functional as transforms  # heavy, and not needed by a stream's workers
 
     require_one_of("data.channels", form.channels, (1, 3), hint="the dataset holds images")
     require_sides(form.image_size)
@@ -117,7 +117,7 @@ def _check_shape(images: Tensor, form: Form) -> None:
 
 
 def _check_condition(y: Condition, images: Tensor, *, flip: bool) -> None:
-    """Refuse other numbers of rows than of images, and what could not be mirrored with them."""
+    """Refuse a condition with a different number of rows than images, or one that cannot be mirrored with them."""
     for value in tensors_of(y):
         if len(value) != len(images):
             raise UserError(
@@ -131,15 +131,15 @@ def _check_condition(y: Condition, images: Tensor, *, flip: bool) -> None:
 
 
 class TrainLoader(EndlessLoader):
-    """Batches from an endless row of passes over the data, each pass in its own order.
+    """Batches from an endless sequence of passes over the data, each in its own order.
 
-    Position p of the row is image `permutation(seed, p // N)[p % N]`, so every pass holds each image once, a batch may
-    run on into the next pass, and all batches are full. Behind n images, rank r takes the positions from n + r·B on, and
-    all W ranks together W·B: the order is known from n alone, which is the state, and no change of W or B leaves an image out.
+    Position p is image `permutation(seed, p // N)[p % N]`, so each pass holds every image once, batches may span two
+    passes, and all batches are full. After n images, rank r takes the B positions from n + r·B, and all W ranks together
+    W·B. The state is n alone, so no image is skipped when W or B changes.
 
     Args:
-        data: the images, of which ids are the numbers in the dataset.
-        share: this process's.
+        data: the images, with their indices in the dataset as ids.
+        share: this process's share of each batch.
         seed: the run's seed.
         flip: mirror each image with probability ½, computed from (seed, pass, image).
     """
@@ -166,7 +166,7 @@ class TrainLoader(EndlessLoader):
         x0, y, there = batch.x0, batch.y, _to(mirrored, batch.x0.device)
 
         def mirror(values: Tensor) -> Tensor:
-            """Also a condition with the axes of an image, such as a mask."""
+            """Mirrors images and image-shaped conditions, such as masks."""
             if not values.ndim == x0.ndim == _IMAGES:
                 return values
             return torch.where(there.reshape(-1, *[1] * (values.ndim - 1)), values.flip(-1), values)
@@ -176,18 +176,18 @@ class TrainLoader(EndlessLoader):
 
 @lru_cache(maxsize=2)
 def _pass(size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """The images of a pass in their order, and which of them are mirrored."""
+    """The order of a pass's images, and which of them are mirrored."""
     order = torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "order", epoch)))
     coins = torch.rand(size, generator=torch.Generator().manual_seed(derive(seed, "flip", epoch))) < 0.5
     return order, coins[order]
 
 
 class EvalLoader:
-    """Batches of a dataset in its own order, every image once: rank r of W has the images r, r + W, r + 2W, …"""
+    """Batches of a dataset in its own order, every image once: rank r of W takes the images r, r + W, r + 2W, …"""
 
     def __init__(self, data: Batch, share: Share):
         self._data = data
-        # As many batches on each rank, since sharded networks compute together, and none of them empty.
+        # The same number of batches on each rank, none empty, since sharded networks compute together.
         size, ranks = len(data.ids), share.world_size
         batches = ceil(ceil(size / ranks) / max(share.batch_size, min(2, ranks)))
         self._chunks = torch.arange(share.rank, size, ranks).tensor_split(batches)
@@ -206,19 +206,19 @@ def _take(data: Batch, chosen: Tensor) -> Batch:
 
 
 def _to(choice: Tensor, device: torch.device) -> Tensor:
-    """A choice of images, made on the CPU, on their device; the CPU does not wait for it."""
+    """Move indices from the CPU to the images' device, without blocking."""
     return choice if device.type == "cpu" else choice.pin_memory().to(device, non_blocking=True)
 
 
 class InMemory(Source):
-    """A dataset in memory, and the numbers of its training and of its validation images.
+    """A dataset in memory, with the indices of its training and validation images.
 
     Args:
         data: the dataset.
-        form: says what is held out, mirrored and labeled, and the seed.
+        form: the split, flips, labels and seed.
 
     Raises:
-        UserError: for a fraction that leaves no training image.
+        UserError: for a validation fraction that leaves no training image.
     """
 
     def __init__(self, data: ImageSet, form: Form):
@@ -259,7 +259,7 @@ class InMemory(Source):
 
     @property
     def are_images(self) -> bool:
-        """Whether the data are 8-bit images of one or three channels."""
+        """Whether the data are 8-bit images with 1 or 3 channels."""
         form = self._form
         return (
             kind_of({"channels": form.channels, "image_size": form.image_size, "dtype": form.values.dtype}) == "images"
@@ -278,7 +278,7 @@ class InMemory(Source):
         return EvalLoader(self._part(name, device, labeled=labeled), share) if self.num_images(name) else []
 
     def _part(self, name: str, device: torch.device | str, *, labeled: bool) -> Batch:
-        """A copy of a part, on a device."""
+        """A copy of a split on a device."""
         ids, labels = self._indices[name], self._data.labels
         y = map_condition(lambda rows: rows[ids].to(device), labels) if labeled or not is_labels(labels) else None
         return Batch(self._data.images[ids].to(device), y, ids)

@@ -1,4 +1,4 @@
-"""Points in the plane as images of two channels and one pixel: each public function here can be a config's `data.dataset`."""
+"""2D points as images of two channels and one pixel; every public function can be a config's `data.dataset`."""
 
 import math
 
@@ -13,17 +13,17 @@ __all__ = ["checkerboard", "swiss_roll", "two_moons"]
 
 
 def two_moons(num_points: int, noise: float = 0.05, *, seed: int = 0) -> ImageSet:
-    """Two half circles that reach into each other; the label is the moon (scikit-learn's `make_moons`).
+    """Two interleaving half circles; the label is the moon (scikit-learn's `make_moons`).
 
-    Moon 0 is (cos θ, sin θ), moon 1 (1 − cos θ, ½ − sin θ), θ ~ U[0, π]; a point p of either is x = (p + σε − (½, ¼))/(1.5 + 4σ).
+    Moon 0 is (cos θ, sin θ), moon 1 (1 − cos θ, ½ − sin θ), θ ~ U[0, π]; a point p of either moon becomes x = (p + σε − (½, ¼))/(1.5 + 4σ).
 
     Args:
-        num_points: N, of both together.
+        num_points: N, in total.
         noise: σ, with ε ~ N(0, I).
-        seed: of the random numbers.
+        seed: the random seed.
 
-    Raises:
-        UserError: for a setting outside its range, as all datasets here.
+        Raises:
+            UserError: for a setting out of range, as in all datasets here.
     """
     generator = _generator("two_moons", num_points, noise, seed)
     labels = torch.randint(2, (num_points,), generator=generator)
@@ -34,7 +34,7 @@ def two_moons(num_points: int, noise: float = 0.05, *, seed: int = 0) -> ImageSe
 
 
 def swiss_roll(num_points: int, noise: float = 0.02, *, seed: int = 0) -> ImageSet:
-    """A spiral of one and a half turns; the label is the quarter of the roll, from within (scikit-learn's `make_swiss_roll`, seen from the side).
+    """A spiral of 1.5 turns; the label is the quarter of the roll, from the inside (scikit-learn's `make_swiss_roll` in 2D).
 
     p = r·(cos φ, sin φ) with r = (1 + 2u)/3, φ = 4.5π·r and u ~ U[0, 1); x = (p + σε)/(1 + 4σ), and the label ⌊4u⌋.
 
@@ -52,7 +52,7 @@ def swiss_roll(num_points: int, noise: float = 0.02, *, seed: int = 0) -> ImageS
 
 
 def checkerboard(num_points: int, *, seed: int = 0) -> ImageSet:
-    """Uniform on the eight black cells of a 4×4 board that fills [−1, 1]²; the label is the cell, row by row from below.
+    """Uniform on the eight black cells of a 4×4 board on [−1, 1]²; the label is the cell, row by row from the bottom.
 
     Cell c lies in row ⌊c/2⌋ and column 2·(c mod 2) + (row mod 2), and x = ((column, row) + u)/2 − 1 with u ~ U[0, 1)².
 
@@ -76,6 +76,6 @@ def _generator(name: str, num_points: int, noise: float, seed: int) -> torch.Gen
 
 
 def _set(p: Tensor, labels: Tensor, *, reach: float, noise: float, generator: torch.Generator) -> ImageSet:
-    """Noise on points within ±reach, and all of it scaled into [−1, 1], up to four σ."""
+    """Add noise to points within ±reach, and scale them into [−1, 1] up to 4σ."""
     x = (p + noise * torch.randn(p.shape, generator=generator)) / (reach + 4 * noise)
     return ImageSet(x[:, :, None, None], labels)

@@ -1,4 +1,4 @@
-"""Shards, tar files in the format of WebDataset: how they are found, counted and read."""
+"""Find, count and read shards: tar files in WebDataset format."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from ddpm_lightning.ranges import require
 __all__ = ["Sample", "Shard", "dotted_endings", "find_shards", "num_samples", "read_samples", "slice_shards"]
 
 
-_FILE = 2**28  # bytes of a sample's file; a larger one is not an image
-_HEADER = 2**20  # bytes of a name, or of other words about a file
+_FILE = 2**28  # maximum bytes of a file in a sample
+_HEADER = 2**20  # maximum bytes of a tar header
 _WORDS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -30,7 +30,7 @@ _WORDS = (
 
 
 class _BoundedTarInfo(tarfile.TarInfo):
-    """A file in a tar file, whose size is checked before it is read: a few bytes can declare more than a memory holds."""
+    """A tar member whose declared size is checked before it is read, since it may exceed the memory."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> Any:
         if self.size < 0:
@@ -41,9 +41,9 @@ class _BoundedTarInfo(tarfile.TarInfo):
 
 
 class Shard(NamedTuple):
-    """A tar file: its path or URL, the number within the dataset of its first sample, and how many samples it holds.
+    """A tar file: its path or URL, the dataset index of its first sample, and its number of samples.
 
-    endings: where names have dots of their own ("cat.01.png"), the endings before which they are cut; else it is the first dot.
+    endings: file extensions, for names with further dots ("cat.01.png"); if empty, names are split at the first dot.
     """
 
     url: str
@@ -53,10 +53,10 @@ class Shard(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A sample as its shard holds it.
+    """A sample as stored in its shard.
 
-    id: the number within the dataset; files: the contents by ending; damage: why there are none, "" where an earlier
-    sample has said so, None of a sample that could be read.
+    id: the index in the dataset; files: the contents by extension; damage: why the sample is unreadable, "" if an earlier
+    sample reported it, None for a readable sample.
     """
 
     id: int
@@ -68,17 +68,16 @@ class Sample(NamedTuple):
 def find_shards(
     root: str | Sequence[str], image_keys: Sequence[str], *, label_key: str | None = None, sizes: str | None = None
 ) -> list[Shard]:
-    """The shards of a dataset in the order of their names, each with the number of its samples.
+    """Find the shards of a dataset, in order of their names, and count their samples.
 
     Args:
-        root: a folder of *.tar files, a pattern with * or {00..99}, an URL or "pipe:" command as webdataset takes them, or
-            a list of these.
-        image_keys: the endings of images, one of which each shard must hold.
-        label_key: the ending of labels.
-        sizes: a JSON file with the number of samples in each shard, by file name; None: the headers are counted.
+        root: a folder of *.tar files, a pattern with * or {00..99}, a URL or a webdataset "pipe:" command, or a list of these.
+        image_keys: the extensions of images, one of which each shard must hold.
+        label_key: the extension of labels.
+        sizes: a JSON file with the number of samples in each shard, by file name; None counts the tar headers.
 
     Raises:
-        UserError: where webdataset or a shard is missing, one holds no image, or the size of one is not known.
+        UserError: if webdataset or a shard is missing, a shard holds no image, or its size is unknown.
     """
     patterns = list(root) if isinstance(root, list | tuple) and root else [str(root)]
     urls = sorted({url for pattern in patterns for url in _expanded(pattern)})
@@ -98,7 +97,7 @@ def find_shards(
 
 
 def dotted_endings(found: Iterable[str], image_keys: Sequence[str], label_key: str | None) -> tuple[str, ...]:
-    """`Shard.endings` of files that end so behind the first dots of their names."""
+    """`Shard.endings` for files whose extensions follow further dots."""
     found = {*found}
     if found & {*image_keys} or not any(ending.endswith(f".{key}") for ending in found for key in image_keys):
         return ()
@@ -106,12 +105,12 @@ def dotted_endings(found: Iterable[str], image_keys: Sequence[str], label_key: s
 
 
 def num_samples(shards: Sequence[Shard]) -> int:
-    """The number of samples in shards that follow one another."""
+    """The total number of samples in consecutive shards."""
     return shards[-1].first + shards[-1].samples - shards[0].first if shards else 0
 
 
 def slice_shards(shards: Iterable[Shard], start: int, stop: int) -> Iterator[tuple[Shard, range]]:
-    """Where the samples from `start` up to `stop` of all the shards' samples in a row are: the shards, and which in each."""
+    """The shards, and the range in each, that hold samples `start` to `stop` of their concatenation."""
     for shard in shards:
         if part := range(max(start, 0), min(stop, shard.samples)):
             yield shard, part
@@ -119,7 +118,7 @@ def slice_shards(shards: Iterable[Shard], start: int, stop: int) -> Iterator[tup
 
 
 def read_samples(slices: Iterable[tuple[Shard, range]]) -> Iterator[Sample]:
-    """The samples of the slices; those that cannot be read any more come as damaged ones, the first of which says why."""
+    """The samples of the slices; unreadable ones are marked as damaged, the first with the reason."""
     for shard, part in slices:
         number, why = part.start, "the shard has fewer samples than counted"
         try:
@@ -148,15 +147,15 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def _at(url: str, pattern: str) -> list[str]:
-    """The shards at a path or URL of an expanded pattern, in no order.
+    """The shards at a path or URL of an expanded pattern, unordered.
 
     Raises:
-        UserError: for a hidden command, an URL that a shell could read as a command, and a path without shards.
+        UserError: for a hidden command, a URL that a shell could read as a command, or a path without shards.
     """
     path, scheme = Path(url), urlparse(url).scheme
-    if scheme == "pipe":  # a checkpoint's commands are found by the begin of the pattern
+    if scheme == "pipe":  # a checkpoint's commands are recognized by the pattern's prefix
         found = [url] if pattern.startswith("pipe:") else []
-    elif scheme:  # webdataset may hand it to a shell
+    elif scheme:  # webdataset may pass it to a shell
         found = [] if set(url) & set("'\"`$;|&<>\n\\") else [url]
     elif path.is_dir():
         found = [str(shard) for shard in path.glob("*.tar") if shard.is_file()]
@@ -180,7 +179,7 @@ def _read_sizes(path: str) -> dict[str, int]:
 
 
 def _count(path: str, image_keys: Sequence[str], label_key: str | None) -> tuple[int, tuple[str, ...]]:
-    """The samples in a shard on the disk, from its headers alone, and its endings; damage behind the first image is found later."""
+    """Count the samples of a local shard from its headers, and find its extensions; damage after the first image is found later."""
     names, damage = list[str](), ""
     try:
         with tarfile.open(path, "r:" if path.endswith(".tar") else "r:*", tarinfo=_BoundedTarInfo) as tar:
@@ -199,13 +198,13 @@ def _count(path: str, image_keys: Sequence[str], label_key: str | None) -> tuple
 
 
 def _reason(error: BaseException) -> str:
-    """An error's text in one line, without the open files that webdataset adds to it."""
+    """An error's text in one line, without the open files that webdataset appends."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error.args[0] if error.args else "")
     return " ".join(text.partition(" @ <")[0].split()) or type(error).__name__
 
 
 def _cut(name: str, endings: Sequence[str] = ()) -> tuple[str, str]:
-    """The sample that a file is part of, and the file's ending; see `Shard`. Hidden files have neither."""
+    """Split a file name into sample name and extension, see `Shard`; both are empty for hidden files."""
     folder, slash, base = name.rpartition("/")
     if base.startswith(".") or "." not in base:
         return "", ""
@@ -221,23 +220,23 @@ def _cut(name: str, endings: Sequence[str] = ()) -> tuple[str, str]:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files of samples: those with a name and an ending, and none of WebDataset's own, such as `__index__`.
+    """The members that belong to samples, without WebDataset's own files such as `__index__`.
 
     Raises:
-        ReadError: for a file that declares more bytes than an image has.
+        ReadError: for a member that declares more bytes than an image can have.
     """
     for member in tar:
         if member.issparse() or member.size > _FILE:
             raise tarfile.ReadError(f"{member.name} declares {member.size:,} bytes: no image has more than {_FILE:,}")
         if member.isreg() and all(_cut(member.name)) and not re.match(r"__[^/]*__($|/)", member.name):
             yield member
-        tar.members = []  # type: ignore[attr-defined]  # which it would keep
+        tar.members = []  # type: ignore[attr-defined]  # otherwise kept in memory
 
 
 def _grouped_files(shard: Shard, start: int) -> Generator[dict[str, Any], None, None]:
-    """The samples in a shard from number `start` on: their files by ending, and their name as "__key__".
+    """The samples of a shard from index `start`: their files by extension, and their name as "__key__".
 
-    Those before are passed over: of a file on the disk, not even their bytes are read.
+    Earlier samples are skipped; in a local file, their bytes are not read.
     """
     from webdataset.gopen import gopen
 
@@ -249,7 +248,7 @@ def _grouped_files(shard: Shard, start: int) -> Generator[dict[str, Any], None, 
             for key, members in islice(samples, start, None):
                 yield {"__key__": key, **_contents(tar, members, shard)}
     finally:
-        with suppress(OSError):  # a command that is not read to its end fails by that
+        with suppress(OSError):  # a command whose output is not read to the end fails
             file.close()
 
 
