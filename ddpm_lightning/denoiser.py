@@ -1,4 +1,4 @@
-"""Network + schedule + prediction type: an estimate of x_0 from x_t."""
+"""The denoiser: network + schedule + prediction type."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ class Denoiser(nn.Module):
     """The estimate x̂_0(x_t, t, y) = (q·x_t − s·out)/(a·q − s·p) of a network trained for the target p·x_0 + q·ε.
 
     For ε-prediction this is (x_t − √(1−ᾱ_t) ε_θ(x_t, t))/√ᾱ_t (Ho et al. 2020, Eq. 15). With a learned variance the
-    network gives twice the channels, and the second half, v in [−1, 1] by training, interpolates the reverse
+    network outputs twice the channels, and the second half, v in [−1, 1] after training, interpolates the reverse
     variance: log σ² = (1+v)/2 · log β_{t|u} + (1−v)/2 · log β̃_{t|u} (Nichol & Dhariwal 2021, Eq. 15).
 
     Args:
@@ -82,21 +82,21 @@ class Denoiser(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """The model's number of labels, which is also the label that stands for none; None without labels."""
+        """The model's number of labels, which is also the null label; None without labels."""
         return getattr(self.model, "num_classes", None)
 
     @property
     def conditional(self) -> bool:
-        """Whether the model has a condition that can be left away: labels, or one with a null of its own."""
+        """Whether the model has a condition that can be dropped: labels, or a condition with its own null."""
         return self.num_classes is not None or self.has_null
 
     @property
     def has_null(self) -> bool:
-        """Whether the model says itself what stands for no condition, as those do that take others than labels."""
+        """Whether the model defines its own null condition, as models with conditions other than labels do."""
         return hasattr(self.model, "null")
 
     def null(self, y: Condition) -> Condition:
-        """The condition that stands for none, shaped as y: what the model's own `null` says, or the label `num_classes`."""
+        """The null condition, shaped like y: the model's own `null`, or the label `num_classes`."""
         own: Callable[[Condition], Condition] | None = getattr(self.model, "null", None)
         if own is not None:
             return own(y)
@@ -104,14 +104,14 @@ class Denoiser(nn.Module):
         return torch.full_like(y, self.num_classes or 0)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
-        """The estimate of x_0, like x_t; t in 1..T, (B, 1, 1, 1) or (); y: (B,) labels or another condition, None for none."""
+        """The estimate of x_0, shaped like x_t; t: 1..T, (B, 1, 1, 1) or (); y: labels (B,), another condition or None."""
         return self.x0_from(self.split(self.predict(x_t, t, y))[0], x_t, t)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
         """The network's raw output; the one place where it is given its time, t−1 ("t == 0 is diffused for one step") or another.
 
         Raises:
-            ValueError: where t would broadcast along the wrong axis.
+            ValueError: if t would broadcast along the wrong axis.
         """
         if t.ndim not in (0, x_t.ndim):
             raise ValueError(f"t must be shaped (B, 1, 1, 1) or (), got {tuple(t.shape)} for x_t {tuple(x_t.shape)}")
@@ -124,12 +124,12 @@ class Denoiser(nn.Module):
     def estimate(
         self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The estimate of x_0 and the log-variance of the reverse step t → u (by default t−1), None unless it is learned."""
+        """The estimate of x_0 and the log-variance of the reverse step t → u (default t−1), None unless learned."""
         out, v = self.split(self.predict(x_t, t, y))
         return self.x0_from(out, x_t, t), None if v is None else self.log_variance_from(v, t, t - 1 if u is None else u)
 
     def split(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's output as the prediction and, where the variance is learned, v."""
+        """Split the network's output into the prediction and v, None unless the variance is learned."""
         if not self.learned_variance:
             return raw, None
         out, v = raw.chunk(2, dim=1)
@@ -154,12 +154,12 @@ class Denoiser(nn.Module):
         return torch.where(u > 0, small, floor).log(), large.log()
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network is trained to give: p·x_0 + q·ε."""
+        """The network's training target p·x_0 + q·ε."""
         _, _, p, q = self._coefficients(t)
         return p * x0 + q * noise
 
     def error_scale(self, t: Tensor) -> Tensor:
-        """(s/(a·q − s·p))²: the squared error of x̂_0 for a squared error of 1 in the network's output."""
+        """(s/(a·q − s·p))², the squared error of x̂_0 per squared error of the network's output."""
         a, s, p, q = self._coefficients(t)
         return (s / (a * q - s * p)) ** 2
 
@@ -176,18 +176,17 @@ class Denoiser(nn.Module):
 
 
 class Guided(nn.Module):
-    """Classifier-free guidance: x̂_0 = x̂_0(x_t) + w·(x̂_0(x_t, y) − x̂_0(x_t)) (Ho & Salimans 2022, Eq. 6, whose w is one less).
+    """Classifier-free guidance: x̂_0 = x̂_0(x_t) + w·(x̂_0(x_t, y) − x̂_0(x_t)) (Ho & Salimans 2022, Eq. 6, where w is smaller by 1).
 
-    The same in ε and in v, since x̂_0 is linear in both. At w = 1 it is the denoiser with its condition, at w = 0 the one
-    without, and either takes one evaluation of the network; any other scale takes two, in one batch. A learned variance is
-    that of the model with its condition.
+    The same in ε and v, since x̂_0 is linear in both. w = 1 is the conditional and w = 0 the unconditional denoiser, with
+    one network evaluation each; any other scale takes two, in one batch. A learned variance is the conditional model's.
 
     Args:
-        denoiser: trained with labels or another condition, of which some were dropped.
-        scale: w.
+        denoiser: trained with a condition that was dropped for some images.
+        scale: w ≥ 0.
 
     Raises:
-        ValueError: for a scale below 0, or one that changes something and a denoiser without a condition.
+        ValueError: for a scale below 0, or a scale other than 1 for a denoiser without a condition.
     """
 
     def __init__(self, denoiser: Denoiser, scale: float):
@@ -200,17 +199,17 @@ class Guided(nn.Module):
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """That of the denoiser."""
+        """The denoiser's schedule."""
         return self.denoiser.schedule
 
     def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
-        """The guided estimate of x_0; the arguments are those of `Denoiser`."""
+        """The guided estimate of x_0; takes the arguments of `Denoiser`."""
         return self.estimate(x_t, t, y)[0]
 
     def estimate(
         self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `Denoiser.estimate`, guided."""
+        """Like `Denoiser.estimate`, with guidance."""
         if y is None or self.scale == 1:
             return self.denoiser.estimate(x_t, t, y, u=u)
         none = self.denoiser.null(y)

@@ -1,6 +1,6 @@
-"""The environment variables: what a process tells those that it starts, what torchrun and SLURM say, and what a user sets.
+"""Environment variables set by the user, torchrun and SLURM, and by a process for its children.
 
-The package's own variables are read here alone.
+The package's own variables are read only here.
 """
 
 import json
@@ -36,18 +36,18 @@ _TASKS = ("SLURM_NTASKS", "SLURM_STEP_", "SLURM_PROCID", "SLURM_LOCALID", "SLURM
 
 @dataclass(frozen=True)
 class Launch:
-    """How a process was started; the processes that it starts inherit the record.
+    """How a process was started; child processes inherit this record.
 
     Args:
-        script: the file that the user started, such as train.py, or an installed package's ddpm-train.
+        script: the script that the user started, such as train.py, or ddpm-train of an installed package.
         program: train, sample or evaluate.
-        trust: the packages whose code a checkpoint may name, as the user has typed them.
-        main_process: the id of the process that Lightning starts the other ranks from; 0 for none.
-        num_jobs: the number of jobs of the sweep that runs here; 0 where it is unknown.
+        trust: the packages that a checkpoint's config may name, as typed by the user.
+        main_process: the ID of the process from which Lightning starts the other ranks; 0 for none.
+        num_jobs: the number of jobs in the current sweep; 0 if unknown.
         swept: the keys in which the jobs differ.
-        job: the sweep's job that runs here, such as "job 2 of 3".
-        error_file: where a sweep's job in a process of its own leaves its error message.
-        job_parent: the process that started the job whose `error_file` it is.
+        job: the current job of the sweep, such as "job 2 of 3".
+        error_file: the file for the error message of a sweep's job in a separate process.
+        job_parent: the ID of the process that started that job.
     """
 
     script: str = ""
@@ -62,19 +62,19 @@ class Launch:
 
 
 def current() -> Launch:
-    """This process's record; the error file is one job's alone, the processes that it starts do not see it."""
-    told = json.loads(os.environ.get(_LAUNCH, "{}"))  # by another version, where a job has waited in a queue
+    """This process's record; the error file belongs to a single job and is hidden from its children."""
+    told = json.loads(os.environ.get(_LAUNCH, "{}"))  # may be from another version, if a job has waited in a queue
     launch = Launch(**{one.name: told[one.name] for one in fields(Launch) if one.name in told})
     return launch if launch.job_parent == os.getppid() else replace(launch, error_file="")
 
 
 def update(**changes: Any) -> None:
-    """Change fields of this process's record, and so of the processes that it starts from now on."""
+    """Change fields of this process's record, and of future child processes."""
     os.environ[_LAUNCH] = json.dumps(asdict(replace(current(), **changes)))
 
 
 def command(program: str) -> str:
-    """How to start a program in the way that the user started this one: `python train.py`, or `ddpm-train` if installed."""
+    """The command that starts a program the way the user started this one: `python train.py`, or `ddpm-train` if installed."""
     script = Path(current().script)
     if script.parent.name == "cli":
         return f"python -m ddpm_lightning {program}"
@@ -82,7 +82,7 @@ def command(program: str) -> str:
 
 
 def for_a_job(error_file: Path) -> dict[str, str]:
-    """The variables of a fresh process for this sweep's job: no ranks, nor the one SLURM task of a launcher."""
+    """The environment of a new process for this sweep's job, without ranks or the launcher's own SLURM task."""
     now = current()
     launch = Launch(script=now.script, trust=now.trust, job=now.job, error_file=str(error_file), job_parent=os.getpid())
     kept = {key: value for key, value in os.environ.items() if not key.startswith((*_RANKS, *_TASKS))}
@@ -94,13 +94,13 @@ def started_by_torchrun() -> bool:
 
 
 def started_by_lightning() -> bool:
-    """Whether Lightning started this process, as a further rank of the main process's run."""
+    """Whether Lightning started this process as an additional rank of the main process's run."""
     main = current().main_process
     return main not in (0, os.getpid()) and not is_first_on_node() and not started_by_torchrun()
 
 
 def srun_tasks() -> int:
-    """The number of processes that srun started with this one; a batch script has SLURM's other variables, but is one process."""
+    """The number of processes started by srun; a batch script has SLURM's other variables but is one process."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
@@ -109,31 +109,31 @@ def is_first_on_node() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is the first process of its run; the others may find what it has written."""
+    """Whether this is the first process of its run."""
     return all(os.environ.get(key, "0") == "0" for key in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 def shows_traceback() -> bool:
-    """Whether errors are shown with their traceback, not as one sentence."""
+    """Whether errors are shown with a traceback instead of one sentence."""
     return "DDPM_TRACEBACK" in os.environ
 
 
 def cache_folder() -> Path:
-    """The folder for what is computed once: $DDPM_CACHE, or ~/.cache/ddpm_lightning."""
+    """The cache folder: $DDPM_CACHE, or ~/.cache/ddpm_lightning."""
     return Path(os.environ.get("DDPM_CACHE") or Path.home() / ".cache" / "ddpm_lightning")
 
 
 def trusted() -> list[str]:
-    """The packages that the user trusts: those of trust=[...] on the command line, and of DDPM_TRUST=mylab,other."""
+    """The packages that the user trusts, from trust=[...] on the command line and DDPM_TRUST=mylab,other."""
     return [*current().trust, *os.environ.get("DDPM_TRUST", "").replace(",", " ").split()]
 
 
 def trust_argument(packages: Iterable[str]) -> str:
-    """What a command line says to trust these packages, quoted for a shell; empty for none."""
+    """The command-line argument that trusts these packages, quoted for a shell; empty for none."""
     names = ",".join(packages)
     return shlex.quote(f"trust=[{names}]") if names else ""
 
 
 def allows_pipes() -> bool:
-    """Whether a checkpoint's config may run the commands (pipe:...) that its data are read with."""
+    """Whether a checkpoint's config may run commands (pipe:...) to read its data."""
     return bool(os.environ.get("DDPM_ALLOW_PIPE"))

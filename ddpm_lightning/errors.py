@@ -1,4 +1,4 @@
-"""Errors that are not the program's own."""
+"""Errors that a user can fix."""
 
 import re
 import signal
@@ -16,12 +16,12 @@ class UserError(ValueError):
 
 
 class Diverged(UserError):
-    """A number of the training, its loss or what follows from it, became NaN or infinite.
+    """A loss, gradient, weight or metric became NaN or infinite in training.
 
     Args:
-        what: the number.
-        step: the optimizer step after which it was so.
-        saved: what is said of earlier checkpoints.
+        what: the value that diverged.
+        step: the optimizer step at which it diverged.
+        saved: a hint on earlier checkpoints for the message.
     """
 
     def __init__(self, what: str, step: int, saved: str = ""):
@@ -33,7 +33,7 @@ class Diverged(UserError):
 
 
 class Stopped(Exception):
-    """One of STOP_SIGNALS asked the run to end, and it has saved what it needs to resume.
+    """The run was stopped by one of STOP_SIGNALS and can be resumed.
 
     Args:
         signum: the signal.
@@ -45,13 +45,13 @@ class Stopped(Exception):
 
 
 def brief(error: BaseException) -> str:
-    """Another package's error: its type and at most 240 characters of its text, in one line."""
+    """An error's type and up to 240 characters of its text, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
 
 
 @contextmanager
 def below(key: str) -> Iterator[None]:
-    """Put the key of a part of the config before what is wrong with a value in it: `sampler.num_steps must be ...`.
+    """Prefix errors about values in a part of the config with its key: `sampler.num_steps must be ...`.
 
     Raises:
         UserError: in place of a ValueError.
@@ -66,15 +66,15 @@ def below(key: str) -> Iterator[None]:
 
 @contextmanager
 def optional_package(name: str, extra: str, *, needed_by: str) -> Iterator[None]:
-    """Import a package that is installed on demand.
+    """Import an optional package within this context.
 
     Args:
         name: the package.
-        extra: the extra of ddpm_lightning that installs it.
-        needed_by: the setting that requires it, such as "data=huggingface".
+        extra: the extra of ddpm_lightning that installs the package.
+        needed_by: the setting that requires the package, such as "data=huggingface".
 
     Raises:
-        UserError: with the command that installs it, in place of an ImportError.
+        UserError: in place of an ImportError, with the install command.
     """
     try:
         yield

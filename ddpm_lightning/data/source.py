@@ -1,4 +1,4 @@
-"""The batches of a training step, and the source that serves them: a dataset in memory, or a stream."""
+"""Batches, and the sources that serve them: datasets in memory and streams."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,11 +24,11 @@ __all__ = [
     "tensors_of",
 ]
 
-Condition = Tensor | Mapping[str, Tensor]  # labels (B,), or any tensors with the batch first
+Condition = Tensor | Mapping[str, Tensor]  # labels (B,), or tensors with a leading batch axis
 
 
 def map_condition(function: Callable[..., Any], y: Condition, *others: Condition) -> Any:
-    """The function of a condition's tensor, or of each by its name, and of the same of other conditions."""
+    """Apply a function to each tensor of a condition, together with the same tensors of other conditions."""
     if isinstance(y, Mapping):
         return {name: function(value, *(other[name] for other in others)) for name, value in y.items()}  # type: ignore[index]
     return function(y, *others)
@@ -40,7 +40,7 @@ def is_labels(y: Condition | None) -> bool:
 
 
 def in_turn(condition: Condition | None, indices: Iterable[int], device: torch.device | str = "cpu") -> Any:
-    """Image i's condition, row `i % N` of N, for each of these i, on a device; None where there is none."""
+    """The conditions of images i, row `i % N` of N each, on a device; None without a condition."""
     if condition is None:
         return None
     chosen = torch.tensor([*indices])
@@ -53,10 +53,10 @@ def tensors_of(condition: Condition) -> list[Tensor]:
 
 
 class Batch(NamedTuple):
-    """What a training step gets; also a whole part of a dataset in memory.
+    """A training batch, or a whole split of a dataset in memory.
 
-    x0: (B, C, H, W) of images and (B, C, ...) of other data, as stored from the loader, such as uint8, and float32 in [−1, 1]
-    from the data module on; y: (B,) int64 labels, another condition or None; ids: (B,) int64, each image's number within its dataset.
+    x0: images (B, C, H, W) or other data (B, C, ...), in the stored dtype from the loader and float32 in [−1, 1] from the
+    data module; y: int64 labels (B,), another condition or None; ids: int64 (B,), the images' indices in the dataset.
     """
 
     x0: Tensor
@@ -65,11 +65,11 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, given: Any, first: int = 0) -> "Batch":
-        """A batch as any loader gives it: this one's own, images (B, C, H, W) in [−1, 1] alone, or with their labels.
+        """Convert a batch of any loader: a `Batch`, images (B, C, H, W) in [−1, 1], or a pair of images and labels.
 
         Args:
-            given: what the loader gave.
-            first: the number of the first image, where the loader gave none.
+            given: the loader's batch.
+            first: the index of the first image, if the loader gives no ids.
         """
         if isinstance(given, cls):
             return given
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What is made of a dataset, as the arguments of `ImageDataModule` say; image_size is (height, width), (length,) or (frames, height, width)."""
+    """The form of a dataset, see `ImageDataModule`; image_size is (height, width), (length,) or (frames, height, width)."""
 
     channels: int
     image_size: Sequence[int]
@@ -103,18 +103,18 @@ class Share(NamedTuple):
 
     @property
     def images(self) -> int:
-        """The images of a batch, on all ranks together."""
+        """The images of a batch on all ranks."""
         return self.batch_size * self.world_size
 
 
 class EndlessLoader(ABC):
-    """Batches without end, cut into epochs of Lightning's; the state is how many images all ranks together were given.
+    """Endless batches, cut into Lightning epochs; the state is the number of images served to all ranks.
 
-    An epoch has at least one optimizer step, and whole ones: Lightning would cut a step short where `len` is no multiple.
+    An epoch is a whole number of optimizer steps, at least one: otherwise Lightning would cut its last step short.
 
     Args:
-        num_images: in a pass over the data, which makes an epoch.
-        share: this process's.
+        num_images: images in a pass over the data, which is one epoch.
+        share: this process's share of each batch.
     """
 
     def __init__(self, num_images: int, share: Share):
@@ -125,14 +125,16 @@ class EndlessLoader(ABC):
 
     @abstractmethod
     def _batches_from(self, position: int) -> Iterator[Batch]:
-        """The batches behind the first `position` images."""
+        """The batches after the first `position` images."""
 
     def __len__(self) -> int:
         return self._len
 
     def __iter__(self) -> Iterator[Batch]:
         if self._row is None:
-            self._row = self._batches_from(self._position)  # kept from epoch to epoch, with what workers read ahead
+            self._row = self._batches_from(
+                self._position
+            )  # kept across epochs, together with the workers' prefetched batches
         for batch in islice(self._row, self._len):
             self._position += self._share.images
             yield batch
@@ -141,68 +143,68 @@ class EndlessLoader(ABC):
         return {"images": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state; with "skip", from so many batches after it."""
+        """Resume from a state; "skip" is a number of batches to skip after it."""
         self.close()
         self._position = state["images"] + state.get("skip", 0) * self._share.images
 
     def close(self) -> None:
-        """End the workers, if there are any; the next batch starts new ones."""
+        """Stop the workers, if any; the next batch starts new ones."""
         self._row = None
 
 
 class Source(ABC):
-    """A dataset that is split into "train" and "validation", and serves both."""
+    """Serves the "train" and "validation" splits of a dataset."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Identifies the dataset: by all its images and labels in memory, by its shards and their sizes in a stream."""
+        """Identifies the dataset: by its images and labels in memory, or by a stream's shards and their sizes."""
 
     @abstractmethod
     def num_images(self, name: str) -> int:
         """The number of images of "train", "validation" or "all"."""
 
     def check(self, world_size: int) -> None:
-        """Refuse more processes than there is work for.
+        """Refuse more processes than validation images.
 
         Raises:
-            UserError: for more processes than validation images, where there are any.
+            UserError: for more processes than validation images, if any image is held out.
         """
         if images := self.num_images("validation"):
             hint = "each needs a validation image: set data.val_fraction (for streams data.dataset.val_shards) to more, or to 0"
             require("the number of processes", world_size, f"1..{images}", hint=hint)
 
     def conditions(self, count: int) -> Condition | None:
-        """Those of the first held-out images, or training images where none is held out; None where they are labels, or none."""
+        """Conditions of the first held-out (else training) images; None for labels or no condition."""
         return None
 
     @property
     def classes(self) -> Sequence[str] | None:
-        """The names of the labels 0, 1, …; empty where they have none, and None for a dataset without labels."""
+        """The names of the labels 0, 1, …; empty if unnamed, None for a dataset without labels."""
         return ()
 
     @property
     def extent(self) -> list[float]:
-        """The least and the largest stored value."""
+        """The minimum and maximum stored value."""
         return []
 
     def outside(self, clip: float) -> float:
-        """The fraction of the values beyond ±clip, which a sampler that clips there would not reach."""
+        """The fraction of values beyond ±clip, which a clipping sampler cannot reach."""
         return 0.0
 
     @abstractmethod
     def train_loader(self, share: Share, device: torch.device) -> EndlessLoader:
-        """Training batches of one rank, from an endless row of passes in orders that are computed from the seed."""
+        """Endless training batches of one rank, in an order computed from the seed."""
 
     @abstractmethod
     def loader(
         self, name: str, share: Share, *, device: torch.device | str = "cpu", labeled: bool = True
     ) -> Iterable[Batch]:
-        """One rank's part of "train", "validation" or "all": each image once, in a fixed order, as stored, not mirrored.
+        """One rank's share of "train", "validation" or "all": each image once, in a fixed order, as stored, not mirrored.
 
         Args:
-            name: the part.
-            share: all ranks get as many batches.
-            device: where a dataset in memory is kept.
-            labeled: whether to give the labels that there are; another condition is always given.
+            name: the split.
+            share: this process's share; all ranks get the same number of batches.
+            device: the device of a dataset in memory.
+            labeled: whether batches include labels, if any; other conditions are always included.
         """

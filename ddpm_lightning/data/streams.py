@@ -1,4 +1,4 @@
-"""A source for datasets larger than memory: many processes read its shards as training proceeds."""
+"""Stream datasets larger than memory from shards, with worker processes."""
 
 import logging
 import multiprocessing
@@ -29,15 +29,15 @@ log = logging.getLogger(__name__)
 
 
 class StreamTrainLoader(EndlessLoader):
-    """Training batches of one rank, in an order known from their number; what workers have read ahead does not count."""
+    """Training batches of one rank, in an order independent of the workers and their prefetching."""
 
     def __init__(self, decoder: Decoder, passes: Passes, share: Share, workers: int):
         super().__init__(num_samples(passes.shards), share)
         self._decoder = decoder
         self._passes = passes
         images = share.images * share.accumulate
-        self._order = [images, passes.segments(images), passes.buffer]  # all that decides it beside the seed
-        self._first_pass, self._before = 0, 0  # of this order, and the images that all ranks had been given by then
+        self._order = [images, passes.segments(images), passes.buffer]  # determines the order, together with the seed
+        self._first_pass, self._before = 0, 0  # first pass in this order, and the images served to all ranks before it
         self._workers = min(workers, share.batch_size)
 
     def _batches_from(self, position: int) -> Iterator[Batch]:
@@ -49,7 +49,7 @@ class StreamTrainLoader(EndlessLoader):
         return {**super().state_dict(), "order": self._order, "begun": [self._first_pass, self._before]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As `EndlessLoader`; with another order than the state's, the rest of its pass is left out, so that no image comes twice in it."""
+        """Resume as in `EndlessLoader`; if the order has changed, skip the rest of the pass, so that no image is repeated in it."""
         super().load_state_dict(state)
         self._first_pass, self._before = state.get("begun", [0, 0])
         if state.get("order") != self._order:
@@ -65,7 +65,7 @@ class StreamTrainLoader(EndlessLoader):
 
 @dataclass(frozen=True)
 class StreamEvalLoader:
-    """One pass over a part of a dataset, in a fixed order."""
+    """One pass over a split, in a fixed order."""
 
     batches: EvalBatches
     workers: int
@@ -78,33 +78,32 @@ class StreamEvalLoader:
 
 
 class Stream(Source):
-    """A dataset in shards, read by some workers in each process; the last shards, by name, are the validation images.
+    """A dataset in shards, read by workers in each process; the last shards by name are held out for validation.
 
-    A pass over the training images puts the shards in an order that is computed from (seed, pass), and cuts the row of
-    their samples into *segments* of equal length, but for one sample, which are read side by side; each continues with one
-    of the next pass. So a pass holds each sample once, and all batches are full. A segment is shuffled block by block, in an
-    order computed from (seed, pass, segment, block). Of the images of an optimizer step, each segment gives an equal part: the
-    order is known from the number of these images and the seed, whatever the numbers of processes, accumulated batches and
-    workers, which read the segments that their images come from. A run that resumes opens the shards where it stopped, and decodes
-    no image before; with another number of images in a step it resumes with the next pass. A damaged image is replaced by
-    the next undamaged one of its segment, for the same reason.
+    Each pass over the training images permutes the shards by (seed, pass) and cuts the sequence of their samples into
+    *segments* of equal length (±1), which are read concurrently; each continues with a segment of the next pass. So a pass
+    holds each sample once, and all batches are full. A segment is shuffled block by block, by (seed, pass, segment, block).
+    Each segment contributes equally to an optimizer step, so the order depends only on the seed and the images per step, not
+    on the numbers of processes, accumulated batches and workers, which read the segments of their own images. A resumed run
+    opens the shards where it stopped without decoding earlier images; with a different number of images per step it resumes
+    with the next pass. To keep the order, a damaged image is replaced by the next undamaged one of its segment.
 
     Args:
         root: see `find_shards`.
         channels: 1 or 3.
-        image_size: (height, width); images are resized to cover it and cropped at the center.
-        image_key: the ending of the images, or several, such as "png;jpg".
-        label_key: the ending of the files with the label, an integer; None for a dataset that is used without.
+        image_size: (height, width); images are resized to cover it and center-cropped.
+        image_key: the extension of the images, or several, such as "png;jpg".
+        label_key: the extension of the files with integer labels; None for no labels.
         sizes: see `find_shards`.
-        val_shards: how many shards are held out.
-        buffer: samples in the blocks of all segments together; the workers hold up to twice as many, not yet decoded.
-        segments: the most segments, of which there are no more than shards or images of a step; with fewer than there are
-            workers, several read the same shards.
-        workers: processes that read and decode, for each training process; 0: it does so itself.
-        max_damaged: the fraction of damaged images above which a run is stopped.
+        val_shards: the number of shards to hold out.
+        buffer: shuffle buffer, in samples over all segments; the workers hold up to twice as many, undecoded.
+        segments: maximum number of segments, also limited by the shards and the images per step; with fewer segments than
+            workers, several workers read the same shards.
+        workers: reading processes per training process; 0 reads in the training process.
+        max_damaged: the fraction of damaged images above which the run stops.
 
     Raises:
-        UserError: for a setting outside its range, and as `find_shards`.
+        UserError: for a setting out of range, and see `find_shards`.
     """
 
     def __init__(
@@ -138,17 +137,19 @@ class Stream(Source):
         self._decoder = Decoder(keys, label_key, None, channels, (image_size[1], image_size[0]), max_damaged, 0)
 
     def prepared(self, form: Form) -> "Stream":
-        """Itself, once its first sample is known to have the label that is asked for; the rest are settings of a set in memory.
+        """Return the stream itself, after checking the label of its first sample.
 
         Raises:
-            UserError: for a label outside 0..num_classes − 1, or none.
+            UserError: for a label outside 0..num_classes − 1, or no label.
         """
         require_one_of("data.dtype", form.values.dtype, ("uint8",), hint="shards hold 8-bit images")
         _allow_open_files(64 + min(self._passes.most, len(self._passes.shards)))
         self._decoder = self._decoder._replace(num_classes=form.num_classes)
         self._passes = self._passes._replace(seed=form.seed, flip=form.flip)
         first = next(read_samples(slice_shards(self._parts["train"], 0, 1)))
-        if endings := dotted_endings(first.files, self._decoder.image_keys, self._decoder.label_key):  # of URLs
+        if endings := dotted_endings(
+            first.files, self._decoder.image_keys, self._decoder.label_key
+        ):  # not counted for URLs
             self._parts = {
                 name: [shard._replace(endings=endings) for shard in part] for name, part in self._parts.items()
             }
@@ -189,10 +190,10 @@ class Stream(Source):
 
 
 def _read(batches: TrainBatches | EvalBatches, workers: int, *, parts: int = 1) -> Iterator[Batch]:
-    """What the workers hand over, each batch in so many parts; damaged images are named, counted and, when too many, the end.
+    """The workers' batches, each joined from `parts`; warns of damaged images and stops at too many.
 
     Raises:
-        UserError: then, and for a sample without a valid label.
+        UserError: for too many damaged images, or a sample without a valid label.
     """
     loader = DataLoader(
         batches,
@@ -202,7 +203,7 @@ def _read(batches: TrainBatches | EvalBatches, workers: int, *, parts: int = 1) 
         pin_memory=torch.cuda.is_available() and parts == 1,
         multiprocessing_context=_processes() if workers else None,
         worker_init_fn=partial(_obey, os.getpid()),
-        generator=torch.Generator(),  # or it draws from the global one
+        generator=torch.Generator(),  # keeps the global generator untouched
     )
     seen, damaged = 0, 0
     for handed in zip(*[_alive(loader, workers)] * parts, strict=True):
@@ -219,10 +220,10 @@ def _read(batches: TrainBatches | EvalBatches, workers: int, *, parts: int = 1) 
 
 
 def _allow_open_files(number: int) -> None:
-    """Raise the system's limit on the files that a process may have open, where it is lower.
+    """Raise the process's limit on open files, if it is lower.
 
     Raises:
-        UserError: where it cannot be raised so far.
+        UserError: if it cannot be raised that far.
     """
     if sys.platform == "win32":
         return
@@ -237,10 +238,10 @@ def _allow_open_files(number: int) -> None:
 
 
 def _alive(loader: DataLoader[Any], workers: int) -> Iterator[WorkerBatch]:
-    """What the workers hand over, for as long as they live.
+    """The workers' batches.
 
     Raises:
-        UserError: once one is lost.
+        UserError: if a worker dies.
     """
     try:
         yield from loader
@@ -254,7 +255,7 @@ def _alive(loader: DataLoader[Any], workers: int) -> Iterator[WorkerBatch]:
 
 
 def _joined(parts: list[Batch]) -> Batch:
-    """A batch of its parts, with labels or without, in memory that a GPU can read."""
+    """Join the parts of a batch, in pinned memory if there is a GPU."""
     if len(parts) == 1:
         return parts[0]
 
@@ -266,16 +267,16 @@ def _joined(parts: list[Batch]) -> Batch:
 
 
 def _processes() -> BaseContext:
-    """Workers are forked from a process that has no threads and no GPU, and has imported what they need.
+    """The multiprocessing context: a fork server without threads or GPU, with the workers' imports preloaded.
 
-    It and they hold signals back from their beginning, until `_obey` says what becomes of them.
+    The server and the workers block signals from the start, until `_obey` sets their handlers.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     if sys.platform == "linux":
-        from multiprocessing import forkserver, resource_tracker  # Windows has no such modules
+        from multiprocessing import forkserver, resource_tracker  # not available on Windows
 
-        resource_tracker.ensure_running()  # which the other would start first, with the signals let through
+        resource_tracker.ensure_running()  # otherwise the fork server starts it, with signals unblocked
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             forkserver.ensure_running()
@@ -285,7 +286,7 @@ def _processes() -> BaseContext:
 
 
 def _obey(parent: int, worker: int) -> None:
-    """Let a worker end with its run and not before it: Ctrl-C and SLURM's signals reach it too, and the run's last step wants its batch."""
+    """Make a worker end with its run, not before: Ctrl-C and SLURM's signals reach it too, but the last step needs its batch."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":

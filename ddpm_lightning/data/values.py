@@ -1,4 +1,4 @@
-"""How the values of data are stored, and how they become the [−1, 1] of a model and come back."""
+"""Stored values and their mapping to and from the model's [−1, 1]."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,9 +12,9 @@ from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["POINTS", "Values", "kind_of", "values_of"]
 
-POINTS = (2, 1, 1)  # the shape of points in the plane: images of two channels and one pixel
+POINTS = (2, 1, 1)  # the shape of 2D points: images of two channels and one pixel
 
-# By type: the range that becomes [−1, 1], and the type in memory, in which every device can index.
+# By dtype: the range mapped to [−1, 1], and the dtype in memory, which every device can index.
 _TYPES = {
     "uint8": (0.0, 255.0, torch.uint8),
     "uint16": (0.0, 65535.0, torch.int32),
@@ -23,12 +23,12 @@ _TYPES = {
 
 
 class Values(NamedTuple):
-    """The type of stored values v and their range, x = 2(v − low)/(high − low) − 1.
+    """The dtype and range of stored values v, with x = 2(v − low)/(high − low) − 1.
 
     Args:
         dtype: "uint8", "uint16" or "float32".
-        low: what becomes −1.
-        high: what becomes 1.
+        low: the value mapped to −1.
+        high: the value mapped to 1.
     """
 
     dtype: str = "uint8"
@@ -37,42 +37,42 @@ class Values(NamedTuple):
 
     @property
     def memory(self) -> torch.dtype:
-        """The type that the values have in memory."""
+        """The dtype of the values in memory."""
         return _TYPES[self.dtype][2]
 
     @property
     def is_float(self) -> bool:
-        """Whether the values are real numbers, which are neither rounded nor clipped."""
+        """Whether the values are floats, which are neither rounded nor clipped."""
         return self.dtype == "float32"
 
     @property
     def is_whole(self) -> bool:
-        """Whether the range is all that an integer type can hold."""
+        """Whether the range is the full range of an integer dtype."""
         return not self.is_float and (self.low, self.high) == _TYPES[self.dtype][:2]
 
     def normalize(self, values: Tensor) -> Tensor:
-        """Stored values to float32, with [low, high] as [−1, 1]."""
+        """Map stored values from [low, high] to float32 in [−1, 1]."""
         half = (self.high - self.low) / 2
         if self.is_float:
             return (values - (self.high + self.low) / 2) / half
         return (values.float() - self.low) / half - 1
 
     def denormalize(self, x: Tensor) -> Tensor:
-        """The inverse: integers are clipped to the range and rounded to the nearest."""
+        """The inverse of `normalize`: integers are clipped to the range and rounded."""
         half = (self.high - self.low) / 2
         if self.is_float:
             return x.float() * half + (self.high + self.low) / 2
         return ((x.float().clamp(-1, 1) + 1) * half + self.low).round().to(self.memory)
 
     def array(self, values: Tensor) -> np.ndarray:
-        """Stored values as an array of their own type."""
+        """Stored values as an array of their own dtype."""
         return values.cpu().numpy().astype(self.dtype)
 
     def check(self, values: Tensor) -> Tensor:
-        """The values in the type that they have in memory.
+        """Convert values to their dtype in memory.
 
         Raises:
-            UserError: for NaN or infinite values, and those of another type.
+            UserError: for NaN or infinite values, or another dtype.
         """
         low, high, memory = _TYPES[self.dtype]
         if values.is_floating_point() and not values.isfinite().all():
@@ -94,10 +94,10 @@ class Values(NamedTuple):
 
 
 def values_of(data: Mapping[Any, Any]) -> Values:
-    """The type and range that a data config states, by default those of 8-bit images, or of points.
+    """The dtype and range of a data config, by default those of 8-bit images or points.
 
     Raises:
-        UserError: for an unknown type, or a range that is not one.
+        UserError: for an unknown dtype or an invalid range.
     """
     dtype = data.get("dtype") or ("float32" if (data["channels"], *data["image_size"]) == POINTS else "uint8")
     require_one_of("data.dtype", dtype, [*_TYPES])
@@ -114,7 +114,7 @@ def values_of(data: Mapping[Any, Any]) -> Values:
 
 
 def kind_of(data: Mapping[Any, Any]) -> str:
-    """What a data config describes: "points" in the plane, 8-bit "images" of one or three channels, or other "arrays"."""
+    """The kind of data of a config: 2D "points", 8-bit "images" with 1 or 3 channels, or other "arrays"."""
     shape = (data["channels"], *data["image_size"])
     if shape == POINTS:
         return "points"

@@ -1,4 +1,4 @@
-"""The work of a stream's workers: each reads its own part of the shards, and makes batches of it."""
+"""The workers of a stream, which read shards and decode batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -23,22 +23,22 @@ __all__ = ["Decoder", "EvalBatches", "Passes", "TrainBatches", "WorkerBatch"]
 
 
 class DamagedError(Exception):
-    """Says what is wrong with an image; empty where an earlier one has said so."""
+    """A damaged image, with the reason; empty if an earlier image reported it."""
 
 
 class WorkerBatch(NamedTuple):
-    """What a worker hands over: a batch and the damaged samples on the way to it, or the sentence of the error that ended it."""
+    """A worker's batch and the damaged samples before it, or the message of the error that stopped the worker."""
 
     batch: Batch | None
     damaged: tuple[str, ...]
     error: str | None = None
 
 
-Decoded = tuple[np.ndarray, int, int]  # an image (H, W, C), its label and its number in the dataset
+Decoded = tuple[np.ndarray, int, int]  # an image (H, W, C), its label and its index in the dataset
 
 
 class Decoder(NamedTuple):
-    """Samples to batches: which of a sample's files are image and label, and the form of the images; see `Stream`."""
+    """Decodes samples into batches, see `Stream`."""
 
     image_keys: tuple[str, ...]
     label_key: str | None
@@ -46,10 +46,10 @@ class Decoder(NamedTuple):
     channels: int
     size: tuple[int, int]
     max_damaged: float
-    images: int  # of a pass of one rank
+    images: int  # images per pass and rank
 
     def batches(self, rows: Iterable[Iterable[Decoded]], damaged: list[str]) -> Iterator[WorkerBatch]:
-        """A batch of each row of images; `damaged` is where decoding them puts the names of those that are."""
+        """A batch for each row of images; decoding adds the names of damaged ones to `damaged`."""
         try:
             for row in rows:
                 images, labels, ids = zip(*row, strict=True)
@@ -57,14 +57,16 @@ class Decoder(NamedTuple):
                 y = None if self.num_classes is None else torch.tensor(labels)
                 yield WorkerBatch(Batch(x0, y, torch.tensor(ids)), tuple(damaged))
                 damaged.clear()
-        except UserError as error:  # as a value: a worker's exception arrives with its traceback for a message
+        except (
+            UserError
+        ) as error:  # returned as a value, since a worker's exception arrives with its traceback as message
             yield WorkerBatch(None, tuple(damaged), str(error))
 
     def label(self, sample: Sample) -> int:
-        """The label of a sample, 0 in training without.
+        """The label of a sample; 0 when training without labels.
 
         Raises:
-            UserError: for a sample without an integer in 0..num_classes − 1.
+            UserError: for a label that is missing or outside 0..num_classes − 1.
         """
         if self.num_classes is None:
             return 0
@@ -83,15 +85,15 @@ class Decoder(NamedTuple):
         return label
 
     def check_damaged(self, damaged: int, example: str, *, seen: int = 0) -> None:
-        """Refuse more damaged images than may be, of a pass or of those `seen`; see `image_files.check_damaged`."""
+        """Refuse too many damaged images in a pass or among those `seen`; see `image_files.check_damaged`."""
         check_damaged(damaged, max(self.images, seen), self.max_damaged, example=example)
 
     def decoded(self, sample: Sample, mirrored: bool) -> Decoded:
-        """A sample's image, label and number.
+        """A sample's image, label and index.
 
         Raises:
-            DamagedError: for an image that cannot be read, or none.
-            UserError: for a label that the model cannot have.
+            DamagedError: for an unreadable or missing image.
+            UserError: for an invalid label.
         """
         key = next((key for key in self.image_keys if key in sample.files), None)
         if sample.damage is not None or key is None:
@@ -104,11 +106,11 @@ class Decoder(NamedTuple):
 
 
 class Row:
-    """Images in order, each decoded once it is asked for; a damaged one is replaced by the next that is not, at the end by the last.
+    """Images in order, decoded on demand; a damaged one is replaced by the next undamaged one, or by the last at the end.
 
     Args:
-        decoder: what decodes them.
-        samples: with each, whether it is to be mirrored.
+        decoder: decodes the samples.
+        samples: pairs of a sample and whether to mirror it.
         first: the index of the first sample.
     """
 
@@ -116,11 +118,11 @@ class Row:
         self._decoder = decoder
         self._samples = samples
         self._next = first
-        self._ahead: list[tuple[Sample, bool]] = []  # read on the search for an image in place of a damaged one
+        self._ahead: list[tuple[Sample, bool]] = []  # samples read while searching for a replacement
         self._last: Decoded | None = None
 
     def image(self, index: int, damaged: list[str]) -> Decoded:
-        """The image of an index, none of which is asked for behind a larger one; a damaged one's name is added to `damaged`."""
+        """The image at an index, which must not decrease between calls; adds the names of damaged images to `damaged`."""
         while self._next < index:
             self._pop()
             self._next += 1
@@ -138,9 +140,9 @@ class Row:
         return self._ahead.pop(0) if self._ahead else next(self._samples)
 
     def _after(self, name: str) -> Decoded:
-        """The next image that is not damaged."""
+        """The next undamaged image."""
         for missing in count(1):
-            self._decoder.check_damaged(missing, name)  # a row of nothing else would never hand over a batch
+            self._decoder.check_damaged(missing, name)  # a row of damaged images only would never yield a batch
             if missing > len(self._ahead):
                 self._ahead += islice(self._samples, 1)
             if missing > len(self._ahead):
@@ -154,24 +156,24 @@ class Row:
 
 
 class Passes(NamedTuple):
-    """The endless row of passes over the shards, cut into segments; see `Stream`."""
+    """The endless sequence of passes over the shards, cut into segments; see `Stream`."""
 
     shards: Sequence[Shard]
     buffer: int
-    most: int  # segments
+    most: int  # maximum number of segments
     seed: int = 0
     flip: bool = False
-    first: int = 0  # the pass that it begins with
+    first: int = 0  # the first pass
 
     def segments(self, images: int) -> int:
-        """How many segments there are for so many images of an optimizer step, each of which gives as many of them."""
+        """The number of segments for a number of images per optimizer step, to which each contributes equally."""
         return max(n for n in range(1, min(self.most, len(self.shards), images) + 1) if images % n == 0)
 
     def samples(self, segment: int, segments: int, *, skip: int) -> Iterator[tuple[Sample, bool]]:
-        """A segment's samples in order, behind the first `skip` ones, and whether each is to be mirrored."""
+        """A segment's samples in order, after the first `skip`, with whether to mirror each."""
         images, buffer = num_samples(self.shards), -(-self.buffer // segments)
         for epoch in count(self.first):
-            part = (segment + epoch) % segments  # in turn, so that no segment is the longer one in each pass
+            part = (segment + epoch) % segments  # rotated, so that no segment is always the longer one
             start, stop = part * images // segments, (part + 1) * images // segments
             if skip >= stop - start:
                 skip -= stop - start
@@ -188,7 +190,7 @@ class Passes(NamedTuple):
                 for k, i in enumerate(self._permutation(len(held), "buffer", epoch, part, block)):
                     if k >= skip_here:
                         yield held[i], self.flip and _coin(key, held[i].id)
-                    ahead += islice(samples, 1)  # steadily, not a block at once
+                    ahead += islice(samples, 1)  # one at a time, not a block at once
                 held, skip_here = ahead, 0
                 if not held:
                     break
@@ -200,7 +202,7 @@ class Passes(NamedTuple):
 
 @dataclass(eq=False)
 class TrainBatches(IterableDataset[WorkerBatch]):
-    """What the workers of one rank read for training, from its batch `number` on: each an equal part of each batch."""
+    """The training batches read by one rank's workers, from batch `number`; each worker reads an equal part of each batch."""
 
     decoder: Decoder
     passes: Passes
@@ -212,7 +214,7 @@ class TrainBatches(IterableDataset[WorkerBatch]):
         return self.decoder.batches(self._rows(damaged), damaged)
 
     def _rows(self, damaged: list[str]) -> Iterator[Iterator[Decoded]]:
-        """Of all places in the order, each step's first ones are the first segment's, and so on."""
+        """The worker's rows of images; a step's images come from the segments in order."""
         worker, workers = _worker()
         size, images = self.share.batch_size, self.share.images * self.share.accumulate
         segments = self.passes.segments(images)
@@ -234,14 +236,14 @@ class TrainBatches(IterableDataset[WorkerBatch]):
 
 @dataclass(eq=False)
 class EvalBatches(IterableDataset[WorkerBatch]):
-    """What the workers of one rank read for evaluation: each sample once, as many batches for every reader."""
+    """The evaluation batches read by one rank's workers: each sample once, with the same number of batches per reader."""
 
     decoder: Decoder
     shards: Sequence[Shard]
     share: Share
 
     def batches_per_reader(self, workers: int) -> int:
-        """Batches of each reader; where they do not come out even, some hold one image more."""
+        """The number of batches per reader; some may hold one image more."""
         return -(-(num_samples(self.shards) // (self.share.world_size * workers)) // self.share.batch_size)
 
     def __iter__(self) -> Iterator[WorkerBatch]:
@@ -258,7 +260,7 @@ class EvalBatches(IterableDataset[WorkerBatch]):
 
 
 def _coin(key: int, number: int) -> bool:
-    """A hash's bit: `derive` takes as long as a small image does."""
+    """A fair coin from a hash, since `derive` takes as long as decoding a small image."""
     return blake2b(number.to_bytes(8, "little"), key=key.to_bytes(8, "little"), digest_size=1).digest()[0] % 2 == 1
 
 
