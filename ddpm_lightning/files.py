@@ -1,4 +1,4 @@
-"""Files and folders that are written atomically, zip files that are verified before they are read, and file locks."""
+"""Atomic files and folders, zip checksums, and file locks."""
 
 import os
 import shutil
@@ -16,12 +16,12 @@ from ddpm_lightning.errors import UserError
 
 __all__ = ["atomic_folder", "check_zip", "replace_file", "try_lock"]
 
-_FOLDER = 0x10  # MS-DOS's flag, in a zip file's attributes of a member
+_FOLDER = 0x10  # the MS-DOS directory flag of a zip member
 
 
 @contextmanager
 def replace_file(path: Path, mode: str = "w", newline: str | None = None) -> Iterator[IO[Any]]:
-    """A file to write to that replaces `path` when it is complete and on the disk; after an error nothing is left of it.
+    """Write a file atomically: it replaces `path` once it is complete and on disk, and is removed after an error.
 
     A link at `path` is replaced, not followed.
     """
@@ -31,7 +31,7 @@ def replace_file(path: Path, mode: str = "w", newline: str | None = None) -> Ite
         {} if "b" in mode else {"newline": newline, "encoding": "utf-8", "errors": "backslashreplace"}
     )
     try:
-        with beside.open(mode.replace("w", "x"), **text) as file:  # a new file: no link at this name is followed
+        with beside.open(mode.replace("w", "x"), **text) as file:  # a new file, so no link is followed
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -42,10 +42,10 @@ def replace_file(path: Path, mode: str = "w", newline: str | None = None) -> Ite
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which becomes it at the end; after an error nothing is left of it.
+    """Write a folder atomically: a temporary folder that is renamed to `folder` at the end, and removed after an error.
 
     Raises:
-        UserError: where the folder holds files, or cannot be made.
+        UserError: if the folder is not empty or cannot be created.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: give the name of a new folder")
@@ -65,11 +65,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_zip(path: Path) -> None:
-    """Verify the checksums of a zip file that PyTorch or NumPy wrote, which they themselves do not do when they read it.
+    """Verify the checksums of a zip file written by PyTorch or NumPy, which do not verify them on reading.
 
     Raises:
-        OSError: where the file cannot be read.
-        ValueError: for a file that is not a zip file, is damaged, or would unpack to more bytes than it has.
+        OSError: if the file cannot be read.
+        ValueError: for a file that is not a zip file, is damaged, or unpacks to more bytes than it has.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -80,26 +80,26 @@ def check_zip(path: Path) -> None:
             if packed or sum(member.file_size for member in members) > path.stat().st_size:
                 raise ValueError("it unpacks to more bytes than it has")
             if any(member.is_dir() or member.external_attr & _FOLDER for member in members):
-                # PyTorch reads nothing of it, and returns what was in memory.
+                # PyTorch would not read it, and return uninitialized memory.
                 raise ValueError("a member is marked as a folder")
             if damaged := archive.testzip():
                 raise ValueError(f"the checksum of {damaged} is wrong")
     except OSError:
         raise
-    except Exception as error:  # zipfile raises what it comes upon in damaged bytes
+    except Exception as error:  # zipfile raises many types on damaged bytes
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def try_lock(path: Path, *, create: bool = True) -> int | None:
-    """The descriptor of a file that is locked until it is closed; None where another process has locked it.
+    """Lock a file until its descriptor, the return value, is closed; None if another process holds the lock.
 
-    The file is neither emptied nor, where it is a link, followed. A file system without locks counts as locked.
+    The file is not truncated, and links are not followed. A file system without locks counts as locked.
 
     Raises:
-        OSError: where it cannot be opened.
+        OSError: if the file cannot be opened.
     """
     flags = (os.O_RDWR | os.O_CREAT if create else os.O_RDONLY) | getattr(os, "O_NOFOLLOW", 0)
-    for wait in (0.3, 0):  # another process may just be trying the lock, or removing the file
+    for wait in (0.3, 0):  # another process may be trying the lock or removing the file
         descriptor = os.open(path, flags, 0o666)
         try:
             locked = lock_descriptor(descriptor, blocking=False)

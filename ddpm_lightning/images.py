@@ -1,4 +1,4 @@
-"""[-1, 1] <-> uint8, grids, saving, and one noise seed per image."""
+"""Conversion between [-1, 1] and uint8, grids, saving, and per-image noise."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,37 +42,37 @@ _COLORS = [
     (90, 210, 110),
     (230, 100, 200),
     (250, 220, 80),
-]  # of channels
+]  # number of channels
 
-# What Pillow knows by name and reads by other programs only, or not at all, and what is no picture.
+# Formats that Pillow reads only with external programs or not at all, and formats that are not images.
 _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
 @cache
 def readable_endings() -> Mapping[str, str]:
-    """The endings of the files that Pillow reads by itself, with their formats; with the package pillow-heif .heic is one."""
+    """The file extensions that Pillow reads by itself, with their formats; .heic requires the package pillow-heif."""
     with suppress(ImportError):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    known = Image.registered_extensions()  # which imports Pillow's readers
+    known = Image.registered_extensions()  # imports Pillow's readers
     return {ending: name for ending, name in known.items() if name in Image.OPEN and name not in _UNREADABLE}
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """0..255 to float32 in [−1, 1]: x = v/127.5 − 1."""
+    """Map 0..255 to float32 in [−1, 1]: x = v/127.5 − 1."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[−1, 1] to 0..255, clipped and rounded to the nearest."""
+    """Map [−1, 1] to 0..255, clipped and rounded."""
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def grid(images: Tensor, *, columns: int | None = None, cell: int = 32, gap: int = 2, grey: int = 0) -> Tensor:
-    """A contact sheet (C, H, W) of uint8 images (N, C, H, W), each enlarged by a whole factor to at least `cell` pixels.
+    """Arrange uint8 images (N, C, H, W) in a grid (C, H, W), each enlarged by an integer factor to at least `cell` pixels.
 
-    It is nearly square where `columns` is not given; the images are framed by lines of `gap` pixels of the gray level `grey`.
+    The grid is nearly square unless `columns` is given; lines of `gap` pixels of gray level `grey` separate the images.
     """
     factor = _factor(images.shape[-2:], cell)
     enlarged = images.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
@@ -80,10 +80,10 @@ def grid(images: Tensor, *, columns: int | None = None, cell: int = 32, gap: int
 
 
 def cells(sheet: Tensor, image_size: Sequence[int], *, cell: int = 32) -> Tensor:
-    """(N, C, H, W) the enlarged images of a contact sheet (C, H', W') that `grid` made, row by row, with its empty cells."""
+    """The enlarged images (N, C, H, W) of a grid (C, H', W') made by `grid`, row by row, including empty cells."""
     height, width = (_factor(image_size, cell) * side for side in image_size)
     if sheet.shape[1:] == (height, width):
-        return sheet[None]  # one image has no frame
+        return sheet[None]  # a single image has no frame
     rows = sheet[:, 2:, 2:].unfold(1, height, height + 2).unfold(2, width, width + 2)
     return rows.flatten(1, 2).transpose(0, 1)
 
@@ -93,10 +93,10 @@ def _factor(image_size: Sequence[int], cell: int) -> int:
 
 
 def as_pictures(x: Tensor) -> Tensor:
-    """Pictures, uint8 (N, 1 or 3, H, W), of samples (N, C, ...) in [−1, 1] of any shape.
+    """Render samples (N, C, ...) in [−1, 1] of any shape as images, uint8 (N, 1 or 3, H, W).
 
-    Signals (N, C, L) are drawn as curves, a color for each channel; the frames of videos (N, C, T, H, W) stand side by side, and so
-    do channels of any other number than 1 and 3.
+    Signals (N, C, L) become curves, one color per channel; the frames of videos (N, C, T, H, W) are placed side by side, and
+    so are channels if there are not 1 or 3.
     """
     if x.ndim == 3:
         return _curves(x)
@@ -108,7 +108,7 @@ def as_pictures(x: Tensor) -> Tensor:
 
 
 def _curves(x: Tensor, height: int = 65) -> Tensor:
-    """Curves on black, each below the former ones: a column holds its value and the way to the next one."""
+    """Curves on black, later ones behind earlier ones; a column spans its value and the next one."""
     here = ((1 - x.float().clamp(-1, 1)) / 2 * (height - 1)).round()[:, :, None]  # the row of each value
     there = torch.cat([here[..., 1:], here[..., -1:]], dim=-1)
     rows = torch.arange(height, device=x.device)[:, None]
@@ -122,9 +122,9 @@ def _curves(x: Tensor, height: int = 65) -> Tensor:
 
 
 def contact_sheet(samples: Tensor, condition: Condition | None = None) -> Tensor:
-    """A contact sheet of samples (N, C, ...) in [−1, 1], which condition number i % M of M belongs to.
+    """A contact sheet of samples (N, C, ...) in [−1, 1]; sample i has condition i % M of M.
 
-    With labels it has a row for each; an image condition stands left of its sample, in the sample's size.
+    Labels get one row each; an image condition is placed left of its sample, at the sample's size.
     """
     pictures = as_pictures(samples)
     if condition is None:
@@ -141,14 +141,14 @@ def contact_sheet(samples: Tensor, condition: Condition | None = None) -> Tensor
 
 
 def _columns(count: int) -> int:
-    """Of a nearly square sheet of pairs."""
+    """The columns of a nearly square sheet of pairs."""
     return max(1, round(math.sqrt(count / 2)))
 
 
 def rows_by_label(images: Tensor, num_labels: int) -> Tensor:
-    """A contact sheet of images (N, C, H, W) whose labels come in turn: a row for each label, padded with black images.
+    """A contact sheet of images (N, C, H, W) with cyclic labels: one row per label, padded with black images.
 
-    With fewer images than labels, a plain grid.
+    A plain grid if there are fewer images than labels.
     """
     if len(images) < num_labels:
         return grid(images)
@@ -159,9 +159,9 @@ def rows_by_label(images: Tensor, num_labels: int) -> Tensor:
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """An image file, opened and not decoded.
+    """Open an image file without decoding it.
 
-    Its format must be one of `readable_endings`, whatever its name is: Pillow would pass PostScript on to Ghostscript.
+    Its format must be one of `readable_endings`, whatever its name: Pillow would pass PostScript to Ghostscript.
 
     Raises:
         OSError: for a file of any other format.
@@ -174,19 +174,19 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
 
 
 def save_png(image: Tensor, path: Path) -> None:
-    """Write a uint8 image (C, H, W) of 1, 3 or 4 channels as a PNG file, and its folder where that is missing."""
+    """Save a uint8 image (C, H, W) with 1, 3 or 4 channels as PNG, creating its folder if needed."""
     save_image(image.cpu().numpy(), path)
 
 
 def save_image(image: np.ndarray, path: Path) -> None:
-    """Write an array (C, H, W) as the image file that its ending says: uint8 of 1, 3 or 4 channels, uint16 or float32 of one."""
+    """Save an array (C, H, W) in the format of the file extension: uint8 with 1, 3 or 4 channels, uint16 or float32 with 1."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path, "wb") as file:
         _pillow(image).save(file, format=path.suffix[1:])
 
 
 def save_gif(frames: Sequence[Tensor], path: Path) -> None:
-    """Write uint8 images (C, H, W) of 1 or 3 channels as a looping animation of 100 ms a frame, the last one 2 s."""
+    """Save uint8 images (C, H, W) with 1 or 3 channels as a looping GIF, with 100 ms per frame and 2 s for the last."""
     path.parent.mkdir(parents=True, exist_ok=True)
     first, *others = (_pillow(frame.cpu().numpy()) for frame in frames)
     times = [100] * len(others) + [2000]
@@ -200,13 +200,13 @@ def _pillow(image: np.ndarray) -> Image.Image:
 
 
 class SeededNoise:
-    """Standard normal noise in which image i's draws depend on (seed, i) only, whatever the batch or the device.
+    """Standard normal noise in which the samples for image i depend on (seed, i) only, not on the batch or device.
 
-    Called with x of shape (B, ...), it gives the next draw for each of its B images, like x.
+    Called with x of shape (B, ...), it returns the next noise for each of its B images, like x.
 
     Args:
-        seed: the seed of the set of images.
-        indices: the images' numbers within that set, one for each image of the batch.
+        seed: the seed.
+        indices: the images' indices, one per image of the batch.
     """
 
     def __init__(self, seed: int, indices: Iterable[int]):
@@ -216,14 +216,14 @@ class SeededNoise:
         return self.draw(x.shape[1:]).to(device=x.device, dtype=x.dtype)
 
     def draw(self, shape: Iterable[int]) -> Tensor:
-        """(B, *shape) float32 on the CPU."""
+        """Standard normal noise (B, *shape), float32 on the CPU."""
         size = tuple(shape)
         return torch.stack([torch.randn(size, generator=generator) for generator in self._generators])
 
     def uniform(self) -> Tensor:
-        """(B,) draws from [0, 1)."""
+        """(B,) samples from U[0, 1)."""
         return torch.cat([torch.rand(1, generator=generator) for generator in self._generators])
 
     def times(self, num_steps: int) -> Tensor:
-        """(B,) draws of t from U{1, …, num_steps}."""
+        """(B,) timesteps from U{1, …, num_steps}."""
         return torch.cat([torch.randint(1, num_steps + 1, (1,), generator=g) for g in self._generators])

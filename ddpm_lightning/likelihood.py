@@ -32,9 +32,9 @@ class BitsPerDim:
     """The bound −log₂ p(x_0)/D ≤ prior + diffusion + decoder of each image (Ho et al. 2020, Eq. 5).
 
     Args:
-        prior: (B,) L_T = KL(q(x_T | x_0) ‖ N(0, I)), which no network changes.
-        by_t: (B, T) what the reverse step at t costs: L_{t−1} = KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) in column
-            t−1 for t ≥ 2, and the decoder's L_0 = −log p(x_0 | x_1) in column 0; (B, 2) of an estimate.
+        prior: (B,) L_T = KL(q(x_T | x_0) ‖ N(0, I)), independent of the network.
+        by_t: (B, T) terms of the reverse steps: L_{t−1} = KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) in column
+            t−1 for t ≥ 2, and the decoder's L_0 = −log p(x_0 | x_1) in column 0; (B, 2) for an estimate.
     """
 
     prior: Tensor
@@ -52,7 +52,7 @@ class BitsPerDim:
 
     @property
     def total(self) -> Tensor:
-        """(B,) the three terms together."""
+        """(B,) prior + diffusion + decoder."""
         return self.prior + self.diffusion + self.decoder
 
 
@@ -66,10 +66,10 @@ def bits_per_dim(
     clip: float | None = 1.0,
     randn: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> BitsPerDim:
-    """The bound term by term, with one draw of x_t for each t (Ho et al. 2020, Eq. 5): T evaluations of the network.
+    """The variational bound, with one sample of x_t per t (Ho et al. 2020, Eq. 5) and T network evaluations.
 
     Args:
-        denoiser: in eval mode, since dropout would count as part of the model.
+        denoiser: the denoiser, in eval mode, since dropout would count as part of the model.
         x0: (B, C, H, W) images in [−1, 1] on the grid of 256 values.
         y: (B,) labels.
         variance: of the reverse steps, "small" (β̃_t) or "large" (β_t), see `fixed_log_variance`; None is the learned one where there is one,
@@ -91,10 +91,10 @@ def bits_per_dim(
 
 
 def estimate_law(schedule: NoiseSchedule) -> Tensor:
-    """(T−1,) p(t) for t = 2, …, T, with which `estimate_bits_per_dim` draws: about as the bound's terms are large.
+    """(T−1,) probabilities p(t), t = 2, …, T, of `estimate_bits_per_dim`: roughly proportional to the bound's terms.
 
     L_{t−1} is ½(SNR_{t−1} − SNR_t)·E‖x_0 − x̂_0‖² (Kingma et al. 2021, Eq. 13), and the error about 1/(1 + SNR_t), so
-    p(t) ∝ (ᾱ_{t−1} − ᾱ_t)/(1 − ᾱ_{t−1}) = β_t ᾱ_{t−1}/(1 − ᾱ_{t−1}); one draw in a hundred is uniform, so that no t is forgotten.
+    p(t) ∝ (ᾱ_{t−1} − ᾱ_t)/(1 − ᾱ_{t−1}) = β_t ᾱ_{t−1}/(1 − ᾱ_{t−1}); mixed with 1 % of the uniform distribution, so that every t can be sampled.
     """
     before = torch.cumprod(1 - schedule.betas, 0)[:-1]
     share = schedule.betas[1:] * before / (1 - before)
@@ -112,12 +112,12 @@ def estimate_bits_per_dim(
     clip: float | None = 1.0,
     randn: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> BitsPerDim:
-    """The bound with L_{t−1}/p(t) in place of the diffusion terms, its mean over t ~ p and ε: two evaluations of the network.
+    """An unbiased estimate of the bound, with L_{t−1}/p(t) at one t ~ p in place of the diffusion terms: two network evaluations.
 
     Args:
-        denoiser: see `bits_per_dim`, as for x0, y, variance and clip.
-        uniform: (B,) draws from [0, 1), which t is made of by `estimate_law`; for several per image, repeat the images.
-        randn: gives noise like x; asked for t = 1, then for the other t.
+        denoiser: see `bits_per_dim`, also for x0, y, variance and clip.
+        uniform: (B,) samples from U[0, 1), mapped to t by `estimate_law`; repeat the images for several t per image.
+        randn: returns noise like its argument; called for t = 1, then for the other t.
     """
     schedule = denoiser.schedule
 
@@ -149,9 +149,9 @@ def vlb_term(
     KL(N(μ̃, β̃) ‖ N(μ, σ²)) = (μ̃ − μ)²/(2σ²) + (e^r − 1 − r)/2 with r = log β̃ − log σ². Gradients pass through.
 
     Args:
-        raw: what `denoiser.predict(x_t, t, y)` gave.
+        raw: the output of `denoiser.predict(x_t, t, y)`.
         t: (B, 1, 1, 1) or (), in 1..T.
-        variance: see `bits_per_dim`, as for clip.
+        variance: see `bits_per_dim`, also for clip.
     """
     schedule = denoiser.schedule
     out, v = denoiser.split(raw.to(schedule.alpha_bar.dtype))
@@ -159,11 +159,11 @@ def vlb_term(
     if clip is not None:
         x0_hat = x0_hat.clamp(-clip, clip)
     log_variance = _log_variance(denoiser, v, t, variance)
-    # The posterior's mean is linear in x_0, so the two means differ by the mean of the difference.
+    # The posterior mean is linear in x_0, so the difference of the means is the mean of the difference.
     gap, _ = schedule.posterior(x0 - x0_hat, torch.zeros_like(x_t), t)
     r = _log_variance(denoiser, None, t, "small") - log_variance
     kl = (gap**2 * torch.exp(-log_variance) + torch.expm1(r) - r) / 2
-    nats = torch.where(t == 1, decoder_term(x0, x0_hat, log_variance), kl)  # at t = 1 the step's mean is x̂_0 itself
+    nats = torch.where(t == 1, decoder_term(x0, x0_hat, log_variance), kl)  # at t = 1 the mean is x̂_0 itself
     return nats.flatten(1).mean(1) / math.log(2)
 
 
@@ -174,13 +174,13 @@ def prior_term(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
 
 
 def decoder_term(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """−log ∫ N(x; mean, σ²) dx over the bin x_0 ± 1/255 of each pixel, in nats, like x0 (Ho et al. 2020, Eq. 13).
+    """−log ∫ N(x; mean, σ²) dx over the bin x_0 ± 1/255 of each pixel, in nats, shaped like x0 (Ho et al. 2020, Eq. 13).
 
-    The bins of the grid of 256 values on [−1, 1] fill the line: the two at its ends are open.
+    The 256 bins cover the real line: the first and last are unbounded.
     """
     scale = torch.exp(-log_variance / 2)
     center, half = (x0 - mean) * scale, scale / 255
-    # Mirrored to the left of the mean, where log Φ keeps its digits: log(Φ(b) − Φ(a)) = log Φ(b) + log(1 − Φ(a)/Φ(b)).
+    # Mirrored to the left of the mean, where log Φ is accurate: log(Φ(b) − Φ(a)) = log Φ(b) + log(1 − Φ(a)/Φ(b)).
     upper = torch.special.log_ndtr(half - center.abs())
     lower = torch.special.log_ndtr(-half - center.abs())
     inside = upper + torch.log(-torch.expm1(lower - upper))

@@ -1,1 +1,1 @@
-"""Samples compared with data: what `evaluate.py` does, and what is kept of it."""
+"""Evaluation of samples against data, as in `evaluate.py`."""

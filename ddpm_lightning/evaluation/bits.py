@@ -1,4 +1,4 @@
-"""Bits per dimension of a checkpoint, term by term: `python -m ddpm_lightning likelihood`, and the likelihood in `evaluate.py`."""
+"""Bits per dimension of a checkpoint, for `python -m ddpm_lightning likelihood` and `evaluate.py`."""
 
 import csv
 import json
@@ -35,18 +35,18 @@ BITS_CHUNK = 64
 def measure_bits_per_dim(
     checkpoint: Path, *, weights: str = "ema", num_images: int | None = None, variance: str | None = None
 ) -> Path:
-    """Write the variational bound on a run's validation images to `<run>/likelihood/`, and return that folder.
+    """Measure the variational bound on a run's validation images, and return the folder `<run>/likelihood/` with the results.
 
-    `bits_per_dim.json` holds the terms and the protocol, `by_step.csv` and `.png` what each step t costs.
+    `bits_per_dim.json` holds the terms and the protocol, `by_step.csv` and `.png` the bound's terms by t.
 
     Args:
-        checkpoint: the file.
+        checkpoint: the checkpoint file.
         weights: "ema" or "raw".
-        num_images: how many of the validation images; None for all.
+        num_images: the number of validation images; None for all.
         variance: see `likelihood.bits_per_dim`.
 
     Raises:
-        UserError: for a checkpoint or a setting that cannot be used, a run without validation images, or one on points.
+        UserError: for an unusable checkpoint or setting, or a run on points or without validation images.
     """
     require_one_of("variance", variance, [None, *VARIANCES])
     require("num_images", num_images, "1..", optional=True)
@@ -91,13 +91,13 @@ def _write(bits: BitsPerDim, log_snr: Tensor, out: Path, **notes: Any) -> None:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The variational bound on held-out images, kept on disk; image i's noise depends on i only.
+    """The variational bound on held-out images, cached on disk; the noise of image i depends on i only.
 
     Args:
-        root: where the folder of its chunks is.
-        denoiser: in evaluation mode.
-        held_out: as bytes; with labels where the model takes them.
-        count: how many of these images; None for all.
+        root: the parent folder of the chunks.
+        denoiser: the denoiser, in eval mode.
+        held_out: the images, uint8, with labels for a conditional model.
+        count: the number of images; None for all.
         variance: see `likelihood.bits_per_dim`.
     """
 
@@ -109,12 +109,12 @@ class Likelihood:
 
     @property
     def variance_used(self) -> str:
-        """The name of the reverse variance."""
+        """The reverse variance in use."""
         return self.variance or ("learned" if self.denoiser.learned_variance else "small")
 
     @cached_property
     def chunks(self) -> Chunks:
-        """The bounds of these images, in a folder for this model and this dataset."""
+        """The bounds by image, in a folder for this model and dataset."""
         key = fingerprint(
             *self.denoiser.state_dict().values(), self.denoiser.schedule.alpha_bar, *self.held_out.tensors
         )
@@ -122,7 +122,7 @@ class Likelihood:
         return Chunks(folder, len(self.held_out.images[: self.count]), BITS_CHUNK)
 
     def compute(self, group: ProcessGroup = ALONE) -> BitsPerDim:
-        """The bound on each image, computed on the denoiser's device where the folder lacks it."""
+        """The bound on each image, computed on the denoiser's device unless cached."""
         with group.progress("likelihood", len(self.chunks.missing(group)), "chunk") as progress:
 
             def compute(items: range) -> dict[str, Tensor]:

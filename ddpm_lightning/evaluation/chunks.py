@@ -1,4 +1,4 @@
-"""Work that is done in chunks, each kept on disk, so that an interrupted evaluation resumes."""
+"""Chunked work, cached on disk, so that interrupted evaluations resume."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ __all__ = ["Chunks", "digest"]
 
 @dataclass(frozen=True)
 class Chunks:
-    """Arrays with a row for each of some items, in files of a fixed number of rows.
+    """Arrays with one row per item, in files with a fixed number of rows.
 
     Args:
-        folder: a folder that all ranks see.
+        folder: a folder shared by all ranks.
         count: the number of items.
-        size: items in a chunk; the last one may have fewer.
+        size: items per chunk; the last chunk may have fewer.
     """
 
     folder: Path
@@ -33,14 +33,14 @@ class Chunks:
     size: int
 
     def missing(self, group: ProcessGroup = ALONE) -> list[range]:
-        """The items of each chunk that is missing or damaged, in order, among the chunks that are this rank's."""
+        """The items of this rank's missing or damaged chunks, in order."""
         return [items for items in self._ranges()[group.rank :: group.world_size] if self._load(items) is None]
 
     def compute(self, rows_of: Callable[[range], dict[str, Tensor]], group: ProcessGroup) -> None:
         """Compute this rank's missing chunks, then wait for the other ranks.
 
         Args:
-            rows_of: from the items' numbers to arrays with a row for each.
+            rows_of: maps item indices to arrays with one row per item.
             group: the ranks that share the chunks.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class Chunks:
         """The rows of all items.
 
         Raises:
-            UserError: for a chunk that is missing or damaged.
+            UserError: for a missing or damaged chunk.
         """
         parts: list[dict[str, np.ndarray]] = []
         for items in self._ranges():
@@ -74,17 +74,17 @@ class Chunks:
         return self.folder / f"{items.start:06d}-{items.stop - 1:06d}.npz"
 
     def _load(self, items: range) -> dict[str, np.ndarray] | None:
-        """A chunk's arrays; None where the file is missing, is damaged, or has another number of rows than of items."""
+        """A chunk's arrays; None if the file is missing, damaged, or has the wrong number of rows."""
         path = self._path(items)
         try:
             check_zip(path)
-            with path.open("rb") as raw, np.load(raw) as file:  # numpy leaves the file of a damaged one open
+            with path.open("rb") as raw, np.load(raw) as file:  # NumPy leaves a damaged file open
                 arrays = {name: file[name] for name in file.files}
-        except Exception:  # numpy raises what it comes upon
+        except Exception:  # NumPy raises many types
             return None
         return arrays if arrays and all(a.ndim and len(a) == len(items) for a in arrays.values()) else None
 
 
 def digest(key: Any) -> str:
-    """12 digits for plain data, by which folders and files are named."""
+    """12 hex digits that identify plain data, for names of folders and files."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

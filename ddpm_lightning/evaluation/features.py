@@ -1,4 +1,4 @@
-"""The features that images are compared by, kept on disk, and `python -m ddpm_lightning features`."""
+"""Features of images, cached on disk, and `python -m ddpm_lightning features`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,20 +29,20 @@ FEATURES_CHUNK = 5_000
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network from uint8 images (N, C, H, W) to features (N, D), on its device."""
+    """A network that maps uint8 images (N, C, H, W) to features (N, D)."""
 
     model: nn.Module
-    cache: Path  # the folder of features that evaluations share
+    cache: Path  # the folder of cached features
     batch_size: int
     group: ProcessGroup
 
     @cached_property
     def weights_fingerprint(self) -> str:
-        """Of the weights."""
+        """The fingerprint of the weights."""
         return fingerprint(*self.model.state_dict().values())
 
     def __call__(self, images: Tensor, folder: Path | None = None) -> Compared:
-        """Images with their features, which are computed where the folder, by default the cache, lacks them; only rank zero has any."""
+        """Images with their features, computed unless cached in the folder; only rank zero has features."""
         nothing = Compared(images, torch.empty(0, 1))
         if not len(images):
             return nothing
@@ -59,12 +59,12 @@ class Extractor:
 
 
 def load_extractor(config: DictConfig, data: ImageDataModule, device: torch.device, group: ProcessGroup) -> Extractor:
-    """Build the network that `features` names."""
+    """Build the network of the config's `features`."""
     cache = cache_folder(config.cache_dir)
     if group.rank > 0:
-        group.wait()  # for what rank zero downloads or trains
+        group.wait()  # until rank zero has downloaded or trained it
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a network without weights is the same on all ranks
+        torch.manual_seed(0)  # random weights are the same on all ranks
         model: nn.Module = build("features", config.features)(partial(data.split, "all"), cache, device=device)
     if group.rank == 0:
         group.wait()
@@ -72,14 +72,14 @@ def load_extractor(config: DictConfig, data: ImageDataModule, device: torch.devi
 
 
 def train_classifier(overrides: Sequence[str], *, config_dir: Path | None = None) -> str:
-    """Train the classifier of a dataset, or find it in the cache, and return its name, which tells its accuracy.
+    """Train the classifier of a dataset, unless cached, and return its name, which includes its accuracy.
 
     Args:
-        overrides: of `evaluate.py`'s config, as `data=fashion_mnist`.
-        config_dir: a folder with configs of your own, such as data/mine.yaml.
+        overrides: overrides of `evaluate.py`'s config, such as `data=fashion_mnist`.
+        config_dir: a folder with your own configs, such as data/mine.yaml.
 
     Raises:
-        UserError: for a folder that does not exist, without a dataset, or for one without labels.
+        UserError: for a missing folder or dataset, or a dataset without labels.
     """
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir must be a folder with your own configs, got {config_dir}")

@@ -1,4 +1,4 @@
-"""What `evaluate.py` does: a checkpoint's samples are compared with its data, and held-out images get their likelihood."""
+"""The pipeline of `evaluate.py`: compare a checkpoint's samples with its data, and measure the likelihood of held-out images."""
 
 import json
 import logging
@@ -41,13 +41,13 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(config: DictConfig) -> Path:
-    """Compare a checkpoint's samples with its dataset, and return the folder of `evaluation.json` and the figures.
+    """Compare a checkpoint's samples with its dataset, and return the folder with `evaluation.json` and the figures.
 
-    Samples, features and likelihoods are computed in chunks that stay on disk, on all processes that torchrun or SLURM
-    started; an interrupted evaluation resumes, and gives the same numbers.
+    Samples, features and likelihoods are computed in chunks cached on disk, on all processes started by torchrun or SLURM;
+    interrupted evaluations resume with the same results.
 
     Raises:
-        UserError: for a checkpoint, a dataset or a setting that cannot be used.
+        UserError: for an unusable checkpoint, dataset or setting.
     """
     _check(config)
     take_gpu()
@@ -82,17 +82,17 @@ def _check(config: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the metrics are computed from; only rank zero has features."""
+    """The inputs of the metrics; only rank zero has features."""
 
-    sets: Mapping[str, table.Compared]  # the real images: "train", "held_out" and "reference"
-    samples: Sequence[table.Compared]  # of each seed
+    sets: Mapping[str, table.Compared]  # real images: "train", "held_out" and "reference"
+    samples: Sequence[table.Compared]  # one set per seed
     bits: BitsPerDim | None
-    seconds: float  # of sampling, added up over the processes
+    seconds: float  # sampling time, summed over processes
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The parts of one evaluation, the folders of its chunks and its results, and its steps."""
+    """One evaluation: its parts, folders and steps."""
 
     config: DictConfig
     group: ProcessGroup
@@ -102,11 +102,11 @@ class Evaluation:
 
     @cached_property
     def key(self) -> dict[str, Any]:
-        """All that the samples depend on, but for the seed."""
+        """Everything that the samples depend on, except the seed."""
         denoiser = self.setup.denoiser
         return {
             "weights": fingerprint(*denoiser.state_dict().values()),
-            "schedule": fingerprint(denoiser.schedule.alpha_bar),  # no part of the weights
+            "schedule": fingerprint(denoiser.schedule.alpha_bar),  # not part of the weights
             "prediction": denoiser.prediction,
             "learned_variance": denoiser.learned_variance,
             "shape": self.setup.shape,
@@ -117,7 +117,7 @@ class Evaluation:
 
     @property
     def condition(self) -> dict[str, str]:
-        """What tells conditions other than labels from others."""
+        """Identifies conditions other than labels."""
         y = self.setup.condition
         if y is None or self.setup.labels is not None:
             return {}
@@ -125,21 +125,21 @@ class Evaluation:
 
     @property
     def root(self) -> Path:
-        """Where chunks are that evaluations share: `evaluations/` in the run folder, or the folder that the user named."""
+        """The folder of shared chunks: `evaluations/` in the run folder, or the user's folder."""
         if self.config.out_dir is not None:
             return Path(str(self.config.out_dir))
         return run_dir_of(self.setup.path) / "evaluations"
 
     @property
     def out(self) -> Path:
-        """The folder of the results."""
+        """The results folder."""
         if self.config.out_dir is not None:
             return self.root
         return self.root / f"{type(self.setup.sampler).__name__.lower()}_{self.setup.steps}_{digest(self.key)}"
 
     @property
     def samples(self) -> dict[int, Chunks]:
-        """The samples of each seed; a folder that the user named may hold those of other models, too."""
+        """The samples of each seed; the user's folder may also hold those of other models."""
         first, names = self.config.seed, f"samples_{digest(self.key)}_seed"
         return {
             seed: Chunks(self.out / f"{names}{seed}", self.config.num_samples, self.config.shard_size)
@@ -148,21 +148,21 @@ class Evaluation:
 
     @cached_property
     def likelihood(self) -> Likelihood:
-        """Of the first held-out images."""
+        """The likelihood of the first held-out images."""
         return Likelihood(self.root, self.setup.denoiser, self.real.held_out, count=self.config.bits_images)
 
     def make_folders(self) -> None:
-        """Make the folders of the results; no link may lead out of a run folder."""
+        """Create the results folders; links must not lead out of a run folder."""
         make_out_dir(self.root, run_dir=run_dir_of(self.setup.path) if self.config.out_dir is None else None)
         make_out_dir(self.out)
 
     def clean_up(self) -> None:
-        """Remove the half-written files of a killed process."""
+        """Remove incomplete files of a killed process."""
         for folder in (self.out, *(chunks.folder for chunks in self.samples.values()), self.likelihood.chunks.folder):
             remove_leftovers(folder)
 
     def print_cost(self) -> None:
-        """Print what is left to compute, and about how long that takes on this device."""
+        """Print the remaining work and the estimated time on this device."""
         images = sum(len(items) for chunks in self.samples.values() for items in chunks.missing())
         bits = sum(map(len, self.likelihood.chunks.missing()))
         if not images + bits:
@@ -180,7 +180,7 @@ class Evaluation:
         )
 
     def sample(self) -> None:
-        """Sample the images that the folders lack."""
+        """Sample the missing images."""
         for seed, chunks in self.samples.items():
             batches = sum(-(-len(items) // self.config.batch_size) for items in chunks.missing(self.group))
             with self.group.progress(f"sampling, seed {seed}", batches * self.setup.steps, "step") as progress:
@@ -194,7 +194,7 @@ class Evaluation:
         return {"images": images, "seconds": seconds}
 
     def measure(self) -> Measured:
-        """Compute the likelihoods and features that the folders lack, and read all."""
+        """Compute the missing likelihoods and features, and read all of them."""
         bits = self.likelihood.compute(self.group) if self.likelihood.chunks.count else None
         real, extractor = self.real, self.extractor
         sets = {key: extractor(part.images) for key, part in (("train", real.train), ("held_out", real.held_out))}
@@ -204,7 +204,7 @@ class Evaluation:
         return Measured(sets, samples, bits, sum(float(arrays["seconds"].sum()) for arrays in read))
 
     def metrics(self, found: Measured) -> dict[str, Any]:
-        """A row for each metric."""
+        """One row per metric."""
         count, features = self.config.num_samples, found.sets["reference"].features.shape[1]
         if count <= features:
             log.warning(
@@ -220,7 +220,7 @@ class Evaluation:
         return rows
 
     def protocol(self) -> dict[str, Any]:
-        """All that the metrics depend on."""
+        """Everything that the metrics depend on."""
         return {
             "checkpoint": str(self.setup.path),
             "weights": self.config.weights,
@@ -243,7 +243,7 @@ class Evaluation:
         }
 
     def write(self, found: Measured) -> None:
-        """Write the figures and the results, and print the results as a table."""
+        """Write figures and results, and print the results as a table."""
         protocol = self.protocol()
         timing = {
             "images_per_second_of_one_process": self.config.num_samples * len(found.samples) / max(found.seconds, 1e-9),
@@ -259,8 +259,8 @@ class Evaluation:
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         paths = [self.out / name for name in ("evaluation.json", f"evaluation_{digest(protocol)}.json")]
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-            paths.append(Path(HydraConfig.get().runtime.output_dir) / "evaluation.json")  # for the sweep's summary
-        for path in paths:  # the newest, and one for each protocol
+            paths.append(Path(HydraConfig.get().runtime.output_dir) / "evaluation.json")  # read by the sweep's summary
+        for path in paths:  # the newest, and one per protocol
             with replace_file(path) as file:
                 file.write(text)
         table.print_table(summary, self.out)

@@ -1,4 +1,4 @@
-"""The images of a dataset that an evaluation compares samples with, and measures likelihoods of."""
+"""The real images of an evaluation."""
 
 from dataclasses import dataclass
 
@@ -21,19 +21,19 @@ __all__ = ["RealImages", "held_out_of", "load_data", "load_real_images"]
 
 @dataclass(frozen=True)
 class RealImages:
-    """A dataset and the parts of it that an evaluation uses, as bytes."""
+    """A dataset and the splits that an evaluation uses, uint8."""
 
     data: ImageDataModule
     train: ImageSet
     held_out: ImageSet  # see `held_out_of`
-    reference: ImageSet  # what samples are compared with; `train` itself where these are all training images
+    reference: ImageSet  # compared with samples; `train` itself if it is all training images
 
 
 def load_real_images(config: DictConfig, setup: SamplingSetup) -> RealImages:
-    """Load the dataset that the config names, or else the run's own.
+    """Load the config's dataset, or the run's own by default.
 
     Raises:
-        UserError: for images that the model's samples cannot be compared with: of another size, too few, or with other labels.
+        UserError: for images that cannot be compared with the model's samples: another size, too few, or other labels.
     """
     data = load_data(_data_config(config, setup))
     train, held_out = data.split("train"), held_out_of(data)
@@ -66,7 +66,7 @@ def _data_config(config: DictConfig, setup: SamplingSetup) -> DictConfig:
         require_one_of("data_root", config.data_root, [None], hint="this dataset has no folder")
     elif config.data_root is not None:
         node.root = str(config.data_root)
-    # Not the samples' seed, which a typed data=... would take: the split is that of the training.
+    # The split is that of training, not of the samples' seed, which a typed data=... would take.
     node.seed = setup.data.get("seed", 0) if config.data_seed is None else config.data_seed
     channels, *size = setup.shape
     require_one_of("data.channels", node.channels, [channels], hint="the channels of the model's images")
@@ -75,10 +75,10 @@ def _data_config(config: DictConfig, setup: SamplingSetup) -> DictConfig:
 
 
 def load_data(node: DictConfig) -> ImageDataModule:
-    """Build a dataset and read it.
+    """Build and read a dataset.
 
     Raises:
-        UserError: for points in the plane, and other data than 8-bit images.
+        UserError: for data other than 8-bit images.
     """
     if (kind := kind_of(node)) != "images":
         figure, only = ("scatter.png", "images") if kind == "points" else ("grid.png", "8-bit images")
@@ -89,14 +89,14 @@ def load_data(node: DictConfig) -> ImageDataModule:
 
 
 def held_out_of(data: ImageDataModule) -> ImageSet:
-    """The validation images in a random order that is always the same, so that the first few are of all classes; many datasets are sorted."""
+    """The validation images in a fixed random order, so that the first few cover all classes even in a sorted dataset."""
     images, labels, _ = data.split("validation")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return ImageSet(images[order], map_condition(lambda rows: rows[order], labels))
 
 
 def _some(images: ImageSet, count: int | None) -> ImageSet:
-    """These images, or a random subset of them that is always the same."""
+    """The images, or a fixed random subset."""
     if not count or count >= len(images.images):
         return images
     chosen = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(0))[:count].sort().values

@@ -1,4 +1,4 @@
-"""One table and one plot for a sweep of `evaluate.py`."""
+"""The summary of a sweep of `evaluate.py`."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ __all__ = ["SweepSummary"]
 
 log = logging.getLogger(__name__)
 
-# The parts of the protocol that evaluations may differ in, besides the sampler.
+# Protocol keys that evaluations may differ in, besides the sampler.
 NAMED = (
     "checkpoint",
     "weights",
@@ -34,12 +34,12 @@ COLUMNS = ("fid", "kid", "inception_score", "precision", "recall")
 
 
 class SweepSummary(Callback):
-    """Collects the evaluations of a sweep's jobs in `study.md` and `study.png` in the sweep's folder."""
+    """Writes the evaluations of a sweep to `study.md` and `study.png` in the sweep's folder."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             _write(Path(config.hydra.sweep.dir))
-        except Exception as error:  # whatever it is, the evaluations are complete
+        except Exception as error:  # the evaluations themselves are complete
             print(f"the evaluations could not be compared: {error}", file=sys.stderr, flush=True)
 
 
@@ -67,7 +67,7 @@ def _evaluations(summary: Mapping[str, Any]) -> int:
 
 
 def table_of(summaries: list[dict[str, Any]]) -> str:
-    """The evaluations as a table in Markdown, the best of each column in bold."""
+    """The evaluations as a Markdown table, with the best value of each column in bold."""
     columns = [name for name in COLUMNS if all(name in summary["metrics"] for summary in summaries)]
     best = {
         name: (min if name in ("fid", "kid") else max)(summary["metrics"][name]["value"] for summary in summaries)
@@ -90,7 +90,7 @@ def table_of(summaries: list[dict[str, Any]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text for a Markdown table, in which a stranger's name is nothing but text."""
+    """Escape text for a Markdown table."""
     plain = re.sub(r"[\\`\[\]|]", r"\\\g<0>", " ".join(text.split()))
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -100,7 +100,7 @@ def _differing(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The sampler of each evaluation, with the settings in which it differs from the others, but for the number of steps."""
+    """The sampler of each evaluation, with the settings that differ between them, except the number of steps."""
     nodes = [dict(summary["protocol"]["sampler"]) for summary in summaries]
     names = [str(node.pop("_target_")).rpartition(".")[2] for node in nodes]
     values: dict[tuple[str, str], set[str]] = {}

@@ -1,4 +1,4 @@
-"""Metrics with what they were computed from, their table, and samples beside their nearest training images."""
+"""Metrics with their provenance, their table, and samples beside their nearest training images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,22 +25,22 @@ __all__ = [
     "score_rows",
 ]
 
-PRECISION_IMAGES = 10_000  # of each set, as in the paper
-MEMORIZATION_IMAGES = 2_000  # samples, and held-out images
+PRECISION_IMAGES = 10_000  # per set, as in the paper
+MEMORIZATION_IMAGES = 2_000  # per set: samples and held-out images
 NEIGHBOURS_SHOWN = 5
-FEWEST = 10  # images that can be compared
+FEWEST = 10  # minimum number of images to compare
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Images with their features, of which only rank zero has any."""
+    """Images with their features; only rank zero has features."""
 
     images: Tensor
     features: Tensor
 
 
 def model_name(model: nn.Module) -> str:
-    """What a table calls the features."""
+    """The features' name in tables."""
     return str(getattr(model, "name", type(model).__name__))
 
 
@@ -54,7 +54,7 @@ _NOTES = {
 
 
 def _scores(model: nn.Module, real: Compared, fake: Compared, *, seed: int) -> dict[str, Score]:
-    """FID, KID, precision and recall, and the Inception Score of a model that classifies."""
+    """FID, KID, precision, recall, and the Inception Score if the model has logits."""
     found = {
         "fid": distances.frechet_distance(real.features, fake.features),
         "kid": distances.kernel_distance(real.features, fake.features, seed=seed),
@@ -72,14 +72,14 @@ def _scores(model: nn.Module, real: Compared, fake: Compared, *, seed: int) -> d
 def score_rows(
     model: nn.Module, sets: Mapping[str, Compared], samples: Sequence[Compared], *, seed: int, reference: str
 ) -> dict[str, Any]:
-    """The metrics of the samples, and FID and KID of the held-out images in their place: what a perfect model would reach.
+    """The metrics of the samples, and FID and KID of held-out images in their place, which a perfect model would reach.
 
     Args:
-        model: gave the features.
+        model: the feature extractor.
         sets: "reference", "train" and "held_out".
-        samples: those of each seed.
-        seed: of the subsets.
-        reference: what the reference is.
+        samples: one set per seed.
+        seed: the seed of the subsets.
+        reference: the name of the reference set.
     """
     real = sets["reference"]
     what = f"{len(samples[0].features):,} samples, {len(real.features):,} {reference} images, features: {model_name(model)}"
@@ -94,7 +94,7 @@ def score_rows(
 
 
 def _row(measured: list[Score], of: str, *, note: str = "") -> dict[str, Any]:
-    """Mean and deviation over the repeats; of one alone, its own deviation over subsets."""
+    """Mean and standard deviation over the seeds; for one seed, the deviation over subsets."""
     values = [score.value for score in measured]
     row: dict[str, Any] = {"value": mean(values), "spread": measured[0].deviation, "spread_of": "subsets"}
     if len(values) > 1:
@@ -105,7 +105,7 @@ def _row(measured: list[Score], of: str, *, note: str = "") -> dict[str, Any]:
 
 
 def memorization_rows(sets: Mapping[str, Compared], samples: Compared) -> dict[str, Any]:
-    """How often a sample lies closer to the training set than a held-out image does, by pixels and by features."""
+    """How often a sample is closer to the training set than a held-out image, by pixels and by features."""
     train, held_out = sets["train"], sets["held_out"]
     if not len(held_out.images):
         return {}
@@ -122,7 +122,7 @@ def memorization_rows(sets: Mapping[str, Compared], samples: Compared) -> dict[s
 
 
 def save_nearest(train: Compared, samples: Compared, count: int, path: Path) -> None:
-    """The samples that lie closest to the training set, by pixels, each with the training images nearest to it."""
+    """Save the samples closest to the training set by pixels, each with its nearest training images."""
     images = samples.images[:MEMORIZATION_IMAGES]
     shown = min(NEIGHBOURS_SHOWN, len(train.images))
     found, numbers = distances.nearest(images, train.images, count=shown)
@@ -132,7 +132,7 @@ def save_nearest(train: Compared, samples: Compared, count: int, path: Path) -> 
 
 
 def bits_rows(bits: BitsPerDim, *, variance: str) -> dict[str, Any]:
-    """The bound's terms, and the total with the error of its mean."""
+    """The terms of the bound, and the total with its standard error."""
     of = f"{len(bits.total):,} held-out images, {variance} variance, one sample of x_t per t"
     rows = {}
     for term in ("prior", "diffusion", "decoder", "total"):

@@ -1,4 +1,4 @@
-"""Folders of `diffusers`, in and out, without that library: JSON and safetensors in the layout of its DDPMPipeline."""
+"""Import and export of diffusers folders, without that library: JSON and safetensors in the layout of DDPMPipeline."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["from_diffusers", "images_of", "is_diffusers_folder", "save_safetensors", "to_diffusers"]
 
-OURS = "ddpm_lightning.json"  # what diffusers' own files have no place for
+OURS = "ddpm_lightning.json"  # settings without a place in diffusers' own files
 
 
 def is_diffusers_folder(path: Path) -> bool:
@@ -26,13 +26,13 @@ def is_diffusers_folder(path: Path) -> bool:
 
 
 def from_diffusers(folder: str | Path) -> Denoiser:
-    """The denoiser of a DDPMPipeline's folder, such as google/ddpm-cifar10-32, or of a UNet2DModel's, in evaluation mode.
+    """Load a denoiser, in eval mode, from a DDPMPipeline folder, such as google/ddpm-cifar10-32, or a UNet2DModel folder.
 
-    A model with labels is given one more, "no label", of zeros, unless the folder was written by `to_diffusers`. Where there
-    is no scheduler, the schedule is diffusers' default, linear with T = 1000.
+    A model with labels gets an additional null label with a zero embedding, unless `to_diffusers` wrote the folder. Without a
+    scheduler, the schedule is diffusers' default, linear with T = 1000.
 
     Raises:
-        UserError: where a file is missing or damaged, or the network is one that `UNet` is not.
+        UserError: if a file is missing or damaged, or `UNet` cannot represent the network.
     """
     folder = Path(folder)
     unet, config = _unet_of(folder)
@@ -48,10 +48,10 @@ def from_diffusers(folder: str | Path) -> Denoiser:
             require_one_of("num_classes", settings["num_classes"], [len(table) - 1, len(table)])
             missing = settings["num_classes"] + 1 - len(table)
             state["class_embedding.weight"] = torch.cat([table, table.new_zeros(missing, table.shape[1])])
-        if config.get("flip_sin_to_cos", True):  # theirs are [cos, sin]
+        if config.get("flip_sin_to_cos", True):  # diffusers' order is [cos, sin]
             first = state["time_embedding.linear_1.weight"]
             state["time_embedding.linear_1.weight"] = first.roll(first.shape[1] // 2, 1)
-        with torch.device("meta"):  # first without memory: the config may ask for more than there is
+        with torch.device("meta"):  # without memory first, since the config may ask for too much
             planned = UNet(**settings)
         weights = {
             name: torch.cat([state[key] for key in theirs]).reshape(planned.get_parameter(name).shape)
@@ -65,7 +65,7 @@ def from_diffusers(folder: str | Path) -> Denoiser:
 
 
 def images_of(folder: str | Path) -> dict[str, Any]:
-    """Channels and [height, width] of the images that a folder's network was trained on."""
+    """Channels and [height, width] of the network's training images."""
     folder = Path(folder)
     _, config = _unet_of(folder)
     notes = read_json(folder / OURS, optional=True)
@@ -80,15 +80,15 @@ def images_of(folder: str | Path) -> dict[str, Any]:
 
 
 def to_diffusers(denoiser: Denoiser, folder: str | Path, *, image_size: Sequence[int] | None = None) -> None:
-    """Write a folder that `diffusers.DDPMPipeline.from_pretrained` loads and samples from; all of it or nothing.
+    """Write a folder for `diffusers.DDPMPipeline.from_pretrained`, atomically.
 
     Args:
-        denoiser: with a `UNet`.
-        folder: new, or empty.
-        image_size: (height, width) of what the pipeline draws, by default 32×32.
+        denoiser: a denoiser with a `UNet`.
+        folder: a new or empty folder.
+        image_size: (height, width) of the pipeline's samples, by default 32×32.
 
     Raises:
-        UserError: where the folder holds files, or diffusers has no such network.
+        UserError: if the folder is not empty, or diffusers has no such network.
     """
     model, size = denoiser.model, list(image_size or (32, 32))
     if not isinstance(model, UNet):
@@ -97,7 +97,7 @@ def to_diffusers(denoiser: Denoiser, folder: str | Path, *, image_size: Sequence
     state: dict[str, Tensor] = {}
     for mine, theirs in names(model).items():
         parts = model.state_dict()[mine].detach().cpu().float().chunk(len(theirs))
-        flat = ".attention." in mine  # linear layers there, 1×1 convolutions here
+        flat = ".attention." in mine  # linear layers in diffusers, 1×1 convolutions here
         state |= {
             key: (part.flatten(1) if flat and part.ndim > 1 else part).contiguous()
             for key, part in zip(theirs, parts, strict=True)
@@ -120,10 +120,10 @@ def to_diffusers(denoiser: Denoiser, folder: str | Path, *, image_size: Sequence
 
 
 def save_safetensors(denoiser: Denoiser, config: Mapping[str, Any], folder: str | Path) -> None:
-    """Write a denoiser's weights, under their names here, as model.safetensors, and its config as config.json.
+    """Write a denoiser's weights, under our names, to model.safetensors, and its config to config.json.
 
     Raises:
-        UserError: where the folder holds files.
+        UserError: if the folder is not empty.
     """
     with atomic_folder(Path(folder)) as out:
         state = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}

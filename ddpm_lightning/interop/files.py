@@ -1,4 +1,4 @@
-"""Configs and weights as files, with errors that name them."""
+"""Read and write config and weight files."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,10 +22,10 @@ WEIGHTS = "diffusion_pytorch_model"
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Name a file or folder in any error that its contents raise.
+    """Turn errors from a file or folder into a UserError that names it.
 
     Raises:
-        UserError: in place of every other exception, since a damaged file can raise any of them.
+        UserError: in place of any exception, since a damaged file can raise any type.
     """
     if not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is missing: give the folder of a DDPMPipeline, with unet/ and scheduler/")
@@ -38,7 +38,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The object in a JSON file; an optional file that is missing holds nothing."""
+    """The object in a JSON file; empty for a missing optional file."""
     if optional and not path.exists():
         return {}
     with reading(path):
@@ -50,7 +50,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_weights(unet: Path) -> dict[str, Tensor]:
-    """The state dict, under the names that attention has had since diffusers 0.17."""
+    """The state dict, with the attention names used since diffusers 0.17."""
     old = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
     safe, pickled = unet / f"{WEIGHTS}.safetensors", unet / f"{WEIGHTS}.bin"
     path = pickled if pickled.is_file() and not safe.is_file() else safe
@@ -62,13 +62,13 @@ def read_weights(unet: Path) -> dict[str, Tensor]:
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write weights as safetensors, with a checksum of them among the file's metadata: the format itself has none."""
+    """Write safetensors with a checksum in the metadata, since the format has none."""
     save_file({**state}, path, metadata={"format": "pt", "sha256": _digest(state)})
 
 
 def _load_safe(path: Path) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
         checksum = (file.metadata() or {}).get("sha256")
     if checksum not in (None, _digest(state)):
         raise ValueError("its checksum is wrong")

@@ -1,4 +1,4 @@
-"""Our U-Net and schedule in the words of diffusers' configs, and each of our parameters in its names."""
+"""Translate our U-Net and schedule to diffusers' configs and parameter names, and back."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from ddpm_lightning.schedules import NoiseSchedule
 __all__ = ["config_of", "names", "schedule_of", "scheduler_of", "settings_of"]
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
-# Their layers, of which each of ours is the concatenation: those of the network, then those of a part, in their block.
+# diffusers' layers whose concatenation is one of ours: in the network, then in a part of a block.
 NETWORK = {
     "conv_in": ["conv_in"],
     "time_embedding.net.0": ["time_embedding.linear_1"],
@@ -34,7 +34,7 @@ PART = {
     "attention.out": ["attentions.{index}.to_out.0"],
     "resize.conv": ["{way}samplers.0.conv"],
 }
-# The values that UNet2DModel's config may have for settings that `UNet` does not have.
+# The accepted values of UNet2DModel settings that `UNet` does not have.
 FIXED = {
     "_class_name": ("UNet2DModel",),
     "center_input_sample": (False,),
@@ -58,7 +58,7 @@ BETA_SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
 
 
 def names(model: UNet) -> dict[str, list[str]]:
-    """Each of our parameters with theirs, whose concatenation it is."""
+    """Map each of our parameters to the diffusers parameters that it concatenates."""
     layers, last = {**NETWORK}, len(model.plan.widths) - 1
     for part in model.plan.parts():
         way = {"down": "down", "up": "up", "grow": "up"}.get(part.name.partition(".")[0], "mid")
@@ -71,7 +71,7 @@ def names(model: UNet) -> dict[str, list[str]]:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """UNet's arguments from UNet2DModel's."""
+    """Convert UNet2DModel's config to UNet's arguments."""
     for key, allowed in FIXED.items():
         if key in config:
             _require_ours(key, config[key], allowed)
@@ -83,7 +83,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, types in _block_types(attending).items():
         _require_ours(key, config[key], [types])
     groups = config.get("norm_num_groups", 32)
-    # With "scale_shift" the attention in the middle has a norm only if one is asked for.
+    # With "scale_shift" the middle attention has a norm only if set.
     plain = config.get("resnet_time_scale_shift", "default") == "default"
     _require_ours("attn_norm_num_groups", config.get("attn_norm_num_groups"), [None, groups] if plain else [groups])
     return {
@@ -105,10 +105,10 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_of(model: UNet, size: Sequence[int]) -> dict[str, Any]:
-    """UNet2DModel's config.
+    """Convert a UNet to UNet2DModel's config.
 
     Raises:
-        UserError: for a setting without a counterpart there.
+        UserError: for a setting without a counterpart in diffusers.
     """
     plan, time = model.plan, model.time_embedding
     block, attention = model.middle_in.block, model.middle_in.attention
@@ -168,7 +168,7 @@ def _require_theirs(setting: str, value: Any, choice: Any) -> None:
 
 
 def schedule_of(config: Mapping[str, Any]) -> tuple[NoiseSchedule, str, bool]:
-    """Noise schedule, prediction type and whether the variance is learned, from DDPMScheduler's config."""
+    """Convert DDPMScheduler's config to noise schedule, prediction type and learned_variance."""
     predictions = {theirs: mine for mine, theirs in PREDICTION_TYPES.items()}
     predicted = config.get("prediction_type", "epsilon")
     require_one_of("prediction_type", predicted, [*predictions])

@@ -1,4 +1,4 @@
-"""Where metrics and figures go: metrics.csv, TensorBoard, Weights & Biases."""
+"""Loggers: metrics.csv, TensorBoard, Weights & Biases."""
 
 from ddpm_lightning.loggers.csv import CSVLogger
 from ddpm_lightning.loggers.tensorboard import TensorBoardLogger

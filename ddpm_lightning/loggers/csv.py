@@ -1,4 +1,4 @@
-"""metrics.csv: the scalars of a run, one row per logged step, whatever other logger is in use."""
+"""metrics.csv: a run's scalars, one row per logged step, independent of other loggers."""
 
 import csv
 from argparse import Namespace
@@ -16,9 +16,9 @@ __all__ = ["CSVLogger"]
 
 
 class CSVLogger(Logger):
-    """Appends to `<folder>/metrics.csv`; each row is on disk when it is written, and none is deleted but by `rewind`.
+    """Appends rows to `<folder>/metrics.csv`, each flushed to disk; only `rewind` deletes rows.
 
-    A metric that is new gets a column of its own: the file is then written anew beside itself and put in its place.
+    A new metric adds a column, for which the file is rewritten atomically.
 
     Args:
         folder: the run folder.
@@ -43,7 +43,7 @@ class CSVLogger(Logger):
         return str(self.path.parent)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder holds config.yaml."""
+        """Do nothing: the run folder holds config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -58,7 +58,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def rewind(self, rows: int) -> None:
-        """Keep the first `rows` rows, those before the checkpoint that a run goes on from, and the columns that they use."""
+        """Keep only the first `rows` rows, up to the checkpoint that a run resumes from, and the columns they use."""
         kept = self._read()[:rows]
         self.rows, self._columns = len(kept), [key for key in kept[0] if any(row[key] for row in kept)] if kept else []
         if self.path.exists():

@@ -1,4 +1,4 @@
-"""TensorBoard that takes images and animations as the other loggers do."""
+"""TensorBoard with images and animations."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ __all__ = ["TensorBoardLogger"]
 
 
 class TensorBoardLogger(LightningTensorBoardLogger):
-    """Lightning's logger, with `log_image` for arrays (H, W, C) of uint8, and `log_video` for paths of GIF files.
+    """Lightning's TensorBoard logger with `log_image` for uint8 arrays (H, W, C) and `log_video` for GIF files.
 
     Args:
-        save_dir: the run's folder.
-        name: the folder in it.
-        version: the folder in that; empty for none.
-        settings: Lightning's own.
+        save_dir: the run folder.
+        name: the subfolder.
+        version: the subfolder within `name`; empty for none.
+        settings: further arguments of Lightning's logger.
     """
 
     def __init__(self, save_dir: str | Path, name: str | None = None, version: int | str | None = "", **settings: Any):

@@ -1,4 +1,4 @@
-"""Weights & Biases, which no run waits for and no run fails with."""
+"""Weights & Biases, which never blocks a run or makes it fail."""
 
 import logging
 import os
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 _AXIS = "trainer/global_step"
 
-# Of W&B's own settings what it is started with, where the environment does not say otherwise: seconds until it is
-# given up at the start and at the end, and silence, since what a user should know is said here.
+# W&B's settings unless the environment sets them: timeouts in seconds at the start and at the end, and no output, since
+# this logger reports what a user should know.
 _SETTINGS = {
     "WANDB_SILENT": "true",
     "WANDB_INIT_TIMEOUT": "15",
@@ -33,10 +33,10 @@ _SETTINGS = {
     "WANDB_FINISH_TIMEOUT_RAISES": "true",
 }
 
-# By whose names W&B has kept its keys; the newer ones take the older's.
+# The hosts that W&B stores its keys under; newer versions also read the older one.
 _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com")
 
-# What a run's summary keeps of the metrics whose names begin so; of all others the last value.
+# The summary of metrics by prefix; the last value for all others.
 _SUMMARIES = {
     "val/": "min,last",
     "train/loss": "min,last",
@@ -47,26 +47,25 @@ _SUMMARIES = {
 
 
 class WandbLogger(LightningWandbLogger):
-    """Lightning's logger, whose failures end in one warning, and not in the run's end.
+    """Lightning's W&B logger, whose failures cause one warning and never stop the run.
 
-    Where W&B's servers cannot be used, for want of a key or of a network, the run is kept offline; where its files cannot be written either, the
-    run goes on without it. The only axis is `trainer/global_step`. Each wait has a bound: `WANDB_INIT_TIMEOUT` and
-    `WANDB_FINISH_TIMEOUT` seconds.
+    Without a key or a network, the run is kept offline; if W&B's files cannot be written either, the run continues without
+    W&B. The only axis is `trainer/global_step`. Waiting is limited to `WANDB_INIT_TIMEOUT` and `WANDB_FINISH_TIMEOUT` seconds.
 
     Args:
         project: the project.
         name: the run's name.
-        save_dir: W&B's files go to `<save_dir>/wandb`.
-        offline: whether nothing is sent; None for where no key is found.
-        log_model: whether checkpoints become artifacts: True for the best and the last at the end, "all" for each when it is saved.
-        group: the runs' group.
-        job_type: what the run does, where that is not training.
+        save_dir: the parent of W&B's folder `wandb`.
+        offline: whether to send nothing; None is offline if no key is found.
+        log_model: log checkpoints as artifacts: True for the best and last at the end, "all" for each when saved.
+        group: the run's group.
+        job_type: the kind of run, if not training.
         tags: the run's tags.
-        entity: the team; None for the account's own.
-        id: the run's id, by which its parts are joined.
+        entity: the team; None for the account's default.
+        id: the run's ID, which joins the parts of a resumed run.
 
     Raises:
-        UserError: for another value of log_model or offline.
+        UserError: for an invalid log_model or offline.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class WandbLogger(LightningWandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """W&B's run on rank zero, started when it is first asked for; a dummy on other ranks, and once W&B was given up."""
+        """W&B's run on rank zero, started on first use; a dummy on other ranks and after W&B has failed."""
         if self._experiment is None and not self._given_up:
             self._start()
         return self._experiment
@@ -128,7 +127,7 @@ class WandbLogger(LightningWandbLogger):
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        """Take note of a checkpoint: its callback has a `file`, and an `alias` for it."""
+        """Record a checkpoint: the `file` of its callback, and its `alias`."""
         if not self._log_model or not hasattr(checkpoint_callback, "alias"):
             return
         self._saved[checkpoint_callback.alias] = checkpoint_callback.file
@@ -141,7 +140,7 @@ class WandbLogger(LightningWandbLogger):
             self._log_checkpoints()
 
     def finish(self, exit_code: int) -> str | None:
-        """End the run, and say where it is to be seen, or which command uploads it; None where there is none."""
+        """Finish the run, and return its URL or the command that uploads it; None without a run."""
         run, self._experiment = self._experiment, None
         if run is None or run.disabled:
             return None
@@ -163,12 +162,12 @@ class WandbLogger(LightningWandbLogger):
         return None if lost else where
 
     def _start(self) -> None:
-        uploads = {"WANDB_FINISH_TIMEOUT": "1800"} if self._log_model else {}  # gigabytes take their time
+        uploads = {"WANDB_FINISH_TIMEOUT": "1800"} if self._log_model else {}  # uploads of gigabytes take long
         for name, value in {**_SETTINGS, **uploads}.items():
             os.environ.setdefault(name, value)
-        mode = os.environ.get("WANDB_MODE", "online").lower()  # "disabled" and "offline" are W&B's own affair
+        mode = os.environ.get("WANDB_MODE", "online").lower()  # W&B handles "disabled" and "offline" itself
         errors, offline = [], bool(self._offline)
-        if not offline and mode == "online" and not _has_key():  # where there is a terminal, W&B would ask, and wait
+        if not offline and mode == "online" and not _has_key():  # in a terminal, W&B would prompt for one
             errors, offline = ["no API key found"], True
         for attempt in [True] if offline else [False, True]:
             try:
@@ -192,10 +191,10 @@ class WandbLogger(LightningWandbLogger):
 
         given = {k: v for k, v in self._wandb_init.items() if k not in ("anonymous", "resume")}
         with _no_log_errors():
-            # Offline, the id alone joins the parts of a run that goes on.
+            # Offline, only the ID joins the parts of a resumed run.
             run = wandb.init(**given, mode="offline") if offline else wandb.init(**given, resume="allow")
         for handler in logging.getLogger("wandb").handlers:
-            # Or it prints pages where a disk is full; `_check_room` finds that out.
+            # Otherwise it prints tracebacks if the disk is full, which `_check_room` detects.
             handler.handleError = lambda record: None  # type: ignore[method-assign]
         run.define_metric(_AXIS)
         run.define_metric("*", step_metric=_AXIS, step_sync=True)
@@ -206,7 +205,7 @@ class WandbLogger(LightningWandbLogger):
         for key in metrics.keys() - self._defined:
             self._defined.add(key)
             for start, summary in _SUMMARIES.items():
-                if key.startswith(start):  # by its whole name: of two patterns W&B takes but one
+                if key.startswith(start):  # by full name, since W&B applies only one of two patterns
                     self.experiment.define_metric(key, step_metric=_AXIS, step_sync=True, summary=summary)
 
     def _log_checkpoints(self) -> None:
@@ -222,17 +221,17 @@ class WandbLogger(LightningWandbLogger):
         self.experiment.log_artifact(artifact, aliases=[alias])
 
     def _try(self, call: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        _ = self.experiment  # which starts it
+        _ = self.experiment  # starts the run
         if self._given_up:
             return
         try:
             self._check_room()
             call(*args, **kwargs)
-        except Exception as error:  # W&B's package raises errors of many types, and none of them is worth a run
+        except Exception as error:  # W&B raises many types, and none should stop a run
             self._give_up(brief(error))
 
     def _check_room(self) -> None:
-        """W&B writes in a process of its own, and says nothing where it cannot."""
+        """Check for disk space, since W&B's own process does not report write errors."""
         folder = Path(self._save_dir) / "wandb"
         if hasattr(os, "statvfs") and folder.is_dir() and (disk := os.statvfs(folder)).f_blocks and not disk.f_bavail:
             raise OSError(f"{folder}: no space left on the device")
@@ -248,7 +247,7 @@ class WandbLogger(LightningWandbLogger):
 
 
 def _end_service() -> None:
-    """End W&B's own process, which holds the id of a run that it could not begin, and what it had begun."""
+    """Stop W&B's service process, which holds the ID of a run that failed to start."""
     with suppress(Exception):
         import wandb
 
@@ -257,7 +256,7 @@ def _end_service() -> None:
 
 @contextmanager
 def _no_log_errors() -> Iterator[None]:
-    """Python prints a traceback for each line that a log file does not take, and W&B's may lie on a full disk."""
+    """Suppress Python's tracebacks for W&B log files on a full disk."""
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
@@ -266,7 +265,7 @@ def _no_log_errors() -> Iterator[None]:
 
 
 def _has_key() -> bool:
-    """Whether W&B could log in without asking: by a key in the environment or in the netrc file, or by a token's file."""
+    """Whether W&B can log in without a prompt: with a key in the environment or netrc file, or a token file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname

@@ -1,4 +1,4 @@
-"""What is minimized: time draws, weightings, and the losses that they make up."""
+"""Training losses, weightings, and the sampling of t and ε."""
 
 from ddpm_lightning.losses.objectives import MSE, VLB, Distance, Draw, Huber, Hybrid, Loss, Objective
 from ddpm_lightning.losses.times import Importance, LogNormal, Stratified, TimeDraw, Uniform

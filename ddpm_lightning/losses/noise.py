@@ -1,4 +1,4 @@
-"""How ε is drawn in training, and the noise that x_t is made with."""
+"""The noise ε in training."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ __all__ = ["NoiseDraw"]
 
 
 class NoiseDraw:
-    """ε ~ N(0, I), by default as it is.
+    """Samples ε ~ N(0, I), optionally with offset noise or input perturbation.
 
     Args:
-        offset_noise: the strength o of ε = ε' + o·ξ, with one ξ ~ N(0, 1) for each image and channel (Guttenberg
+        offset_noise: the strength o of ε = ε' + o·ξ, with one ξ ~ N(0, 1) per image and channel (Guttenberg
             2023, Diffusion with Offset Noise).
         input_perturbation: the strength γ of x_t = √ᾱ_t x_0 + √(1−ᾱ_t) (ε + γ ξ), ξ ~ N(0, I), with ε still the
             target (Ning et al. 2023, Algorithm 1).
@@ -28,7 +28,7 @@ class NoiseDraw:
         self.input_perturbation = input_perturbation
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """ε in the shape of x_0 (B, C, H, W), whatever its layout in memory."""
+        """ε in the shape of x_0 (B, C, H, W), independent of its memory layout."""
         noise = torch.randn(x0.shape, device=x0.device, dtype=x0.dtype)
         if self.offset_noise == 0:
             return noise
@@ -36,7 +36,7 @@ class NoiseDraw:
         return noise + self.offset_noise * shift
 
     def perturbed(self, noise: Tensor) -> Tensor:
-        """The noise that x_t is made with: ε itself, or ε + γ ξ."""
+        """The noise in x_t: ε itself, or ε + γ ξ."""
         if self.input_perturbation == 0:
             return noise
         return noise + self.input_perturbation * torch.randn_like(noise)

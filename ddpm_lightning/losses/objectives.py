@@ -1,4 +1,4 @@
-"""The losses of each image."""
+"""Training objectives: the loss per image."""
 
 from abc import ABC, abstractmethod
 from typing import TypedDict, Unpack
@@ -19,7 +19,7 @@ __all__ = ["MSE", "VLB", "Distance", "Draw", "Huber", "Hybrid", "Loss", "Objecti
 
 
 class Distance(ABC):
-    """What an error costs, pixel by pixel."""
+    """The loss of an error, elementwise."""
 
     @abstractmethod
     def __call__(self, error: Tensor) -> Tensor: ...
@@ -44,7 +44,7 @@ class Huber(Distance):
 
 
 class Draw(TypedDict, total=False):
-    """How t and ε are drawn, which every objective takes: `times`, uniform by default, and the settings of `NoiseDraw`."""
+    """The arguments of every objective for sampling t (`times`, uniform by default) and ε (see `NoiseDraw`)."""
 
     times: TimeDraw | None
     offset_noise: float
@@ -52,10 +52,10 @@ class Draw(TypedDict, total=False):
 
 
 class Objective(nn.Module, ABC):
-    """What training minimizes: the loss of each image at its t and ε, and how those are drawn.
+    """A training objective: the loss per image at its t and ε, and the sampling of t and ε.
 
     Args:
-        times: how t is drawn; uniform by default.
+        times: samples t; uniform by default.
         offset_noise: see `NoiseDraw`.
         input_perturbation: see `NoiseDraw`.
     """
@@ -66,24 +66,24 @@ class Objective(nn.Module, ABC):
         self.noise = NoiseDraw(offset_noise, input_perturbation)
 
     def check(self, denoiser: Denoiser) -> None:
-        """Refuse a denoiser that this loss cannot train, before anything is trained."""
+        """Refuse a denoiser that this loss cannot train."""
         self.times.check(denoiser.schedule)
 
     @abstractmethod
     def forward(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
     ) -> Tensor:
-        """The loss of each image, (B,), in the precision of the schedule's tables: float32."""
+        """The loss per image, (B,), in float32."""
 
 
 class Loss(Objective):
-    """The weighted distance between the network's output and its target, mean over pixels.
+    """The weighted distance between the network's output and its target, averaged over pixels.
 
-    By default L_simple, ‖ε − ε_θ(x_t, t)‖² for ε-prediction (Ho et al. 2020, Eq. 14).
+    The default is L_simple, ‖ε − ε_θ(x_t, t)‖² for ε-prediction (Ho et al. 2020, Eq. 14).
 
     Args:
         weighting: the factor at t.
-        distance: of output and target; a weighting is the same for all predictions with MSE alone.
+        distance: between output and target; only with MSE is a weighting the same for all prediction types.
         draw: see `Draw`.
     """
 
@@ -99,7 +99,7 @@ class Loss(Objective):
         return self.of_output(denoiser, out, x0, noise, t)
 
     def of_output(self, denoiser: Denoiser, out: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The loss of each image, (B,), from the network's output."""
+        """The loss per image, (B,), from the network's output."""
         error = self.distance(out - denoiser.target(x0, noise, t))
         return self.weighting(denoiser, t).flatten() * error.flatten(1).mean(1)
 
@@ -108,8 +108,8 @@ class VLB(Objective):
     """T·L_{t−1} in bits per dimension, whose mean over uniform t is the bound without its constant prior term (Ho et al. 2020, Eq. 5).
 
     Args:
-        variance: of the reverse step, "small" or "large"; None is the learned one where there is one, else "small".
-        draw: see `Draw`; Nichol & Dhariwal 2021 train with `Importance`.
+        variance: the reverse variance, "small" or "large"; None is the learned variance if there is one, else "small".
+        draw: see `Draw`; Nichol & Dhariwal 2021 use `Importance`.
     """
 
     def __init__(self, variance: str | None = None, **draw: Unpack[Draw]):
@@ -127,13 +127,12 @@ class VLB(Objective):
 class Hybrid(Loss):
     """L_simple + λ·L_vlb, L_vlb = T·L_{t−1} in bits per dimension, for a learned variance (Nichol & Dhariwal 2021, Eq. 16).
 
-    L_vlb trains the variance alone: the mean is detached in it. With λ = 0.001 its factor is T/1000, as in the
-    authors' code.
+    L_vlb trains only the variance, with the mean detached. With λ = 0.001 its factor is T/1000, as in the authors' code.
 
     Args:
         vlb_weight: λ.
-        weighting: of the first term, as in `Loss`.
-        distance: of the first term, as in `Loss`.
+        weighting: the weighting of L_simple, see `Loss`.
+        distance: the distance of L_simple, see `Loss`.
         draw: see `Draw`.
     """
 
@@ -164,5 +163,5 @@ class Hybrid(Loss):
 
 
 def _in_full(raw: Tensor, denoiser: Denoiser) -> Tensor:
-    """Out of the narrow types of mixed precision."""
+    """Convert from mixed precision to full precision."""
     return raw.to(denoiser.schedule.alpha_bar.dtype)

@@ -1,4 +1,4 @@
-"""How t is drawn for the images of an optimizer step, those of all processes together. No draw waits for the device."""
+"""Sampling of t for the images of an optimizer step, over all processes, without waiting for the device."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -13,31 +13,31 @@ __all__ = ["Importance", "LogNormal", "Stratified", "TimeDraw", "Uniform"]
 
 
 class TimeDraw(ABC):
-    """How t is drawn for the images of an optimizer step: each process draws for all, and takes those of its own.
+    """Samples t for the images of an optimizer step: each process samples for all and takes its own part.
 
-    `adaptive` says whether it learns from the losses that `update` is given.
+    `adaptive` is true if `update` learns from the losses.
     """
 
     adaptive: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        """t of shape (B, 1, 1, 1) in 1..T, and the weight (B,) of each image's loss, on the schedule's device.
+        """Sample t in 1..T, (B, 1, 1, 1), and the weight of each image's loss, (B,), on the schedule's device.
 
         Args:
-            batch_size: B, the images of the step.
-            schedule: gives T, and λ_t where the draw depends on it.
+            batch_size: B, the number of images in the step.
+            schedule: provides T, and λ_t if the distribution depends on it.
         """
 
     def check(self, schedule: NoiseSchedule) -> None:  # noqa: B027
-        """Refuse a schedule that this draw is not made for."""
+        """Refuse an incompatible schedule."""
 
     def update(self, t: Tensor, losses: Tensor) -> None:  # noqa: B027
-        """Take note of the unweighted losses (N,) at t (N,) of one step, in the order of its images."""
+        """Record a step's unweighted losses (N,) at t (N,), in the order of its images."""
 
 
 class Uniform(TimeDraw):
-    """t ~ U{1, …, T}, each with weight 1 (Murphy 2023, Algorithm 25.1)."""
+    """t ~ U{1, …, T}, with weight 1 (Murphy 2023, Algorithm 25.1)."""
 
     def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         device = schedule.alpha_bar.device
@@ -48,11 +48,11 @@ class Uniform(TimeDraw):
 class Stratified(TimeDraw):
     """t_j = 1 + ⌊T·frac(u + j/N)⌋ for the N images of a step, with one u ~ U[0, 1) for all (Kingma et al. 2021, appendix I.1).
 
-    Each t_j by itself is uniform, and together they lie evenly in 1..T, so that the mean loss varies less. All weights are 1.
+    Each t_j is uniform, and together they are evenly spaced in 1..T, which reduces the variance of the mean loss. Weights are 1.
     """
 
     def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        # In integers, U = ⌊N·T·u⌋: nothing is rounded, and U comes from the CPU, so the device is not waited for.
+        # In integers, U = ⌊N·T·u⌋, without rounding errors; U is sampled on the CPU, without waiting for the device.
         T, N, device = schedule.num_steps, batch_size, schedule.alpha_bar.device
         offset = int(torch.randint(N * T, ()))
         t = 1 + (offset + torch.arange(N, device=device) * T) % (N * T) // N
@@ -60,15 +60,15 @@ class Stratified(TimeDraw):
 
 
 class Importance(nn.Module, TimeDraw):
-    """p_t ∝ √E[L_t²] over the last losses at t, mixed with a little of the uniform law; weight 1/(T·p_t) (Nichol & Dhariwal 2021, Eq. 18).
+    """p_t ∝ √E[L_t²] over the last losses at t, mixed with a uniform distribution; weight 1/(T·p_t) (Nichol & Dhariwal 2021, Eq. 18).
 
-    Uniform until every t has been seen `history` times. The one draw with a state: it lies in buffers, and changes
-    in `update` alone, as a function of the state and of what `update` is given.
+    Uniform until every t has been sampled `history` times. The only sampler of t with a state, which is held in buffers and
+    changed only by `update`, deterministically.
 
     Args:
         num_steps: T.
-        history: how many losses are kept for each t.
-        uniform: the share of draws that stay uniform, 0.001 in the paper's code, so that no t is forgotten.
+        history: the number of losses kept per t.
+        uniform: the weight of the uniform distribution, 0.001 in the paper's code, so that every t is sampled.
     """
 
     adaptive = True
@@ -108,7 +108,7 @@ class Importance(nn.Module, TimeDraw):
         t, order = (t.flatten() - 1).sort(stable=True)
         first, after = torch.searchsorted(t, t), torch.searchsorted(t, t, right=True)
         place = torch.arange(len(t), device=t.device)
-        # Of more than `history` losses at one t the last are kept; the others go to a slot behind the table.
+        # Only the last `history` losses at a t are kept; the others go to a slot after the table.
         slot = t * self.history + (self.counts[t] + place - first) % self.history
         slot = torch.where(after - place <= self.history, slot, self.losses.numel())
         table = torch.cat([self.losses.flatten(), self.losses.new_zeros(1)])
@@ -118,11 +118,11 @@ class Importance(nn.Module, TimeDraw):
 
 
 class LogNormal(TimeDraw):
-    """ln σ ~ N(P_mean, P_std²) with σ = √((1−ᾱ)/ᾱ), and the t whose ln σ_t lies nearest (Karras et al. 2022, Table 1).
+    """ln σ ~ N(P_mean, P_std²) with σ = √((1−ᾱ)/ᾱ), mapped to the t with the nearest ln σ_t (Karras et al. 2022, Table 1).
 
-    All weights are 1: unlike an importance draw, this is the distribution that is trained for, with more of the middle
-    and less of both ends than U{1, …, T}. What lies beyond the table falls to its ends; a σ_T far above
-    e^{P_mean + 4 P_std} = 37, or infinite with zero terminal SNR, is next to never drawn.
+    All weights are 1: unlike importance sampling, this changes the training distribution, with more of the middle and less
+    of both ends than U{1, …, T}. Values beyond the table are mapped to its ends; a σ_T far above e^{P_mean + 4 P_std} = 37,
+    or infinite with zero terminal SNR, is almost never sampled.
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):

@@ -1,9 +1,9 @@
-"""How much each t counts.
+"""Loss weightings by t.
 
-One footing for all: a weighting is a weight w(t) on the squared error of x̂_0. What a network predicts is p·x_0 + q·ε, and
-‖x_0 − x̂_0‖² = error_scale(t)·‖target − output‖², so that on the network's own error the factor is w(t)·error_scale(t):
-w/SNR for ε, w for x_0, w/(SNR+1) for v. The loss under one w is one number, whatever is predicted. `Simple` alone is
-defined on the network's own error, and so is a different w for each prediction: SNR for ε, 1 for x_0, SNR + 1 for v.
+A weighting is a weight w(t) on the squared error of x̂_0. The network predicts p·x_0 + q·ε, with
+‖x_0 − x̂_0‖² = error_scale(t)·‖target − output‖², so the factor on the network's own error is w(t)·error_scale(t):
+w/SNR for ε, w for x_0, w/(SNR+1) for v. The loss under w is therefore the same for all prediction types. Only `Simple` is
+defined on the network's own error, which is a different w for each prediction type: SNR for ε, 1 for x_0, SNR + 1 for v.
 """
 
 from abc import ABC, abstractmethod
@@ -19,22 +19,22 @@ __all__ = ["P2", "SNR", "Bound", "MinSNR", "Simple", "TruncatedSNR", "Weighting"
 
 
 class Weighting(ABC):
-    """The weight of each t."""
+    """The weight at each t."""
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        """The factor on the squared error of the network's own output, shaped like t."""
+        """The factor on the squared error of the network's output, shaped like t."""
 
 
 class Simple(Weighting):
-    """1: every t alike, L_simple (Ho et al. 2020, Eq. 14)."""
+    """1 at every t: L_simple (Ho et al. 2020, Eq. 14)."""
 
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
         return torch.ones_like(denoiser.schedule.alpha_bar[t])
 
 
 class SNR(Weighting):
-    """w = SNR(t) = ᾱ_t/(1−ᾱ_t): L_simple of ε, for any prediction (Salimans & Ho 2022, Eq. 9)."""
+    """w = SNR(t) = ᾱ_t/(1−ᾱ_t): L_simple of ε, for any prediction type (Salimans & Ho 2022, Eq. 9)."""
 
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
         return _snr(denoiser, t) * denoiser.error_scale(t)
@@ -48,7 +48,7 @@ class TruncatedSNR(Weighting):
 
 
 class MinSNR(Weighting):
-    """w = min(SNR(t), γ), which is min(SNR, γ)/SNR for ε and min(SNR, γ)/(SNR + 1) for v (Hang et al. 2023, section 3.4)."""
+    """w = min(SNR(t), γ), or min(SNR, γ)/SNR for ε and min(SNR, γ)/(SNR + 1) for v (Hang et al. 2023, section 3.4)."""
 
     def __init__(self, gamma: float = 5.0):
         require("gamma", gamma, "(0, 1e9]")
@@ -59,7 +59,7 @@ class MinSNR(Weighting):
 
 
 class P2(Weighting):
-    """w = SNR(t)/(k + SNR(t))^γ, which is 1/(k + SNR)^γ for ε (Choi et al. 2022, Eq. 8)."""
+    """w = SNR(t)/(k + SNR(t))^γ, or 1/(k + SNR)^γ for ε (Choi et al. 2022, Eq. 8)."""
 
     def __init__(self, gamma: float = 1.0, *, k: float = 1.0):
         require("gamma", gamma, "[0, 100]")
@@ -73,7 +73,7 @@ class P2(Weighting):
 
 
 class Bound(Weighting):
-    """That of L_{t−1} in nats per dimension, β_t²/(2σ_t² α_t (1−ᾱ_t)) for ε (Ho et al. 2020, Eq. 12).
+    """The weight of L_{t−1} in nats per dimension, β_t²/(2σ_t² α_t (1−ᾱ_t)) for ε (Ho et al. 2020, Eq. 12).
 
     w = ᾱ_{t−1} (β_t/(1−ᾱ_t))²/(2σ_t²), which is (SNR(t−1) − SNR(t))/2 where σ_t² = β̃_t; σ_1² is β̃_2.
 
