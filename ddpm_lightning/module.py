@@ -1,4 +1,4 @@
-"""Training, as a LightningModule."""
+"""Training as a LightningModule."""
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -23,7 +23,7 @@ from ddpm_lightning.sharding import shard, unsharded
 
 __all__ = ["DDPM"]
 
-MOST = 2**28  # values that are sampled at once
+MOST = 2**28  # maximum number of values sampled at once
 
 
 class DDPM(LightningModule):
@@ -31,13 +31,13 @@ class DDPM(LightningModule):
 
     Args:
         denoiser: network, schedule and prediction type.
-        loss: the loss of each image, and how t and ε are drawn; its own parameters are trained, too.
-        optimizer: called with the parameters, or with groups of them.
-        lr_scheduler: called with the optimizer; advanced once per optimizer step. None for a constant rate.
-        seed: what the validation's t and ε are computed from.
-        label_dropout: the probability with which an image is trained without its label or other condition, for
-            classifier-free guidance (Ho & Salimans 2022, Algorithm 1).
-        bits_per_dim: whether validation estimates them, which have a meaning for images on the grid of 256 values only.
+        loss: the training objective, including the sampling of t and ε; its parameters are trained, too.
+        optimizer: called with the parameters or parameter groups.
+        lr_scheduler: called with the optimizer; advanced once per optimizer step. None for a constant learning rate.
+        seed: the seed of t and ε in validation.
+        label_dropout: the probability of dropping an image's condition in training, for classifier-free guidance (Ho &
+            Salimans 2022, Algorithm 1).
+        bits_per_dim: whether validation estimates bits per dimension, which are meaningful only for 8-bit images.
 
     Raises:
         ValueError: for a probability outside [0, 1], or a denoiser that the loss cannot train.
@@ -63,15 +63,15 @@ class DDPM(LightningModule):
         self.label_dropout = label_dropout
         self.bits_per_dim = bits_per_dim
         self.grad_norm: Tensor | None = None
-        self.before_dropout: Callable[[], None] = _nothing  # by which `Randomness` seeds it
-        self._losses: list[tuple[Tensor, Tensor]] = []  # of the step's batches so far, where times are adaptive
+        self.before_dropout: Callable[[], None] = _nothing  # set by `Randomness` to seed dropout
+        self._losses: list[tuple[Tensor, Tensor]] = []  # of the step's batches so far, if times are adaptive
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         schedule, batch = self.denoiser.schedule, Batch.of(batch)
         x0 = batch.x0  # x_0 ~ q(x_0)
-        like, mine = self._whole_step(x0, batch_idx)  # sampled for all images of the step alike, whoever has them
+        like, mine = self._whole_step(x0, batch_idx)  # t and ε are sampled for all images of the step
         t, weight = (values[mine] for values in self.loss.times(len(like), schedule))  # t ~ U{1, …, T}
         t, noise = _beside(t, x0), self.loss.noise(like)  # ε ~ N(0, I)
         x_t = schedule.q_sample(x0, t, self.loss.noise.perturbed(noise)[mine])  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
@@ -85,7 +85,7 @@ class DDPM(LightningModule):
     def learn(
         self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, weight: Tensor, y: Condition | None
     ) -> dict[str, Tensor]:
-        """The loss of a batch, "loss", that of each image, "losses" (B,), and "t" (B,)."""
+        """The mean "loss" of a batch, the "losses" by image (B,), and "t" (B,)."""
         losses = self.loss(self.denoiser, x0, x_t, t, noise, y)
         return {"loss": (weight * losses).mean(), "losses": losses.detach(), "t": t.flatten()}
 
@@ -109,9 +109,9 @@ class DDPM(LightningModule):
         return self._trainer.world_size if self._trainer else 1
 
     def _whole_step(self, x0: Tensor, batch_idx: int) -> tuple[Tensor, slice]:
-        """A tensor like x_0 for all images of the optimizer step, of all its batches and processes, and which of them x_0 is.
+        """A tensor like x_0 for all images of the optimizer step, over batches and processes, and the slice of x_0 in it.
 
-        Beyond 2²⁸ values it is x_0 itself: each process then samples for its own batch.
+        With more than 2²⁸ values it is x_0 itself, and each process samples for its own batch.
         """
         batches = self._trainer.accumulate_grad_batches if self._trainer else 1
         parts = batches * self._world_size
@@ -121,13 +121,13 @@ class DDPM(LightningModule):
         return x0[:1].expand(parts * len(x0), *x0.shape[1:]), slice(first, first + len(x0))
 
     def _update_times(self, outputs: dict[str, Tensor], batch_idx: int) -> None:
-        """Hand over the losses of an optimizer step in the order of its images, once all of its batches are there.
+        """Pass an optimizer step's losses to `loss.times`, in the order of its images, after its last batch.
 
-        Not in `on_train_batch_end`, before which checkpoints are written.
+        Not in `on_train_batch_end`, which comes after checkpoints are saved.
         """
         if self._trainer and batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._losses.clear()  # of a step that was broken off
-        self._losses.append((outputs["t"].clone(), outputs["losses"].clone()))  # a graph writes them anew
+            self._losses.clear()  # from an aborted step
+        self._losses.append((outputs["t"].clone(), outputs["losses"].clone()))  # a CUDA graph overwrites them
         if self._trainer and not self._ends_step(batch_idx):
             return
         t, losses = (torch.stack(parts) for parts in zip(*self._losses, strict=True))  # (batches, B)
@@ -141,13 +141,13 @@ class DDPM(LightningModule):
         return bool((batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch)
 
     def _condition(self, y: Condition | None) -> Condition | None:
-        """A batch's condition, but none for a model that says `num_classes = None`, whatever labels its loader gives."""
+        """A batch's condition; None for a model with `num_classes = None`, even if the loader yields labels."""
         model = self.denoiser.model
         unlabeled = not self.denoiser.has_null and getattr(model, "num_classes", y) is None
         return None if unlabeled and is_labels(y) else y
 
     def _drop(self, y: Condition | None, images: int, mine: slice) -> Condition | None:
-        """The null condition in place of y for some images, each of which loses all of it; sampled for all images of the step."""
+        """Replace the condition of some images by the null condition; sampled for all images of the step."""
         if y is None or self.label_dropout == 0 or not self.denoiser.conditional:
             return y
         one = y if isinstance(y, Tensor) else next(iter(y.values()))
@@ -170,14 +170,14 @@ class DDPM(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": rates}
 
     def _parameter_groups(self) -> Iterable[Any]:
-        """The network's parameters, and in a group of their own, without weight decay, those of the loss where it has any."""
+        """The network's parameters, and the loss's own, if any, in a separate group without weight decay."""
         if not (own := [*self.loss.parameters()]):
             return self.denoiser.parameters()
         return [{"params": [*self.denoiser.parameters()]}, {"params": own, "weight_decay": 0.0}]
 
     @cached_property
     def _listed(self) -> list[Parameter]:
-        """The parameters, once: to walk over the modules takes longer than to clip."""
+        """The parameters, listed once, since walking over the modules takes longer than clipping."""
         return [*self.parameters()]
 
     def configure_gradient_clipping(
@@ -186,10 +186,10 @@ class DDPM(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Once per optimizer step and after unscaling: the place to see the norm before it is clipped.
+        # Called once per optimizer step, after unscaling, so the norm can be logged before clipping.
         gradients = [p.grad for p in self._listed if p.grad is not None]
         self.grad_norm = unsharded(torch.nn.utils.get_total_norm(gradients))
-        # Not by Lightning, which refuses to clip for a fused optimizer even where no loss is scaled, as in bfloat16.
+        # Not by Lightning, which refuses to clip with a fused optimizer even without loss scaling, as in bfloat16.
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self._listed, gradient_clip_val)
         elif gradient_clip_val:
@@ -197,7 +197,7 @@ class DDPM(LightningModule):
 
 
 def _beside(values: Tensor, x: Tensor) -> Tensor:
-    """One value for each image, shaped to multiply with x: (B, 1, 1, 1) for images, (B, 1, 1) for rows, and so on."""
+    """One value per image, shaped to broadcast with x: (B, 1, 1, 1) for images, (B, 1, 1) for signals, and so on."""
     return values.reshape(-1, *[1] * (x.ndim - 1))
 
 

@@ -1,1 +1,1 @@
-"""Distances between two sets of images, and the features that they are computed from."""
+"""Distances between sets of images, and feature extractors."""

@@ -1,4 +1,4 @@
-"""A small image classifier, whose features compare two sets of images."""
+"""A small image classifier as feature extractor."""
 
 import math
 
@@ -15,12 +15,12 @@ __all__ = ["Classifier", "train_classifier"]
 
 
 class Classifier(nn.Module):
-    """A small convolutional classifier; its features are the 64 numbers before the last layer's nonlinearity.
+    """A small convolutional classifier; its 64 features precede the last layer's nonlinearity.
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         num_classes: the number of labels.
-        num_steps: optimizer steps of its training, which are part of its name.
+        num_steps: optimizer steps of its training, part of its name.
         test_accuracy: the fraction of held-out images that it classifies correctly.
     """
 
@@ -38,21 +38,21 @@ class Classifier(nn.Module):
 
     @property
     def name(self) -> str:
-        """What a table calls these features."""
+        """The name of these features in tables."""
         return f"own classifier ({self.num_steps} steps on this data set, test accuracy {self.test_accuracy:.1%})"
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(from_uint8(images))
 
     def classify(self, features: Tensor) -> Tensor:
-        """(N, D) to logits (N, classes)."""
+        """Map features (N, D) to logits (N, classes)."""
         return self.head(features)
 
 
 def train_classifier(
     data: ImageSet, num_classes: int, *, seed: int, num_steps: int, device: torch.device
 ) -> Classifier:
-    """AdamW with one cycle of the learning rate, on images shifted by up to a tenth of their side."""
+    """Train with AdamW and a one-cycle learning rate, on images shifted by up to a tenth of their side."""
     draw = torch.Generator().manual_seed(derive(seed, "classifier"))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive(seed, "classifier weights"))

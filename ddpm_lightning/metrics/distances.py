@@ -1,4 +1,4 @@
-"""Distances between two sets of images, as the papers define them."""
+"""Distances between sets of images, as defined in the papers."""
 
 import warnings
 from collections.abc import Iterator
@@ -32,18 +32,18 @@ KID_SUBSET_SIZE = 1000
 PRECISION_NEIGHBOURS = 3
 _CHUNK = 1024
 _BLOCK = 4096
-_BLOCK_NUMBERS = 2**23  # of a block in float64: large images come in smaller blocks
+_BLOCK_NUMBERS = 2**23  # float64 values per block; larger images use smaller blocks
 
 
 class Score(NamedTuple):
-    """A value, and its standard deviation over the subsets that it is the mean of; None where there are none."""
+    """A value, and its standard deviation over subsets, or None."""
 
     value: float
     deviation: float | None = None
 
 
 class _Features(nn.Identity):
-    """Takes the place of a network where the inputs are features already."""
+    """Replaces the network, since the inputs are features already."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -58,10 +58,10 @@ def frechet_distance(real: Tensor, fake: Tensor) -> Score:
         fake: (M, D) features, M ≥ 2.
 
     Raises:
-        UserError: for features that are NaN or infinite, as in all of these functions.
+        UserError: for NaN or infinite features, as in all functions here.
     """
     _require_finite(real, fake)
-    with warnings.catch_warnings(action="ignore"):  # torchmetrics' about memory
+    with warnings.catch_warnings(action="ignore"):  # torchmetrics warns about memory
         metric = FrechetInceptionDistance(_Features(real.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
         for features, is_real in ((real, True), (fake, False)):
             for part in features.split(_CHUNK):
@@ -70,14 +70,14 @@ def frechet_distance(real: Tensor, fake: Tensor) -> Score:
 
 
 def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Score:
-    """The unbiased squared MMD with the kernel (x·y/D + 1)³, mean and deviation over random subsets (Bińkowski et al. 2018, KID).
+    """The unbiased squared MMD with kernel (x·y/D + 1)³, mean and deviation over random subsets (Bińkowski et al. 2018, KID).
 
-    There are 100 subsets of 1,000, or of all where one of the sets is smaller.
+    Uses 100 subsets of 1,000, or of the smaller set's size if it has fewer.
 
     Args:
         real: (N, D) features.
         fake: (M, D) features.
-        seed: of the subsets.
+        seed: the seed of the subsets.
     """
     _require_finite(real, fake)
     size = min(KID_SUBSET_SIZE, len(real), len(fake))
@@ -96,8 +96,8 @@ def inception_score(logits: Tensor, *, seed: int = 0) -> Score:
     """exp E_x KL(p(y|x) ‖ p(y)), mean and deviation over ten parts (Salimans et al. 2016).
 
     Args:
-        logits: (M, K) of the samples.
-        seed: of the parts.
+        logits: (M, K) logits of the samples.
+        seed: the seed of the parts.
     """
     _require_finite(logits)
     with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
@@ -109,10 +109,10 @@ def inception_score(logits: Tensor, *, seed: int = 0) -> Score:
 
 
 def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = PRECISION_NEIGHBOURS) -> tuple[Score, Score]:
-    """The share of samples within the manifold of the real images, and of real images within that of the samples.
+    """The fraction of samples within the manifold of the real images (precision), and vice versa (recall).
 
-    A set's manifold is the union of balls about its points that reach to each one's k-th nearest neighbor
-    (Kynkäänniemi et al. 2019, Eq. 1-2); the set's sizes should be equal, since larger sets have smaller balls.
+    A set's manifold is the union of balls around its points with the distance to the k-th nearest neighbor as radius
+    (Kynkäänniemi et al. 2019, Eq. 1-2). The sets should have equal sizes, since larger sets have smaller balls.
 
     Args:
         real: (N, D) features, N > k.
@@ -120,7 +120,7 @@ def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = PRECISION_
         neighbours: k.
 
     Raises:
-        UserError: for sets of k points or fewer.
+        UserError: for a set of at most k points.
     """
     _require_finite(real, fake)
     require(
@@ -132,24 +132,24 @@ def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = PRECISION_
 
 
 def nearest(points: Tensor, others: Tensor, *, count: int = 1, mirrored: bool = False) -> tuple[Tensor, Tensor]:
-    """Distances (N, count) from each point to its nearest among the others, and their indices (N, count), nearest first.
+    """Distances (N, count) from each point to its nearest neighbors, and their indices (N, count), nearest first.
 
     Args:
-        points: (N, ...), features or images.
-        others: (M, ...).
-        count: how many; fewer where M is less.
-        mirrored: take the smaller of the distances of a point and of its mirror image, along the last axis.
+        points: (N, ...) features or images.
+        others: (M, ...) candidates.
+        count: the number of neighbors, at most M.
+        mirrored: also compare each point's mirror image along the last axis, and take the smaller distance.
     """
     values, indices = zip(*(_nearest(part, others, count, mirrored) for part in points.split(_CHUNK)), strict=True)
     return torch.cat(values), torch.cat(indices)
 
 
 def closer_share(samples: Tensor, held_out: Tensor) -> float:
-    """P(d(sample) < d(held-out image)), ties by half (Meehan et al. 2020): 1/2 where both lie as far from the training set, 1 for copies of it.
+    """P(d(sample) < d(held-out image)), ties counting half (Meehan et al. 2020): 1/2 for new images, 1 for copies.
 
     Args:
-        samples: (N,) each one's distance to the nearest training image.
-        held_out: (M,) likewise.
+        samples: (N,) distances to the nearest training image.
+        held_out: (M,) distances to the nearest training image.
     """
     ordered, samples = held_out.sort().values, samples.contiguous()
     below = torch.searchsorted(ordered, samples, right=False)
@@ -158,7 +158,7 @@ def closer_share(samples: Tensor, held_out: Tensor) -> float:
 
 
 def _nearest(points: Tensor, others: Tensor, count: int, mirrored: bool) -> tuple[Tensor, Tensor]:
-    """`nearest` of some points, block by block of the others, since training sets are large."""
+    """`nearest` for a block of points, in blocks of the others, since training sets are large."""
     values, indices = torch.empty(len(points), 0).double(), torch.empty(len(points), 0).long()
     ours = [x.flatten(1).double() for x in ((points, points.flip(-1)) if mirrored else (points,))]
     block = max(1, min(_BLOCK, _BLOCK_NUMBERS // max(1, ours[0].shape[1])))
@@ -173,7 +173,7 @@ def _nearest(points: Tensor, others: Tensor, count: int, mirrored: bool) -> tupl
 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:
-    # one more, since the first is the point itself
+    # plus one, since the first neighbor is the point itself
     return torch.cat([part.kthvalue(neighbours + 1).values for part in _distances(points, points)])
 
 
@@ -182,14 +182,14 @@ def _share_within(points: Tensor, centers: Tensor, radii: Tensor) -> float:
 
 
 def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
-    """(n, M) distances, some points at a time."""
+    """Distances (n, M), in blocks of points."""
     others = others.flatten(1).double()
     for part in points.flatten(1).split(_CHUNK):
         yield torch.cdist(part.double(), others)
 
 
 def _require_finite(*sets: Tensor) -> None:
-    """Refuse what scipy and MKL would crash on, or take for a distance of 0."""
+    """Refuse NaN and infinity, on which SciPy and MKL crash or return a distance of 0."""
     for features in sets:
         if wrong := int((~features.isfinite()).flatten(1).any(1).sum()):
             raise UserError(

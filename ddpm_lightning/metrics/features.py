@@ -1,4 +1,4 @@
-"""Feature extractors: modules from uint8 images (N, C, H, W) to features (N, D), and by `classify(features)` to logits."""
+"""Feature extractors: modules that map uint8 images (N, C, H, W) to features (N, D); `classify` maps features to logits."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -35,22 +35,22 @@ __all__ = [
 ]
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_HASH = "6726825d"  # the first digits of its SHA-256
+INCEPTION_HASH = "6726825d"  # prefix of its SHA-256
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-_VERSION = 1  # of the classifier and its training: goes up with each change of its features
+_VERSION = 1  # of the classifier and its training; incremented whenever its features change
 
 log = logging.getLogger(__name__)
-Load = Callable[[], ImageSet]  # gives all images of the dataset, as bytes
+Load = Callable[[], ImageSet]  # returns the whole dataset, uint8
 
 
 class Inception(nn.Module):
-    """Inception-v3's 2,048 pooled features, with the papers' weights and resizing, as torch-fidelity has them (Heusel et al. 2017).
+    """Inception-v3's 2,048 pooled features with the papers' weights and resizing, by torch-fidelity (Heusel et al. 2017).
 
     Args:
-        weights: the file of weights.
+        weights: the weights file.
 
     Raises:
-        UserError: where torch-fidelity is missing, or the file is no such file.
+        UserError: if torch-fidelity is missing or the file is invalid.
     """
 
     name = "Inception-v3 (2015-12-05, 2048 pooled features, TF1 resizing)"
@@ -61,11 +61,11 @@ class Inception(nn.Module):
         with optional_package("torch-fidelity", "inception", needed_by="features=inception"):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         try:
-            load_plain(weights, checked=False)  # no code in it, which the next line would run
+            load_plain(weights, checked=False)  # refuse code, which the next line would run
             self.net = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
             )
-        except Exception as error:  # torch.load's and load_state_dict's many kinds
+        except Exception as error:  # torch.load and load_state_dict raise many types
             raise UserError(
                 f"features.weights must be the file of {INCEPTION_URL}, got {weights} ({brief(error)})"
             ) from error
@@ -74,12 +74,12 @@ class Inception(nn.Module):
         return self.net(images.expand(-1, 3, -1, -1))[0]
 
     def classify(self, features: Tensor) -> Tensor:
-        """The logits without bias (Salimans et al. 2016's code)."""
+        """The logits without bias, as in the code of Salimans et al. 2016."""
         return features @ self.net.fc.weight.T
 
 
 class CustomImages(TypedDict, total=False):
-    """How `Custom` takes images, and what it is called."""
+    """The image options and name of `Custom`."""
 
     name: str | None
     channels: int
@@ -92,12 +92,12 @@ class Custom(nn.Module):
     """Any network that takes normalized float images.
 
     Args:
-        net: (N, channels, H, W) floats to (N, D).
-        name: what tables call it; None for its class.
+        net: maps (N, channels, H, W) floats to (N, D).
+        name: the name in tables; None for its class name.
         channels: its input channels; grayscale images are repeated.
-        image_size: (height, width) to which images are resized (bilinear, antialiased); None leaves them.
+        image_size: (height, width) to resize images to (bilinear, antialiased); None keeps their size.
         mean: subtracted from the images in [0, 1].
-        std: divided by then.
+        std: divides the result.
     """
 
     def __init__(
@@ -130,19 +130,19 @@ class Custom(nn.Module):
 def classifier(
     load: Load, cache: Path, *, seed: int = 0, num_steps: int = 1500, device: torch.device | None = None
 ) -> Classifier:
-    """A classifier of the dataset's own labels: the cached one, or one that is trained now, in minutes on a CPU.
+    """A classifier of the dataset's labels, trained unless cached, within minutes on a CPU.
 
-    It is trained on nine tenths of the images, training and validation images alike, so that runs with another split share it.
+    It trains on 90 % of all images, including validation images, so that runs with different splits share it.
 
     Args:
-        load: gives the dataset.
-        cache: the folder of what was trained before, by dataset, seed and steps.
-        seed: of its split, weights, order and dropout.
-        num_steps: optimizer steps, of 128 images each.
-        device: where it is trained.
+        load: returns the dataset.
+        cache: the cache folder.
+        seed: the seed of its split, weights, order and dropout.
+        num_steps: optimizer steps with 128 images each.
+        device: the training device.
 
     Raises:
-        UserError: for a dataset without labels, and num_steps or seed outside their range.
+        UserError: for a dataset without labels, or num_steps or seed out of range.
     """
     require("features.num_steps", num_steps, "1..10000000")
     require("features.seed", seed, "0..")
@@ -178,16 +178,16 @@ def classifier(
 
 
 def inception(load: Load, cache: Path, *, weights: str | None = None, device: torch.device | None = None) -> Inception:
-    """Inception-v3 with the weights in a file, or in the cache, to which they are downloaded where it lacks an undamaged copy.
+    """Inception-v3 with weights from a file or the cache, downloaded unless an intact copy is cached.
 
     Args:
         load: not called.
-        cache: the folder for the weights.
-        weights: the file; None for the cache's.
+        cache: the cache folder.
+        weights: the weights file; None uses the cache.
         device: not used.
 
     Raises:
-        UserError: where they cannot be had, with the place to put them.
+        UserError: if the weights cannot be downloaded, with the path to place them at.
     """
     path = cache / INCEPTION_FILE if weights is None else Path(weights)
     if weights is None and not (path.exists() and sha256(path.read_bytes()).hexdigest().startswith(INCEPTION_HASH)):
@@ -211,23 +211,23 @@ def custom(
     device: torch.device | None = None,
     **options: Unpack[CustomImages],
 ) -> Custom:
-    """Any `nn.Module` that a config builds, with the state dict in a file.
+    """Any `nn.Module` built by a config, optionally with a state dict from a file.
 
     Args:
         load: not called.
         cache: not used.
         net: the module.
-        weights: the file of its state dict; None for those that it was built with.
+        weights: the state dict file; None keeps the initial weights.
         device: not used.
         options: see `Custom`.
 
     Raises:
-        UserError: where the weights do not fit.
+        UserError: if the weights do not fit.
     """
     if weights is not None:
         try:
             net.load_state_dict(load_plain(Path(weights), checked=False))
-        except Exception as error:  # torch.load's and load_state_dict's many kinds
+        except Exception as error:  # torch.load and load_state_dict raise many types
             raise UserError(
                 f"features.weights must be a state dict of {type(net).__name__}, got {weights} ({brief(error)})"
             ) from error
@@ -236,7 +236,7 @@ def custom(
 
 @torch.no_grad()
 def extract(model: nn.Module, images: Tensor, *, batch_size: int = 256, progress: bool = False) -> Tensor:
-    """(N, D) float32 features of uint8 images (N, C, H, W), on the CPU; the model computes on its own device."""
+    """Extract features (N, D), float32 on the CPU, of uint8 images (N, C, H, W) on the model's device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     silent = None if progress else True
     batches = tqdm(images.split(batch_size), desc="features", unit="batch", disable=silent, dynamic_ncols=True)
@@ -245,7 +245,7 @@ def extract(model: nn.Module, images: Tensor, *, batch_size: int = 256, progress
 
 @torch.no_grad()
 def logits_of(model: Any, features: Tensor) -> Tensor | None:
-    """(N, K) logits on the CPU, or None of a module that classifies nothing."""
+    """Logits (N, K) on the CPU; None if the model has no `classify`."""
     if not hasattr(model, "classify"):
         return None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -253,5 +253,5 @@ def logits_of(model: Any, features: Tensor) -> Tensor | None:
 
 
 def cache_folder(given: str | None = None) -> Path:
-    """The folder of what is computed once: the one given, $DDPM_CACHE, or ~/.cache/ddpm_lightning."""
+    """The cache folder: the given one, $DDPM_CACHE, or ~/.cache/ddpm_lightning."""
     return Path(given) if given else environment.cache_folder()

@@ -1,4 +1,4 @@
-"""Networks: (x, t, y) -> tensor, usable alone."""
+"""Networks (x, t, y) -> tensor, usable on their own."""
 
 from ddpm_lightning.models.dit import DiT
 from ddpm_lightning.models.mlp import MLP

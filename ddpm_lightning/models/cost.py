@@ -1,4 +1,4 @@
-"""What a network costs: its floating-point operations, and how many of them a device does in a second."""
+"""Floating-point operations (FLOP) of a network, and FLOP/s of a device."""
 
 import time
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ __all__ = ["call_on_meta", "matmul_speed", "training_flops"]
 
 
 def training_flops(model: nn.Module, shape: Sequence[int], y: Any = None) -> int:
-    """Operations of a training step for each sample: three times those of model(x, t, y), since a gradient takes twice as many.
+    """FLOP of a training step per sample: three times those of model(x, t, y), since the backward pass takes twice as many.
 
-    Matrix products, convolutions and attention are counted, a multiplication and an addition as two; nothing is computed.
+    Counts matrix products, convolutions and attention, with a multiply-add as two; computes nothing.
 
     Args:
         model: the network, on any device.
-        shape: of one sample.
+        shape: the shape of one sample.
         y: the condition of one sample, such as a label (1,), or None.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -30,7 +30,7 @@ def training_flops(model: nn.Module, shape: Sequence[int], y: Any = None) -> int
 
 
 def call_on_meta(model: nn.Module, shape: Sequence[int], y: Any = None) -> None:
-    """model(x, t, y) of one sample, without values: shapes are checked, and nothing is computed; the arguments are those of `training_flops`."""
+    """Call the model with one sample on the meta device, to check shapes; takes the arguments of `training_flops`."""
     x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, dtype=torch.long, device="meta")
     on_meta = {name: p.to("meta") for name, p in [*model.named_parameters(), *model.named_buffers()]}
     torch.func.functional_call(
@@ -38,11 +38,11 @@ def call_on_meta(model: nn.Module, shape: Sequence[int], y: Any = None) -> None:
     )
 
 
-@cache  # the runs of a sweep in one process ask once
+@cache  # shared by the runs of a sweep in one process
 def matmul_speed(device: torch.device) -> float:
-    """Operations per second of the device's matrix product: in bfloat16 of 8192×8192 on a GPU, in float32 of 1024×1024 elsewhere.
+    """FLOP/s of the device's matrix product: 8192×8192 in bfloat16 on a GPU, otherwise 1024×1024 in float32.
 
-    The fastest of several, since others may use the device, too.
+    The fastest of several, since other processes may use the device.
     """
     is_gpu = device.type == "cuda"
     size, dtype = (8192, torch.bfloat16) if is_gpu else (1024, torch.float32)

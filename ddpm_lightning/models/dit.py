@@ -49,10 +49,10 @@ class Block(nn.Module):
 
 
 class DiT(Network):
-    """A transformer on patches, conditioned on t and y by adaptive layer norms that begin at zero (Peebles & Xie 2023).
+    """A transformer on patches, conditioned on t and y by zero-initialized adaptive layer norms (Peebles & Xie 2023).
 
-    Images whose sides are no multiples of the patch are padded by their edges, as evenly on all sides as can be, and the
-    output is cropped; positions are counted from the padded image's upper left corner.
+    Images whose sides are not multiples of the patch size are edge-padded, evenly on all sides, and the output is cropped;
+    positions start at the padded image's upper left corner.
 
     Args:
         in_channels: channels of x.
@@ -61,15 +61,15 @@ class DiT(Network):
         hidden_size: width of the transformer.
         depth: number of blocks.
         num_heads: attention heads.
-        mlp_ratio: width of the MLPs, in hidden sizes.
+        mlp_ratio: width of the MLPs relative to hidden_size.
         dropout: probability within the MLPs.
-        num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
-        checkpointing: recompute the inside of each block in the backward pass: less memory, a third more time.
-        condition_size: see `Network`, as for condition_channels.
-        condition_channels: channels of an image condition.
+        num_classes: the number of labels, 0..num_classes−1, or None for a model without labels.
+        checkpointing: recompute each block in the backward pass: less memory, a third more time.
+        condition_size: see `Network`.
+        condition_channels: see `Network`.
 
     Raises:
-        UserError: for a setting out of range, or a width that the heads or the positions' four parts do not divide.
+        UserError: for a setting out of range, or a hidden_size that is not a multiple of num_heads and 4.
     """
 
     def __init__(
@@ -118,12 +118,12 @@ class DiT(Network):
         self._initialize()
 
     def transform(self, x: Tensor, emb: Tensor) -> Tensor:
-        """To patches, through the blocks, and back to an image."""
+        """Patchify, apply the blocks, and unpatchify."""
         x, (rows, columns) = pad_to_multiple(x, self.patch_size)
         patches = self.patches(x)
         height, width = patches.shape[-2:]
         h = patches.flatten(2).transpose(1, 2)
-        # In x's precision: under autocast what runs from block to block stays float32, as in the paper's code.
+        # In x's precision: under autocast the residual stream stays float32, as in the paper's code.
         h = h + positions(height, width, self.hidden_size, device=x.device).to(x.dtype)
         for block in self.blocks:
             h = self.through(block, h, emb)
@@ -134,7 +134,7 @@ class DiT(Network):
         return image.reshape(len(x), self.out_channels, height * p, width * p)[..., rows, columns]
 
     def _initialize(self) -> None:
-        """As in the paper's code: Xavier, small normal embeddings, and zero for all that modulates and for the output."""
+        """Initialize as in the paper's code: Xavier, small normal embeddings, and zero for modulation and output layers."""
         init_like_ho(self)
         nn.init.xavier_uniform_(self.patches.weight.view(self.hidden_size, -1))
         for layer in self.time_embedding.net:
@@ -149,7 +149,7 @@ class DiT(Network):
 
 
 def positions(height: int, width: int, dim: int, *, device: torch.device) -> Tensor:
-    """(height·width, dim) [sin(x·ω), cos(x·ω), sin(y·ω), cos(y·ω)] of each patch's column x and row y, ω_i = 10000^(−4i/dim)."""
+    """[sin(x·ω), cos(x·ω), sin(y·ω), cos(y·ω)], (height·width, dim), for each patch's column x and row y; ω_i = 10000^(−4i/dim)."""
     omega = torch.exp(torch.arange(dim // 4, device=device) * (-math.log(10000) / (dim // 4)))
     x, y = (torch.arange(n, device=device)[:, None] * omega for n in (width, height))
     x, y = (torch.cat([angle.sin(), angle.cos()], dim=-1) for angle in (x, y))

@@ -1,6 +1,6 @@
-"""The U-Net's layers in forms that a CPU trains faster; on any other device they are the plain ones.
+"""Versions of the U-Net's layers that train faster on CPUs; on other devices they behave like the plain layers.
 
-Nothing here is needed to read the network. `speed_up` replaces layers of a built network, which keep their parameters and names.
+The network can be understood without this module. `speed_up` replaces layers and keeps their parameters and names.
 """
 
 import torch
@@ -13,7 +13,7 @@ __all__ = ["FastConv3x3", "FastDropout", "FastUpsample", "has_fast_forms", "spee
 
 
 def speed_up(network: nn.Module) -> None:
-    """Replace, in place, each dropout, upsampling and 3×3 convolution of stride 1 by its fast form."""
+    """Replace dropout, upsampling and 3×3 convolutions of stride 1 by fast versions, in place."""
     for part in network.modules():
         if type(part) is nn.Dropout:
             part.__class__ = FastDropout
@@ -24,14 +24,14 @@ def speed_up(network: nn.Module) -> None:
 
 
 def has_fast_forms(network: nn.Module) -> bool:
-    """Whether a part of it is one of these layers."""
+    """Whether a network contains fast layers."""
     return any(isinstance(part, FastDropout | FastUpsample | FastConv3x3) for part in network.modules())
 
 
 class FastDropout(nn.Dropout):
-    """Dropout whose mask is made of 16 random bits for each value, where PyTorch draws a float.
+    """Dropout with 16 random bits per value, where PyTorch samples a float.
 
-    The probability is rounded to a multiple of 2⁻¹⁶, and what is kept is scaled by its exact inverse.
+    The probability is rounded to a multiple of 2⁻¹⁶, and kept values are scaled by the exact inverse.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,9 +47,9 @@ class FastDropout(nn.Dropout):
 
 
 class FastConv3x3(nn.Conv2d):
-    """A 3×3 convolution by Winograd's algorithm where it is wide, with its bias added apart.
+    """A 3×3 convolution that uses Winograd's algorithm if wide enough, with a separate bias addition.
 
-    oneDNN's own gradient of the bias takes up to a tenth of a backward pass.
+    oneDNN's own bias gradient takes up to a tenth of the backward pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,10 +61,9 @@ class FastConv3x3(nn.Conv2d):
 
 
 class FastUpsample(Upsample):
-    """Nearest neighbour and convolution at once: a transposed convolution of stride 2.
+    """Nearest-neighbor upsampling and convolution fused into a transposed convolution of stride 2.
 
-    Its 4×4 kernel is the 3×3 one convolved with 2×2 ones: for each pixel of the output 4 products where the convolution
-    has 9, several of them with the same pixel.
+    Its 4×4 kernel is the 3×3 kernel convolved with 2×2 ones, which takes 4 products per output pixel instead of 9.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,9 +78,9 @@ class FastUpsample(Upsample):
 
 
 def _evaluation(coefficients: int) -> Tensor:
-    """(6, coefficients) that turns a polynomial's coefficients into its values at 0, ±√½, ±√2 and ∞, there the leading one.
+    """(6, coefficients) matrix that evaluates a polynomial at 0, ±√½, ±√2 and ∞ (the leading coefficient).
 
-    They have half the rounding error of the usual 0, ±1, ±2, ∞ (root mean square).
+    These points have half the RMS rounding error of the usual 0, ±1, ±2, ∞.
     """
     points = torch.tensor([0.0, 0.5, 0.5, 2.0, 2.0], dtype=torch.float64).sqrt() * torch.tensor([1, 1, -1, 1, -1])
     powers = points[:, None] ** torch.arange(coefficients)
@@ -93,7 +92,7 @@ BT = _evaluation(6).inverse().T.float().contiguous()
 
 
 def winograd_pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `winograd` takes these and is faster with its gradients than PyTorch's: float32, wide, at least 64 tiles."""
+    """Whether `winograd` applies and is faster than PyTorch, gradients included: float32, wide, at least 64 tiles."""
     height, width = x.shape[-2:]
     return (
         x.dtype == weight.dtype == torch.float32
@@ -105,17 +104,17 @@ def winograd_pays(x: Tensor, weight: Tensor) -> bool:
 
 
 def winograd(x: Tensor, weight: Tensor) -> Tensor:
-    """The convolution of x with 3×3 kernels and a zero all round, tile by tile: Y = Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A.
+    """A 3×3 convolution with zero padding, tile by tile: Y = Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A.
 
-    F(4×4, 3×3) of Lavin & Gray 2016, Eq. 8: for tiles of 4×4 pixels of the output, which windows d of 6×6 of the input make,
-    36 products for each channel in place of 144. A and G evaluate polynomials at six points, B interpolates (Toom and Cook).
+    F(4×4, 3×3) of Lavin & Gray 2016, Eq. 8: output tiles of 4×4 pixels from 6×6 input windows d take 36 products per channel
+    instead of 144. A and G evaluate polynomials at six points, B interpolates (Toom-Cook).
 
     Args:
         x: (B, C, H, W), H and W multiples of 4.
         weight: (O, C, 3, 3).
 
     Returns:
-        (B, O, H, W) in channels-last, equal to `F.conv2d(x, weight, padding=1)` up to some 1e-6 of its scale.
+        (B, O, H, W) in channels-last, equal to `F.conv2d(x, weight, padding=1)` up to about 1e-6 of its scale.
     """
     return _Winograd.apply(x, weight)
 
@@ -148,7 +147,7 @@ class _Winograd(torch.autograd.Function):
         grad_x = torch.empty((images, channels, height, width), memory_format=torch.channels_last)
         tiles = _tiles(grad_x)
         windows = _both_ways(BT.T, torch.bmm(products, kernels).view(6, 6, -1)).view(6, 6, *tiles.shape[2:])
-        # A window is its tile and one pixel all round, which lies in the tiles beside it, or in the padding.
+        # A window is its tile with a one-pixel border from the adjacent tiles or the padding.
         rows = windows[1:5]
         rows[3, :, :, :-1] += windows[0, :, :, 1:]
         rows[0, :, :, 1:] += windows[5, :, :, :-1]
@@ -159,12 +158,12 @@ class _Winograd(torch.autograd.Function):
 
 
 def _both_ways(matrix: Tensor, x: Tensor) -> Tensor:
-    """(m, m, N) matrix · x · matrixᵀ for an x (n, n, ...) that has N values at each of its n×n places."""
+    """matrix · x · matrixᵀ, (m, m, N), for x (n, n, ...) with N values at each of the n×n positions."""
     m, n = matrix.shape
     rows = (matrix @ x.reshape(n, -1)).view(m, n, -1)
     return torch.bmm(matrix.expand(m, m, n), rows)
 
 
 def _tiles(x: Tensor) -> Tensor:
-    """(4, 4, B, H/4, W/4, C), a view of x (B, C, H, W) by the pixel's place in its tile, and the tile."""
+    """View x (B, C, H, W) as (4, 4, B, H/4, W/4, C): position in the tile, then tile."""
     return x.permute(0, 2, 3, 1).unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).permute(2, 4, 0, 1, 3, 5)

@@ -1,6 +1,6 @@
-"""The U-Net's residual blocks in a form that a GPU runs faster; elsewhere they are the plain ones.
+"""Versions of the U-Net's residual blocks that run faster on GPUs; on other devices they behave like the plain blocks.
 
-Nothing here is needed to read the network. `speed_up` replaces blocks of a built network, which keep their parameters and names.
+The network can be understood without this module. `speed_up` replaces blocks and keeps their parameters and names.
 """
 
 import logging
@@ -18,23 +18,23 @@ __all__ = ["FastResBlock", "speed_up"]
 
 log = logging.getLogger(__name__)
 
-_WIDEST = 4096  # channels that a kernel's tile holds
+_WIDEST = 4096  # maximum number of channels in a kernel's tile
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HAS_TRITON = find_spec("triton") is not None
 _broken = False  # after a failure
 
 
 def speed_up(network: nn.Module) -> None:
-    """Replace, in place, each residual block that the kernels can compute."""
+    """Replace the residual blocks supported by the kernels, in place."""
     for part in network.modules():
         if type(part) is ResBlock and _fits(part):
             part.__class__ = FastResBlock
 
 
 class FastResBlock(ResBlock):
-    """A residual block whose norms, SiLUs, dropout, embedding and first bias are two kernels in place of some ten.
+    """A residual block that fuses norms, SiLUs, dropout, embedding and the first bias into two kernels instead of about ten.
 
-    The values are those of the plain block up to rounding, but for the dropout's mask, which is computed from a seed that is sampled.
+    Equal to the plain block up to rounding, except for the dropout mask, which is computed from a sampled seed.
     """
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class FastResBlock(ResBlock):
             return super().forward(x, emb)
         try:
             h, emb = _norm_silu(x, self.norm1), self.emb(emb)
-        except Exception as error:  # of Triton, where it finds no C compiler or does not know the GPU
+        except Exception as error:  # Triton without a C compiler, or on an unsupported GPU
             _give_up(error)
             return super().forward(x, emb)
         if self.resample is not None:
@@ -54,7 +54,7 @@ class FastResBlock(ResBlock):
 
 
 def _norm_silu(x: Tensor, norm: Any, shift: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    from ddpm_lightning.models.kernels import norm_silu  # and with it Triton
+    from ddpm_lightning.models.kernels import norm_silu  # imports Triton
 
     seed = torch.randint(2**31, (), device=x.device) if dropout else None
     return norm_silu(x, norm.weight, norm.bias, shift, seed, norm.num_groups, norm.eps, dropout)[0]
@@ -73,6 +73,6 @@ def _usable(x: Tensor) -> bool:
 
 
 def _give_up(error: Exception) -> None:
-    global _broken  # noqa: PLW0603  one GPU is as the next
+    global _broken  # noqa: PLW0603  for all GPUs
     _broken = True
     log.warning("the Triton kernels cannot be used; the network runs without them (%s)", brief(error))

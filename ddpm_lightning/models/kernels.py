@@ -1,7 +1,7 @@
-"""Group norm, SiLU and dropout as two Triton kernels each way, for images in the channels-last layout.
+"""Fused group norm, SiLU and dropout for channels-last images, as two Triton kernels per direction.
 
-PyTorch's `group_norm` copies channels-last images to another layout and back on CUDA; here they are read twice and written once. All
-sums are in float32. Triton's interpreter (TRITON_INTERPRET=1) runs the same kernels on a CPU.
+On CUDA, PyTorch's `group_norm` converts channels-last images to another layout and back; these kernels read them twice and
+write them once. Sums are in float32. Triton's interpreter (TRITON_INTERPRET=1) runs the same kernels on a CPU.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor
 
 __all__ = ["norm_silu"]
 
-TILE = 4096  # values that a program holds; with more of them registers spill
+TILE = 4096  # values per program; larger tiles spill registers
 WARPS = 4
 
 
 @triton.jit
 def _columns(C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr):
-    """The channels of a tile's CP columns, W of each group in WP of them, and which columns are channels."""
+    """The channels of a tile's CP columns (W per group, padded to WP), and the mask of used columns."""
     i = tl.arange(0, CP)
     columns, used = i, i < C
     if W != WP:
@@ -30,7 +30,7 @@ def _columns(C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexp
 
 @triton.jit
 def _added(part, n, parts, columns, used, C: tl.constexpr, CP: tl.constexpr):
-    """Two sums by channel of image n, added up over its tiles."""
+    """Two sums by channel of image n, over its tiles."""
     first = tl.zeros((CP,), tl.float32)
     second = tl.zeros((CP,), tl.float32)
     for s in range(parts):
@@ -41,21 +41,21 @@ def _added(part, n, parts, columns, used, C: tl.constexpr, CP: tl.constexpr):
 
 @triton.jit
 def _by_group(values, CP: tl.constexpr, WP: tl.constexpr):
-    """The sum over each group, for each of its columns."""
+    """The sum over each group, broadcast to its columns."""
     groups = tl.sum(tl.reshape(values, (CP // WP, WP)), 1)
     return tl.reshape(tl.broadcast_to(groups[:, None], (CP // WP, WP)), (CP,))
 
 
 @triton.jit
 def _tile(n, s, L, columns, used, C: tl.constexpr, R: tl.constexpr):
-    """Where the R pixels of tile s of image n are, and which of them exist."""
+    """The offsets of the R pixels of tile s in image n, and the mask of existing ones."""
     rows = s * R + tl.arange(0, R)
     return (n * L + rows[:, None]) * C + columns[None, :], (rows[:, None] < L) & used[None, :]
 
 
 @triton.jit
 def _shifted_mean(shift, mean, n, columns, used, C: tl.constexpr, SHIFTED: tl.constexpr):
-    """The mean of x itself where the norm is that of x + shift."""
+    """The mean of x itself, if the norm is of x + shift."""
     if SHIFTED:
         mean -= tl.load(shift + n * C + columns, mask=used, other=0.0).to(tl.float32)
     return mean
@@ -74,7 +74,7 @@ def _sums(
     R: tl.constexpr,
     SHIFTED: tl.constexpr,
 ):
-    """Σ and Σ of squares of x + shift, by channel, of each tile."""
+    """Σ and Σ of squares of x + shift, by channel and tile."""
     n, s, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     columns, used = _columns(C, CP, W, WP)
     where, there = _tile(n, s, L, columns, used, C, R)
@@ -91,7 +91,7 @@ def _forward(
     x, shift, weight, bias, part, y, stats, seed, L, eps,
     C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, SHIFTED: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """y, and of each image and channel the mean, 1/σ and the sum of the normalized values."""
+    """y, and the mean, 1/σ and sum of normalized values by image and channel."""
     n, s, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     columns, used = _columns(C, CP, W, WP)
     total, squares = _added(part, n, parts, columns, used, C, CP)
@@ -117,7 +117,7 @@ def _forward(
 def _through_silu(
     x, shift, weight, bias, stats, dy, seed, n, s, L, columns, used, C: tl.constexpr, R: tl.constexpr, SHIFTED: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
-    """The gradient of SiLU's input z in a tile, and the normalized values there."""
+    """The gradient of SiLU's input z in a tile, and the normalized values."""
     mean = tl.load(stats + (n * 3) * C + columns, mask=used, other=0.0)
     rstd = tl.load(stats + (n * 3 + 1) * C + columns, mask=used, other=0.0)
     mean = _shifted_mean(shift, mean, n, columns, used, C, SHIFTED)
@@ -138,7 +138,7 @@ def _backward_sums(
     x, shift, weight, bias, stats, dy, part, seed, L,
     C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, SHIFTED: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Σ dz and Σ dz·x̂, by channel, of each tile: the gradients of bias and weight, and what the norm's own needs."""
+    """Σ dz and Σ dz·x̂ by channel and tile, for the gradients of bias, weight and norm."""
     n, s, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     columns, used = _columns(C, CP, W, WP)
     dz, normalized, _, _, _, there = _through_silu(
@@ -155,7 +155,7 @@ def _backward(
     x, shift, weight, bias, stats, dy, part, dx, totals, seed, L,
     C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, SHIFTED: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """dx = (w·dz − mean(w·dz) − x̂·mean(w·dz·x̂))/σ, the means over the group; and the sums of each image for the other gradients."""
+    """dx = (w·dz − mean(w·dz) − x̂·mean(w·dz·x̂))/σ with means over the group; and the sums by image for the other gradients."""
     n, s, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     columns, used = _columns(C, CP, W, WP)
     plain, times_x = _added(part, n, parts, columns, used, C, CP)
@@ -176,7 +176,7 @@ def _backward(
 
 
 def _launch(x: Tensor, groups: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid, an image's tiles at a time, and the sizes that the kernels are compiled for."""
+    """The grid over images and tiles, and the kernels' compile-time sizes."""
     channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
     width = channels // groups
     padded = triton.next_power_of_2(width)
@@ -197,17 +197,17 @@ def norm_silu(
     eps: float,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """dropout(silu(group_norm(x + shift))), and the statistics that its gradient needs.
+    """dropout(silu(group_norm(x + shift))), and the statistics for its gradient.
 
     Args:
-        x: (B, C, H, W) float32, bfloat16 or float16; the result has its type, and is channels-last.
-        weight: (C,) of the norm.
-        bias: (C,) of the norm.
+        x: (B, C, H, W) in float32, bfloat16 or float16; the result has the same dtype and is channels-last.
+        weight: (C,) weight of the norm.
+        bias: (C,) bias of the norm.
         shift: (B, C) added to all pixels first, or None.
-        seed: () int64, which the dropout's mask is computed from; None without dropout.
-        groups: of the norm.
-        eps: of the norm.
-        dropout: the probability.
+        seed: () int64 seed of the dropout mask; None without dropout.
+        groups: groups of the norm.
+        eps: epsilon of the norm.
+        dropout: the dropout probability.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     shift = None if shift is None else shift.contiguous()
@@ -234,7 +234,7 @@ def norm_silu_backward(
     groups: int,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of x, and (B, 3, C) those of bias, weight and shift of each image."""
+    """The gradient of x, and those of bias, weight and shift by image, (B, 3, C)."""
     x, dy = (values.contiguous(memory_format=torch.channels_last) for values in (x, dy))
     shift = None if shift is None else shift.contiguous()
     grid, sizes = _launch(x, groups)

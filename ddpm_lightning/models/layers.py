@@ -1,4 +1,4 @@
-"""The parts that networks are built of."""
+"""Layers of the networks."""
 
 import math
 from collections.abc import Callable
@@ -30,8 +30,8 @@ CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
     1: nn.Conv1d,
     2: nn.Conv2d,
     3: nn.Conv3d,
-}  # by spatial axes
-SIZES = "1..10000000"  # a number of channels, heads or the like
+}  # by number of spatial axes
+SIZES = "1..10000000"  # number of channels, heads etc.
 
 
 def require_multiple(name: str, value: int, divisor: int, divisor_name: str = "", *, hint: str = "") -> None:
@@ -42,7 +42,7 @@ def require_multiple(name: str, value: int, divisor: int, divisor_name: str = ""
 
 
 def init_like_ho(module: nn.Module) -> None:
-    """Variance scaling with the average of fan-in and fan-out, uniform, and zero biases (Ho et al. 2020, the code's `nn.py`)."""
+    """Initialize with uniform variance scaling (fan average) and zero biases (Ho et al. 2020, `nn.py`)."""
     for part in module.modules():
         if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -51,13 +51,13 @@ def init_like_ho(module: nn.Module) -> None:
 
 
 def zero(layer: nn.Module) -> None:
-    """Set a layer's weights to zero, so that its branch adds nothing at the start."""
+    """Set a layer's weights to zero, so that its branch starts as zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, ...]]:
-    """x (B, C, ...) with its edges repeated on all sides up to multiples, and the window, such as rows and columns, that was x."""
+    """Edge-pad x (B, C, ...) to a multiple on each axis, and return it with the slices of the original."""
     missing = [-side % multiple for side in x.shape[2:]]
     window = tuple(slice(m // 2, m // 2 + side) for m, side in zip(missing, x.shape[2:], strict=True))
     if not any(missing):
@@ -66,14 +66,14 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, ...]
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids [sin(t·ω), cos(t·ω)], ω_i = 10000^(−i/(d/2−δ)), and two linear layers (Ho et al. 2020; Vaswani et al. 2017).
+    """Sinusoids [sin(t·ω), cos(t·ω)], ω_i = 10000^(−i/(d/2−δ)), followed by two linear layers (Ho et al. 2020; Vaswani et al. 2017).
 
     t: (B,) in 0..T−1 -> (B, out_dim).
 
     Args:
         dim: d, the number of sinusoids.
-        out_dim: of the embedding.
-        hidden_dim: between the two layers; `out_dim` where it is None.
+        out_dim: size of the embedding.
+        hidden_dim: size between the two layers; None is `out_dim`.
         frequency_shift: δ, 1 in Ho et al.'s code, 0 in Vaswani et al. and guided diffusion.
     """
 
@@ -86,7 +86,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.dim // 2
-        # float32 also under autocast: bfloat16 cannot tell t = 999 from 1000.
+        # float32 even under autocast: bfloat16 cannot distinguish t = 999 from 1000.
         step = -math.log(10000) / max(half - self.frequency_shift, 1)
         angle = t.float()[:, None] * torch.exp(torch.arange(half, device=t.device) * step)
         sinusoids = torch.cat([angle.sin(), angle.cos()], dim=1)
@@ -97,13 +97,15 @@ class ResBlock(nn.Module):
     """Norm, SiLU, convolution, plus the embedding, norm, SiLU, dropout, convolution, plus the input.
 
     Args:
-        in_channels: of x.
-        out_channels: of the output.
-        emb_dim: of the embedding.
+        in_channels: channels of x.
+        out_channels: channels of the output.
+        emb_dim: size of the embedding.
         dropout: probability before the last convolution.
-        norm: gives a norm for a number of channels.
-        scale_shift: the embedding scales and shifts what the second norm gives, (1+γ)·h + β, and is not added (Dhariwal & Nichol 2021).
-        resample: what doubles or halves both ways, the branch's behind its first SiLU (Dhariwal & Nichol 2021); None keeps the size.
+        norm: builds a norm for a number of channels.
+        scale_shift: the embedding scales and shifts the second norm's output, (1+γ)·h + β, instead of being added (Dhariwal &
+            Nichol 2021).
+        resample: `double` or `halve`, applied to the input and after the branch's first SiLU (Dhariwal & Nichol 2021); None
+            keeps the size.
         dims: spatial axes of x.
     """
 
@@ -142,18 +144,18 @@ class ResBlock(nn.Module):
             scale, shift = emb.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
-            h = self.norm2(h.add_(emb))  # in place: no convolution's gradient asks for its output
+            h = self.norm2(h.add_(emb))  # in place: a convolution's gradient does not need its output
         return self.conv2(self.dropout(F.silu(h))).add_(self.skip(x))
 
 
 class SelfAttention(nn.Module):
-    """Softmax attention among all positions of an image, with its residual (Vaswani et al. 2017, Eq. 1).
+    """Residual softmax self-attention over all positions (Vaswani et al. 2017, Eq. 1).
 
     Args:
-        channels: of x.
-        num_heads: heads, which share the channels.
-        norm: gives a norm for a number of channels.
-        out_bias: whether the last projection has one.
+        channels: channels of x.
+        num_heads: heads, which split the channels.
+        norm: builds a norm for a number of channels.
+        out_bias: whether the output projection has a bias.
         dims: spatial axes of x.
     """
 
@@ -161,7 +163,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = norm(channels)
-        # 1×1 convolutions: linear layers that leave the channels-last layout as it is.
+        # 1×1 convolutions: linear layers that keep the channels-last layout.
         self.qkv = CONVOLUTIONS[dims](channels, 3 * channels, 1)
         self.out = CONVOLUTIONS[dims](channels, channels, 1, bias=out_bias)
 
@@ -174,11 +176,11 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size by a 3×3 convolution of stride 2.
+    """Halve the size with a 3×3 convolution of stride 2.
 
     Args:
-        channels: of x.
-        padding: 0 pads below and to the right only, as TensorFlow does (Ho et al. 2020); 1 all round (Dhariwal & Nichol 2021).
+        channels: channels of x.
+        padding: 0 pads only bottom and right, like TensorFlow (Ho et al. 2020); 1 pads all sides (Dhariwal & Nichol 2021).
         dims: spatial axes of x.
     """
 
@@ -191,10 +193,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size by nearest neighbour and a 3×3 convolution.
+    """Double the size with nearest-neighbor upsampling and a 3×3 convolution.
 
     Args:
-        channels: of x.
+        channels: channels of x.
         dims: spatial axes of x.
     """
 
@@ -207,10 +209,10 @@ class Upsample(nn.Module):
 
 
 def double(x: Tensor) -> Tensor:
-    """Twice the size by nearest neighbour."""
+    """Double the size with nearest-neighbor upsampling."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def halve(x: Tensor) -> Tensor:
-    """Half the size by the mean of 2×2 pixels, or of as many along each axis."""
+    """Halve the size along each spatial axis by averaging, such as 2×2 pixels."""
     return {3: F.avg_pool1d, 4: F.avg_pool2d, 5: F.avg_pool3d}[x.ndim](x, 2)

@@ -31,17 +31,17 @@ class Block(nn.Module):
 
 
 class MLP(Network):
-    """Residual blocks on the coordinates of points, conditioned on t and y as the U-Net is (Ho et al. 2020).
+    """Residual blocks on the coordinates of points, conditioned on t and y like the U-Net (Ho et al. 2020).
 
-    They are given x and its waves sin(2^k π x/2), cos(2^k π x/2), k = 0..3, without which an MLP is slow to learn sharp
-    edges (Tancik et al. 2020, Fourier Features Let Networks Learn High Frequency Functions).
+    The inputs are x and its Fourier features sin(2^k π x/2), cos(2^k π x/2), k = 0..3, without which an MLP learns sharp
+    edges slowly (Tancik et al. 2020, Fourier Features Let Networks Learn High Frequency Functions).
 
     Args:
         in_channels: coordinates of x.
-        out_channels: of the output.
-        hidden_size: width of the blocks, and number of the sinusoids of t.
+        out_channels: coordinates of the output.
+        hidden_size: width of the blocks, and number of sinusoids of t.
         depth: number of blocks.
-        num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
+        num_classes: the number of labels, 0..num_classes−1, or None for a model without labels.
         condition_size: see `Network`.
 
     Raises:
@@ -74,7 +74,7 @@ class MLP(Network):
         """x: (B, in_channels, 1, 1), emb: (B, hidden_size) after its SiLU -> (B, out_channels, 1, 1).
 
         Raises:
-            ValueError: where x is of another shape.
+            ValueError: for another shape of x.
         """
         if x.shape[2:] != (1, 1):
             raise ValueError(f"x must be points of shape (B, {self.in_channels}, 1, 1), got {tuple(x.shape)}")

@@ -1,4 +1,4 @@
-"""What all networks have in common: time and condition come in the same way."""
+"""The base class of all networks: time and condition embeddings."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -18,31 +18,31 @@ __all__ = ["Network", "blocks_of"]
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks that a network is mostly made of: the members of its module lists, and others of their kinds; without lists, the network."""
+    """A network's main blocks: the members of its module lists and other modules of their types; the network itself if none."""
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     kinds = {type(child) for part in lists for child in part if not isinstance(child, nn.ModuleList)}
     return [part for part in model.modules() if type(part) in kinds] or [model]
 
 
 class Network(nn.Module, ABC):
-    """What all networks here have in common: model(x, t, y), where t and y come in as one embedding (Ho et al. 2020).
+    """Base class of networks model(x, t, y), where t and y enter as one embedding (Ho et al. 2020).
 
     Args:
         in_channels: channels of x.
         out_channels: channels of the output.
-        num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
-        checkpointing: recompute the inside of each part in the backward pass.
-        dims: axes of x besides the batch and the channels.
-        condition_size: D of the vectors (B, D) that y is, such as text embeddings; None for a model without.
-        condition_channels: channels of the images (B, channels, H', W') that y is, of any size: they are resized to x and
-            given beside it (Saharia et al. 2021); None for a model without.
+        num_classes: the number of labels, 0..num_classes−1, or None for a model without labels.
+        checkpointing: recompute each block in the backward pass.
+        dims: spatial axes of x.
+        condition_size: D, for vector conditions y (B, D) such as text embeddings; None for a model without them.
+        condition_channels: channels of image conditions y (B, channels, H', W') of any size, which are resized and concatenated
+            to x (Saharia et al. 2021); None for a model without them.
 
     Raises:
-        UserError: for a number that is not a positive integer, and more than one kind of condition.
+        UserError: for a number that is not a positive integer, or more than one kind of condition.
     """
 
-    null: Callable[[Tensor], Tensor]  # of models with vectors or images for a condition
-    settings: dict[str, Any]  # what it was made with, by the names of its constructor's parameters
+    null: Callable[[Tensor], Tensor]  # of models with vector or image conditions
+    settings: dict[str, Any]  # the constructor's arguments by name
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         made = super().__new__(cls)
@@ -76,7 +76,7 @@ class Network(nn.Module, ABC):
             self.null = torch.zeros_like
 
     def add_embeddings(self, times: TimeEmbedding, dim: int) -> None:
-        """Take the embedding of t, and one of y beside it: of labels, of which the last stands for none, or of vectors."""
+        """Add the embedding of t, and an embedding of y: of labels, where the last is the null label, or of vectors."""
         self.time_embedding = times
         self.class_embedding = None if self.num_classes is None else nn.Embedding(self.num_classes + 1, dim)
         self.condition_embedding = None if self.condition_size is None else nn.Linear(self.condition_size, dim)
@@ -84,10 +84,10 @@ class Network(nn.Module, ABC):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """(B, in_channels, H, W), t: (B,) int in 0..T−1, y: (B,) labels, another condition or None -> (B, out_channels, H, W).
 
-        A model with classes takes `num_classes`, and y = None for all images, as no label; one with another condition zeros, and None.
+        The null label is `num_classes`, the null condition of other models is zero; y = None is null for all images.
 
         Raises:
-            ValueError: where x or y is of another shape, or y is given to a model that takes none.
+            ValueError: for another shape of x or y, or a condition for a model without one.
         """
         if x.ndim != 2 + self.dims:
             raise ValueError(f"the data have {x.ndim - 2} spatial axes, but the model has dims={self.dims}")
@@ -114,7 +114,7 @@ class Network(nn.Module, ABC):
         return self.transform(x, F.silu(emb))
 
     def _resized(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """The image condition in the size of x, with linear interpolation; zeros for none."""
+        """The image condition resized to x by linear interpolation; zeros for none."""
         if y is None:
             return x.new_zeros(len(x), self.condition_channels or 0, *x.shape[2:])
         self._check_condition(y, (self.condition_channels, *[-1] * self.dims))
@@ -134,7 +134,7 @@ class Network(nn.Module, ABC):
         """x: (B, in_channels, H, W), emb: (B, dim) after its SiLU -> (B, out_channels, H, W)."""
 
     def through(self, part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
-        """part(h, emb), with `checkpointing` as it says."""
+        """part(h, emb), recomputed in the backward pass with `checkpointing`."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(part, h, emb, use_reentrant=False)
         return part(h, emb)

@@ -1,4 +1,4 @@
-"""The plan that a U-Net is built from: its parts, level by level."""
+"""The plan of a U-Net: its parts, level by level."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ __all__ = ["Part", "Plan"]
 
 @dataclass(frozen=True)
 class Part:
-    """A residual block, followed by self-attention if it has heads, or a change of size between two levels.
+    """A residual block with optional self-attention, or a resize between two levels.
 
     Args:
         name: its path in the network, such as "down.0".
-        level: counted from 0 at full resolution; a change of size belongs to the level that it leaves.
-        index: its position among the residual blocks of this level on the same way.
-        in_channels: channels of its input, the skip connection included.
+        level: 0 at full resolution; a resize belongs to the level that it leaves.
+        index: its position among the residual blocks of the level, separately for down and up.
+        in_channels: channels of its input, including the skip connection.
         out_channels: channels of its output.
-        heads: heads of its self-attention, 0 for none.
-        resize: `halve` or `double` for a change of size.
+        heads: heads of self-attention, 0 for none.
+        resize: `halve` or `double`, for a resize.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """The levels of a `UNet`, whose arguments these are.
+    """The levels of a `UNet`, with the same arguments.
 
     Raises:
-        UserError: for a setting out of range, or channels that the groups or heads do not divide.
+        UserError: for a setting out of range, or channels that are not a multiple of the groups or heads.
     """
 
     base_channels: int
@@ -72,11 +72,11 @@ class Plan:
         return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
 
     def heads(self, level: int) -> int:
-        """Heads of the self-attention at a level."""
+        """Attention heads at a level."""
         return self.num_heads if self.head_channels is None else self.widths[level] // self.head_channels
 
     def parts(self) -> Iterator[Part]:
-        """The parts in the order in which an image passes through them."""
+        """The parts, in forward order."""
         heads = [self.heads(level) if level in self.attention_levels else 0 for level in range(len(self.widths))]
         channels, skips, last = self.base_channels, [self.base_channels], len(self.widths) - 1
         for level, width in enumerate(self.widths):

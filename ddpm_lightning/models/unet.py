@@ -1,4 +1,4 @@
-"""The U-Net of Ho et al. 2020, and the variants that came of it."""
+"""The U-Net of Ho et al. 2020 and its variants."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,12 +30,12 @@ from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["UNet"]
 
-# The layout that convolutions are fastest in, on CPU and GPU, by spatial axes.
+# The fastest memory format of convolutions on CPU and GPU, by number of spatial axes.
 _LAYOUTS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class AttendingBlock(nn.Module):
-    """A residual block and, where asked for, self-attention after it."""
+    """A residual block with optional self-attention."""
 
     def __init__(self, block: ResBlock, attention: SelfAttention | None = None):
         super().__init__()
@@ -48,7 +48,7 @@ class AttendingBlock(nn.Module):
 
 
 class Resize(nn.Module):
-    """A change of size between levels, independent of the embedding."""
+    """A resize between levels, independent of the embedding."""
 
     def __init__(self, resize: Downsample | Upsample):
         super().__init__()
@@ -59,41 +59,41 @@ class Resize(nn.Module):
 
 
 class UNet(Network):
-    """Residual blocks with time embedding down to a small image and up again, each way joined by skips (Ho et al. 2020, appendix B).
+    """A U-Net of residual blocks with time embedding and skip connections (Ho et al. 2020, appendix B).
 
-    The defaults are Ho et al.'s network for CIFAR-10. Images whose sides cannot be halved often enough are padded by
-    their edges, and the output is cropped.
+    The defaults are Ho et al.'s network for CIFAR-10. Images whose sides cannot be halved often enough are edge-padded, and
+    the output is cropped.
 
     Args:
         in_channels: channels of x.
         out_channels: channels of the output.
         base_channels: channels at full resolution.
-        channel_multipliers: one per level, each at half the size of the one before.
-        num_res_blocks: residual blocks on the way down; one more on the way up.
-        attention_levels: the levels, counted from 0 at full resolution, that have self-attention. The middle always has.
+        channel_multipliers: one per level; each level halves the size.
+        num_res_blocks: residual blocks per level on the way down, and one more on the way up.
+        attention_levels: levels with self-attention, 0 at full resolution; the middle always has it.
         num_heads: attention heads.
-        head_channels: channels of a head, in place of `num_heads`.
+        head_channels: channels per head, in place of `num_heads`.
         dropout: probability within residual blocks.
-        num_classes: labels 0..num_classes−1 that y may hold, or None for a model without labels.
-        norm_groups: groups of every group norm.
-        norm_eps: what group norms add to the variance.
-        scale_shift_norm: the embedding scales and shifts (Dhariwal & Nichol 2021), and is not added.
-        resblock_updown: residual blocks change the size, and no convolutions between them (Dhariwal & Nichol 2021).
+        num_classes: the number of labels, 0..num_classes−1, or None for a model without labels.
+        norm_groups: groups of group norms.
+        norm_eps: epsilon of group norms.
+        scale_shift_norm: the embedding scales and shifts instead of being added (Dhariwal & Nichol 2021).
+        resblock_updown: resize within residual blocks instead of separate convolutions (Dhariwal & Nichol 2021).
         downsample_padding: see `Downsample`.
         frequency_shift: see `TimeEmbedding`.
-        time_hidden_channels: between the two layers of the time embedding, 4·base_channels where it is None.
-        attention_out_bias: whether the last layer of self-attention has a bias.
-        xavier_init: initial weights as in Ho et al.'s code, and not PyTorch's own.
-        zero_init: the last layers of the network, of each residual block and of each attention begin at zero.
-        checkpointing: recompute the inside of each block in the backward pass: less memory, a third more time.
-        fast_cpu: on a CPU, use the layers of `fast_cpu.py`, which train faster and are equal up to rounding.
-        fast_gpu: on a GPU, use the kernels of `kernels.py`, which are equal up to rounding.
-        dims: spatial axes of x: 1 of signals, 2 of images, 3 of videos and volumes.
-        condition_size: see `Network`, as for condition_channels.
-        condition_channels: channels of an image condition.
+        time_hidden_channels: size between the two layers of the time embedding; None is 4·base_channels.
+        attention_out_bias: whether the output projection of self-attention has a bias.
+        xavier_init: initialize as in Ho et al.'s code instead of PyTorch's default.
+        zero_init: initialize the last layers of the network, residual blocks and attention to zero.
+        checkpointing: recompute each block in the backward pass: less memory, a third more time.
+        fast_cpu: on a CPU, use the faster layers of `fast_cpu.py`, equal up to rounding.
+        fast_gpu: on a GPU, use the faster blocks of `fast_gpu.py`, equal up to rounding.
+        dims: spatial axes of x: 1 for signals, 2 for images, 3 for videos and volumes.
+        condition_size: see `Network`.
+        condition_channels: see `Network`.
 
     Raises:
-        UserError: for a setting out of range, or channels that the groups or heads do not divide.
+        UserError: for a setting out of range, or channels that are not a multiple of the groups or heads.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class UNet(Network):
             fast_gpu_blocks(self)
 
     def transform(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Down, through the middle, and up again, where each part meets what the way down left at its size."""
+        """Down, through the middle, and up again with skip connections."""
         size = x.shape[2:]
         x, window = pad_to_multiple(x, self.multiple)
         h = self.conv_in(x.contiguous(memory_format=self.layout))

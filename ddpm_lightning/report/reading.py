@@ -156,9 +156,9 @@ def _read(folder: Path) -> Run | None:
         return None
     if not isinstance(config, dict) or "denoiser" not in config or not isinstance(config.get("seed", 0), int):
         return None
-    going_on = is_going_on(folder)  # first: a run that ends meanwhile has a summary
+    is_running = is_going_on(folder)  # first, since a run that ends in between has a summary
     summary = summary_of(folder)
-    status = str(summary.get("status") or ("going on" if going_on else "killed"))
+    status = str(summary.get("status") or ("running" if is_running else "killed"))
     typed = summary.get("overrides")
     if not typed:
         with suppress(UserError):
