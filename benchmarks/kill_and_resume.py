@@ -6,7 +6,7 @@ python benchmarks/kill_and_resume.py --others [--kills 20] [--seed 0]
 Each kill is a SIGKILL to the main process, or to another one, at a random moment after training has
 begun, or gone on: in mid-epoch, while validating,
 sampling or saving. Half of the kills meet a run with gradient accumulation. With --in-save the kills wait for the file that a
-checkpoint is written to. After each kill all checkpoints of the folder must load. Weights raw and averaged, optimiser and
+checkpoint is written to. After each kill all checkpoints of the folder must load. Weights raw and averaged, optimizer and
 learning rate, Lightning's loops and the rows of metrics.csv, timings apart, must be equal at the end; nothing may go on running.
 With --odd the runs draw t by importance, read streams, measure FID or are compiled, in turn. With --others an evaluation, the training of
 its classifier and a report are killed and started again, and must leave the same files as ones that were left alone.

@@ -1,4 +1,4 @@
-"""Plots with matplotlib, which is imported here only."""
+"""Plots; the only module that imports matplotlib."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def _families() -> Iterator[tuple[str, Callable[[int], NoiseSchedule]]]:
-    """The schedules whose settings have defaults, in the order of their definitions, and two that need a value."""
+    """The schedules with default settings, in order of definition, and two that require a value."""
     for name in (name for name in vars(schedules) if name in schedules.__all__):
         family = getattr(schedules, name)
         given = [p.name for p in inspect.signature(family).parameters.values() if p.default is p.empty]
@@ -53,7 +53,7 @@ def _families() -> Iterator[tuple[str, Callable[[int], NoiseSchedule]]]:
 
 FAMILIES = dict(_families())
 
-_COLORS = (  # Okabe & Ito's without their yellow, which color-blind readers can tell apart
+_COLORS = (  # the colorblind-safe palette of Okabe & Ito, without yellow
     "#0072B2",
     "#E69F00",
     "#000000",
@@ -62,22 +62,22 @@ _COLORS = (  # Okabe & Ito's without their yellow, which color-blind readers can
     "#009E73",
     "#CC79A7",
 )
-_INSIDE = 4  # legends of at most so many curves, with names of at most so many letters, stand inside a small plot
+_INSIDE = 4  # a legend fits inside a small plot up to this number of curves, and letters per name
 _SHORT = 24
 
 Array = NDArray[np.floating[Any]]
 
 
 def line_style(index: int) -> tuple[str, str]:
-    """Color and dashes of the curve of this number: neighbors differ in both, so that one shows below the other."""
+    """Color and dashes of a curve by index; neighbors differ in both, so that overlapping curves stay visible."""
     return _COLORS[index % 7], ("-", "--", ":")[index % 3]
 
 
 def draw_schedules(path: Path, *, num_steps: int = 1000) -> None:
-    """ᾱ_t, log SNR and β_t of all families side by side, each with its defaults, in one figure.
+    """Plot ᾱ_t, log SNR and β_t of all schedule families with their defaults, side by side.
 
     Raises:
-        UserError: where num_steps is less than 2, or more than a family can have, or the file cannot be written.
+        UserError: if num_steps is less than 2 or too large for a family, or the file cannot be written.
     """
     require("num_steps", num_steps, "2..")
     made = {}
@@ -90,7 +90,7 @@ def draw_schedules(path: Path, *, num_steps: int = 1000) -> None:
 
 
 def draw_schedule(schedule: NoiseSchedule) -> Tensor:
-    """ᾱ_t, log SNR and β_t of one schedule side by side: uint8 (3, H, W)."""
+    """Plot ᾱ_t, log SNR and β_t of one schedule side by side: uint8 (3, H, W)."""
     return _pixels(_schedules({"": schedule}))
 
 
@@ -113,31 +113,31 @@ def _schedules(made: Mapping[str, NoiseSchedule]) -> Figure:
 
 
 def draw_bits_by_step(path: Path, bits: Sequence[float]) -> None:
-    """What the reverse step at each t = 1..T adds to the bound, in bits per dimension, and the sum up to t.
+    """Plot the bound's term at each t = 1..T in bits per dimension, and the cumulative sum.
 
     Raises:
-        UserError: where the file cannot be written.
+        UserError: if the file cannot be written.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     t = range(1, len(bits) + 1)
     left.plot(t, bits, color="#0072B2")
     right.plot(t, list(accumulate(bits)), color="#D55E00")
-    _frame(left, xlabel="t", xlim=(0, len(bits)), title="bits per dimension of the step at t", yscale="log")
-    _frame(right, xlabel="t", xlim=(0, len(bits)), title="sum over the steps 1..t")
+    _frame(left, xlabel="t", xlim=(0, len(bits)), title="bits/dim of the step at t", yscale="log")
+    _frame(right, xlabel="t", xlim=(0, len(bits)), title="cumulative sum over 1..t")
     _save(figure, path)
 
 
 def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, float]]], *, metric: str) -> None:
-    """A metric against the network evaluations per image, a curve for each sampler, both axes logarithmic.
+    """Plot a metric against network evaluations per image, one curve per sampler, on logarithmic axes.
 
     Args:
         path: the file.
-        curves: by sampler, its (evaluations, value, deviation).
-        metric: the name on the axis.
+        curves: (evaluations, value, deviation) by sampler.
+        metric: the axis label.
 
     Raises:
-        UserError: where the file cannot be written.
+        UserError: if the file cannot be written.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -148,7 +148,7 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     _frame(axes, xlabel="network evaluations per image", ylabel=metric, xscale="log", yscale="log")
     ticks: list[float] = []
     for tick in sorted({point[0] for points in curves.values() for point in points}):
-        if not ticks or tick > 1.15 * ticks[-1]:  # or their numbers would overlap
+        if not ticks or tick > 1.15 * ticks[-1]:  # otherwise the tick labels would overlap
             ticks.append(tick)
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
     axes.set_xticks([], minor=True)
@@ -160,7 +160,7 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
 
 
 class Curve(NamedTuple):
-    """A curve with a band around it, in the line style of its number."""
+    """A curve with a band, in the line style of its index."""
 
     name: str
     number: int
@@ -171,10 +171,10 @@ class Curve(NamedTuple):
 
 
 def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log: bool = True) -> bytes:
-    """Curves of finite numbers in one small plot, as a PNG file.
+    """Plot curves of finite values in a small figure, as PNG.
 
     Args:
-        may_be_log: a logarithmic axis where the values span more than a factor of 4.
+        may_be_log: use a logarithmic axis if the values span more than a factor of 4.
     """
     file = BytesIO()
     _curves(curves, title=title, x_label=x_label, may_be_log=may_be_log).savefig(file, dpi="figure", format="png")
@@ -182,7 +182,7 @@ def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log
 
 
 def draw_curve(x: Sequence[float], y: Sequence[float], *, title: str, x_label: str) -> Tensor:
-    """One of them: uint8 (3, H, W)."""
+    """Plot one curve: uint8 (3, H, W)."""
     return _pixels(_curves([Curve("", 0, x, y)], title=title, x_label=x_label, may_be_log=True))
 
 
@@ -192,8 +192,8 @@ def _curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log: bo
     axes = figure.subplots()
     for curve in curves:
         color, dashes = line_style(curve.number)
-        marker = "o" if len(curve.x) < 2 else None  # one point has no line
-        name = curve.name.replace("$", r"\$")  # a folder's, not a formula
+        marker = "o" if len(curve.x) < 2 else None  # a single point has no line
+        name = curve.name.replace("$", r"\$")  # a folder name, not a formula
         axes.plot(curve.x, curve.y, label=name, color=color, linestyle=dashes, linewidth=1.8, marker=marker)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
@@ -213,7 +213,7 @@ def _curves(curves: Sequence[Curve], *, title: str, x_label: str, may_be_log: bo
 
 
 class Panel(NamedTuple):
-    """One plot of points (N, 2, 1, 1), colored by their labels (N,) where there are any."""
+    """A scatter plot of points (N, 2, 1, 1), colored by their labels (N,), if any."""
 
     title: str
     x: Tensor
@@ -221,11 +221,11 @@ class Panel(NamedTuple):
 
 
 def draw_points(rows: Sequence[Sequence[Panel]]) -> Tensor:
-    """Rows of scatter plots, each as wide as the picture: uint8 (3, H, W). Limits and axes are the same in all plots of a row."""
+    """Plot rows of scatter plots: uint8 (3, H, W). Each row spans the figure's width and shares its limits and axes."""
     figure = Figure(figsize=(10, sum(10 / len(row) for row in rows)), dpi=100, layout="constrained")
     parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=[1 / len(row) for row in rows])[:, 0]
     for part, row in zip(parts, rows, strict=True):
-        # As far as all but a few points of noise reach.
+        # Covers all but a few noise points.
         reach = max(1.1, *(float(panel.x.abs().float().quantile(0.97)) for panel in row))
         for axes, panel in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
             color = _COLORS[0] if panel.y is None else [_COLORS[k % len(_COLORS)] for k in panel.y.tolist()]

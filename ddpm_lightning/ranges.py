@@ -1,4 +1,4 @@
-"""What a setting may be: the one gate for numbers and choices, and the one way to say what is wrong with them."""
+"""Validation of numbers and choices, with uniform error messages."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -17,14 +17,14 @@ _WORDS = {
 
 
 def require(name: str, value: Any, interval: str, *, optional: bool = False, hint: str = "") -> None:
-    """Refuse a value that is no number of an interval: `num_steps must be a positive integer, got 2.5`.
+    """Refuse a value outside an interval: `num_steps must be a positive integer, got 2.5`.
 
     Args:
         name: the setting, as the user types it.
-        value: its value.
-        interval: of numbers as in mathematics, "(0, 1]" or "[0, inf)"; of integers "1..1000", or "1.." without an end.
-        optional: whether None, the config's null, is a value, too.
-        hint: what else the sentence says behind the value, such as why.
+        value: the value.
+        interval: an interval of numbers, "(0, 1]" or "[0, inf)", or of integers, "1..1000" or "1.." (unbounded).
+        optional: whether None is allowed.
+        hint: appended to the message, such as the reason.
 
     Raises:
         UserError: for any other value, NaN and booleans among them.
@@ -38,13 +38,13 @@ def require(name: str, value: Any, interval: str, *, optional: bool = False, hin
 
 
 def require_one_of(name: str, value: Any, choices: Sequence[Any], *, hint: str = "") -> None:
-    """Refuse a value that is none of the choices: `weights must be ema or raw, got 'x'`.
+    """Refuse a value that is not one of the choices: `weights must be ema or raw, got 'x'`.
 
     Args:
         name: the setting, as the user types it.
-        value: its value.
-        choices: of any types; True is not 1.
-        hint: what else the sentence says behind the value.
+        value: the value.
+        choices: values of any type; True is not 1.
+        hint: appended to the message.
 
     Raises:
         UserError: for any other value.
@@ -60,7 +60,7 @@ def require_one_of(name: str, value: Any, choices: Sequence[Any], *, hint: str =
 
 
 def within(value: Any, interval: str) -> bool:
-    """Whether a value is a number of an interval, see `require`; NaN is of none."""
+    """Whether a value is a number in an interval, see `require`; NaN never is."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     number: Any = value
@@ -73,12 +73,12 @@ def within(value: Any, interval: str) -> bool:
 
 
 def is_integer(value: Any, interval: str = "1..") -> bool:
-    """Whether a value is an integer of an interval, see `require`."""
+    """Whether a value is an integer in an interval, see `require`."""
     return isinstance(value, Integral) and within(value, interval)
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in YAML, a text in quotes."""
+    """Format a value as in YAML, with strings in quotes."""
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
     return repr(value) if isinstance(value, str) else str(value)

@@ -1,4 +1,4 @@
-"""The folder of a run or a sweep: what it says, which process holds it, and what may be removed of it."""
+"""The folder of a run or sweep: its records, its lock, and its cleanup."""
 
 import atexit
 import json
@@ -37,12 +37,12 @@ __all__ = [
     "write_summary",
 ]
 
-SWEEP = "multirun.yaml"  # in a sweep's folder: its config
-FAILED_JOBS = "failed_jobs"  # in a sweep's folder: a file for each job that failed
+SWEEP = "multirun.yaml"  # the sweep's config, in its folder
+FAILED_JOBS = "failed_jobs"  # in the sweep's folder, one file per failed job
 
 _LOCK = ".lock"
-_JSON = 2**20  # bytes at most
-_LEFTOVER = re.compile(  # the names that `replace_file` gives to our own files while they are written
+_JSON = 2**20  # maximum bytes
+_LEFTOVER = re.compile(  # temporary names of our own files in `replace_file`
     r"\.((step_\d+|last|best)\.ckpt|config\.yaml|overrides\.yaml|(summary|evaluation\w*)\.json|metrics\.csv|[a-z_\d]+\.(png|gif)|"
     r"\d+-\d+\.npz)\.\d+",
     re.ASCII,
@@ -51,15 +51,15 @@ _LEFTOVER = re.compile(  # the names that `replace_file` gives to our own files 
 
 @dataclass
 class _Hold:
-    """A folder that this process holds."""
+    """A folder locked by this process."""
 
     lock: int  # the descriptor of its lock file
-    made: Sequence[Path]  # the folders that this process made for it, the innermost first
-    there: Set[str]  # what was in it before
-    is_used: bool = False  # by a run
+    made: Sequence[Path]  # the folders created for it, innermost first
+    there: Set[str]  # its previous contents
+    is_used: bool = False  # a run uses it
 
 
-_held: dict[Path, _Hold] = {}  # this process's, by the folders' real paths
+_held: dict[Path, _Hold] = {}  # by real path
 
 
 @atexit.register
@@ -69,18 +69,18 @@ def _release_all() -> None:
 
 
 def by_step(folder: Path, name: str, suffix: str) -> list[Path]:
-    """A folder's files `<name>_<step><suffix>`, by the numbers of their steps: as texts, 9999999 comes after 10000000."""
+    """A folder's files `<name>_<step><suffix>`, sorted numerically by step."""
     found = {path: path.name.removeprefix(f"{name}_").removesuffix(suffix) for path in folder.glob(f"{name}_*{suffix}")}
     return sorted((path for path, step in found.items() if step.isdecimal()), key=lambda path: int(found[path]))
 
 
 def checkpoints_in(saved: Path) -> list[Path]:
-    """The checkpoints in a folder of them, newest first: by the step in their names, and `last.ckpt` behind them."""
+    """The checkpoints in a folder, newest first by the step in their names, followed by `last.ckpt`."""
     return [*reversed(by_step(saved, "step", ".ckpt")), *saved.glob("last.ckpt")]
 
 
 def newest_intact(saved: Path) -> Path | None:
-    """The newest checkpoint in a folder of them whose checksums are right; None where there is none."""
+    """The newest checkpoint in a folder with valid checksums; None if there is none."""
     for path in checkpoints_in(saved):
         with suppress(OSError, ValueError):
             check_zip(path)
@@ -89,14 +89,14 @@ def newest_intact(saved: Path) -> Path | None:
 
 
 def refuse_pipes(folder: Path, *, and_links_out: bool = False) -> None:
-    """Refuse a folder that holds, at any depth, anything but files, folders and links: reading a pipe would never end.
+    """Refuse a folder that contains anything but files, folders and links at any depth: reading a pipe would block.
 
     Args:
         folder: the folder.
-        and_links_out: whether links that lead out of it are refused, too: what is written or deleted there lies elsewhere.
+        and_links_out: also refuse links that lead out of the folder, through which files elsewhere would be changed.
 
     Raises:
-        UserError: that names what is refused.
+        UserError: naming the refused path.
     """
     inside = folder.resolve()
     for at, folders, files in os.walk(folder):
@@ -108,16 +108,16 @@ def refuse_pipes(folder: Path, *, and_links_out: bool = False) -> None:
                 odd = f"a link to {target}, outside of {folder}"
             if odd:
                 raise UserError(f"{path} is {odd}: remove it, or put a copy in its place")
-        # W&B's own parts, of a run or a report, hold links to its log files; it writes each part to a new folder.
+        # W&B's run folders link to its log files, and are never reused.
         is_logged = "config.yaml" in files or Path(at).name == "report"
         folders[:] = [name for name in folders if name != "wandb" or not is_logged]
 
 
 def refuse_used(folder: Path) -> None:
-    """Refuse a folder for a new run that holds an earlier one.
+    """Refuse a folder that already holds a run.
 
     Raises:
-        UserError: where it holds a config.
+        UserError: if it holds a config.
     """
     if (folder / "config.yaml").exists():
         raise UserError(
@@ -126,13 +126,13 @@ def refuse_used(folder: Path) -> None:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """The run's summary; empty for a run that has none, or one whose checksum is wrong."""
+    """The run's summary; empty if missing or its checksum is wrong."""
     found = _read_json(folder / "summary.json")
     return found if found.pop("sha256", None) in (None, _digest(found)) else {}
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write the run's summary with a checksum of it."""
+    """Write the run's summary with a checksum."""
     with replace_file(folder / "summary.json") as file:
         file.write(json.dumps({**summary, "sha256": _digest(summary)}, indent=2) + "\n")
 
@@ -142,12 +142,12 @@ def _digest(summary: dict[str, Any]) -> str:
 
 
 def has_finished(folder: Path) -> bool:
-    """Whether the run's summary says so."""
+    """Whether the run's summary says that it has finished."""
     return summary_of(folder).get("status") == "finished"
 
 
 def failed_jobs_in(folder: Path) -> dict[float, dict[str, str]]:
-    """What a sweep's failed jobs left in its folder, by their numbers: "overrides" and "why"."""
+    """The "overrides" and "why" of a sweep's failed jobs, by job number."""
     notes = {path.stem: _read_json(path) for path in (folder / FAILED_JOBS).glob("*.json")}
     return {
         int(number): {key: str(notes[number].get(key, "")) for key in ("overrides", "why")}
@@ -157,7 +157,7 @@ def failed_jobs_in(folder: Path) -> dict[float, dict[str, str]]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty for a file that holds none or cannot be read."""
+    """The mapping in a JSON file; empty if it holds none or cannot be read."""
     with suppress(OSError, ValueError, RecursionError):
         if path.is_file() and path.stat().st_size <= _JSON:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -171,14 +171,14 @@ def configs_below(folder: Path) -> list[Path]:
 
 
 def unfinished_runs(*roots: str) -> list[Path]:
-    """The folders below the roots whose run started, does not run now and has not finished; newest first."""
+    """The folders below the roots with an unfinished run that is not running; newest first."""
     configs = [path for root in roots for path in configs_below(Path(root))]
     configs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return [c.parent for c in configs if not has_finished(c.parent) and not is_going_on(c.parent)]
 
 
 def is_going_on(folder: Path) -> bool:
-    """Whether a process trains in this folder."""
+    """Whether a process is training in this folder."""
     with suppress(OSError):
         if (folder / _LOCK).is_file():
             lock = try_lock(folder / _LOCK, create=False)
@@ -190,10 +190,10 @@ def is_going_on(folder: Path) -> bool:
 
 @contextmanager
 def only_one_run(folder: Path) -> Iterator[None]:
-    """Hold the folder for one run of this process.
+    """Lock the folder for one run of this process.
 
     Raises:
-        UserError: where another run holds it.
+        UserError: if another run has locked it.
     """
     is_new = hold(folder)
     held = _held[folder.resolve()]
@@ -209,10 +209,10 @@ def only_one_run(folder: Path) -> Iterator[None]:
 
 
 def hold(folder: Path) -> bool:
-    """Hold the folder for this process until it ends, or lets go by `release`; False where it does so already.
+    """Lock the folder for this process until it exits or calls `release`; False if it has locked it already.
 
     Raises:
-        UserError: where another process holds it.
+        UserError: if another process has locked it.
     """
     if (key := folder.resolve()) in _held:
         return False
@@ -230,10 +230,10 @@ def _is_held(folder: Path) -> UserError:
 
 
 def release(folder: Path) -> None:
-    """Let go of a folder, if this process holds it; of those that it made for it, empty ones are removed."""
+    """Unlock a folder, if locked by this process, and remove the empty folders created for it."""
     if (held := _held.pop(folder.resolve(), None)) is None:
         return
-    with suppress(PermissionError):  # Windows keeps a file that is open
+    with suppress(PermissionError):  # Windows cannot remove an open file
         (folder / _LOCK).unlink(missing_ok=True)
     os.close(held.lock)
     with suppress(OSError):
@@ -242,14 +242,14 @@ def release(folder: Path) -> None:
 
 
 def remove_unbegun(folder: Path, *records: str, job: bool = False) -> None:
-    """Remove what this process has written for a run or a sweep that was refused: its records, and the folders that are empty then.
+    """Remove the records of a refused run or sweep written by this process, and folders left empty.
 
-    Nothing is removed of a folder that this process does not hold, or that holds anything else, and nothing that was there before.
+    Removes nothing that existed before, and nothing from a folder that this process has not locked or that has other files.
 
     Args:
-        folder: the run's or the sweep's.
+        folder: the run's or sweep's folder.
         records: the names of its records.
-        job: whether it is a job's, in the folder of a sweep that is held; then the first record must be there.
+        job: whether the folder belongs to a job of a locked sweep; then the first record must exist.
     """
     held = _held.get(folder.resolve())
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -265,7 +265,7 @@ def remove_unbegun(folder: Path, *records: str, job: bool = False) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process had not finished writing."""
+    """Remove incomplete files of a killed process."""
     for below in (folder, folder / "checkpoints", folder / "samples"):
         for path in below.glob(".*"):
             if _LEFTOVER.fullmatch(path.name) and path.is_file():

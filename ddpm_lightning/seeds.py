@@ -1,4 +1,4 @@
-"""One rule for every random draw: its seed is computed from what it is for, and never saved."""
+"""Seeds derived from their purpose, so that no random state has to be saved."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ __all__ = ["derive"]
 
 
 def derive(seed: int, *key: int | str) -> int:
-    """A seed for one purpose: the first 63 bits of `numpy.random.SeedSequence` over the run's seed and the key.
+    """Derive a seed: the first 63 bits of `numpy.random.SeedSequence` of the run's seed and the key.
 
     Args:
         seed: the run's seed, a non-negative integer.
-        key: what the draw is for, and its counters: `derive(seed, "order", epoch)`.
+        key: the purpose and its counters, as in `derive(seed, "order", epoch)`.
     """
     words = [seed]
     for part in key:

@@ -1,4 +1,4 @@
-"""Weights sharded across devices (FSDP2), for networks that one device cannot hold."""
+"""Sharding of weights across devices (FSDP2), for networks that do not fit on one device."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ __all__ = ["FSDP2", "shard", "shared_like", "unsharded"]
 
 
 class FSDP2(ModelParallelStrategy):
-    """Weights, gradients and optimizer state of each block are sharded across all devices; weights are gathered while it runs.
+    """Shards each block's weights, gradients and optimizer state across all devices, and gathers the weights while it runs.
 
-    Checkpoints are one file, with the names and the weights of every other strategy.
+    Checkpoints are single files in the same format as with other strategies.
     """
 
     def __init__(self, **options: Any):
@@ -27,21 +27,21 @@ class FSDP2(ModelParallelStrategy):
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard a network's weights across the mesh, in place, block by block: the members of its module lists."""
-    model.to(memory_format=torch.contiguous_format)  # the one layout that can be sharded
+    """Shard a network's weights across the mesh, in place, by the members of its module lists."""
+    model.to(memory_format=torch.contiguous_format)  # the only layout that can be sharded
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     for block in [child for part in lists for child in part if not isinstance(child, nn.ModuleList)]:
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # also where no backward pass follows, as in validation
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # even without a backward pass, as in validation
 
 
 def shared_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A full tensor, sharded like the parameter; the tensor itself where the parameter is not sharded."""
+    """Shard a full tensor like a parameter; returns the tensor itself if the parameter is not sharded."""
     if isinstance(parameter, DTensor) and not isinstance(tensor, DTensor):
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
     return tensor
 
 
 def unsharded(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one, or the tensor itself; a collective call."""
+    """Gather a sharded tensor; returns other tensors unchanged. A collective call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

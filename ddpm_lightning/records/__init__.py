@@ -1,1 +1,1 @@
-"""What an earlier run or a stranger has written, read as plain data: YAML, PyTorch's files, names that have moved since."""
+"""Read records of earlier or untrusted runs as plain data: YAML, PyTorch files, renamed classes."""

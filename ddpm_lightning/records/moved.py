@@ -1,4 +1,4 @@
-"""Classes that have moved: checkpoints, run folders and sweeps from before name them where they were."""
+"""Old names of moved classes, found in earlier checkpoints, run folders and sweeps."""
 
 import re
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ _MOVED = {
 _OLD = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, _MOVED))})(?![\w.])")
 
 
-# Keys that callbacks had in conf/, and are handed now: an override of one adds it.
+# Former keys of callbacks in conf/, now passed automatically: an override must add them.
 _HANDED = re.compile(r"^(?=callbacks\.\w+\.(sampler|shape|num_classes)=)")
 
 
 def rename_targets(node: Any) -> None:
-    """Replace, in place, the old names in a config or in a list of overrides; each part is visited once, however often it is shared."""
+    """Replace old names in a config or list of overrides, in place; shared parts are visited once."""
     left, seen = [node], set()
     while left:
         node = left.pop()

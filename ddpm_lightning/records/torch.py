@@ -1,4 +1,4 @@
-"""Files that `torch.save` wrote, read as plain data: no code in them is run, and no damaged or forged byte is taken."""
+"""Load files of `torch.save` as plain data: runs no code, and refuses damaged or forged files."""
 
 import warnings
 import zipfile
@@ -18,32 +18,32 @@ _PLAIN = (Tensor, str, bytes, int, float, complex, type(None), torch.dtype, torc
 
 
 def load_plain(path: Path, *, checked: bool = True) -> Any:
-    """The contents of a file, on the CPU, once its checksums and the sizes that it declares are verified.
+    """Load a file to the CPU, after verifying its checksums and declared sizes.
 
     Args:
         path: the file.
-        checked: whether the file must have checksums, as those that PyTorch has saved since version 1.6.
+        checked: whether to require checksums, which PyTorch files have since version 1.6.
 
     Raises:
-        OSError: where the file cannot be read.
-        ValueError: for a file that is damaged, holds anything but plain data, or declares more than it holds; one line says how.
+        OSError: if the file cannot be read.
+        ValueError: for a file that is damaged, is not plain data, or declares more than it holds, with the reason in one line.
     """
     if checked or zipfile.is_zipfile(path):
         check_zip(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a strange file's format: what matters is whether it can be read
+            warnings.simplefilter("ignore")  # about unusual file formats
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # the unpickler raises what it comes upon
+    except Exception as error:  # the unpickler raises many types
         raise ValueError(type(error).__name__) from error
     _check_plain(content)
     return content
 
 
 def _check_plain(content: Any) -> None:
-    """Refuse what cannot be walked through, copied or saved again in bounded time and memory."""
+    """Refuse content that cannot be traversed, copied or saved in bounded time and memory."""
     left, count = [(content, 0)], 0
     while left:
         node, depth = left.pop()
@@ -61,9 +61,9 @@ def _check_plain(content: Any) -> None:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is a dense one on the CPU that has all its values."""
+    """Whether a tensor is dense, on the CPU, and holds all its values."""
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
         return False
-    # A view of stride 0 has as many elements as it says, and a copy of it, which is made next, takes their memory.
+    # A view with stride 0 may declare any number of elements, and copying it would allocate them.
     last = tensor.storage_offset() + tensor.numel()
     return tensor.device.type == "cpu" and bool(last * tensor.element_size() <= tensor.untyped_storage().nbytes())

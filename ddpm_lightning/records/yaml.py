@@ -1,4 +1,4 @@
-"""What a record in a folder, which may be a stranger's, can put on a command line: names and plain values, nothing that runs."""
+"""Read a run's records, possibly untrusted, as names and plain values that can be replayed without running code."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -30,12 +30,12 @@ WRITTEN_TO = (  # keys of paths
     "save_dir",
     "sub_dir",
 )
-NAMES = ("name", "version", "filename", "filename_suffix")  # keys of what is appended to a path
+NAMES = ("name", "version", "filename", "filename_suffix")  # keys of values appended to a path
 _BYTES = 2**18  # a record is a few kilobytes
-_LINES, _LINE = 1_000, 10_000  # overrides, and characters of one
-_JOBS = 10_000  # of a range
+_LINES, _LINE = 1_000, 10_000  # maximum number of overrides, and characters per override
+_JOBS = 10_000  # maximum length of a range
 
-# Of Hydra's own part, what a sweep runs on and how many at once: numbers and words.
+# Allowed Hydra settings: the launcher and its resources, as numbers and words.
 _HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
 _HYDRA_CHOICES = re.compile(
     "basic|joblib|submitit_local|submitit_slurm|optuna|tpe|random|grid|cmaes|nsgaii|motpe", re.ASCII
@@ -50,7 +50,7 @@ _NO_CHOICE = "no config folder has that choice; name yours with --config-dir"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain data with texts as keys, without aliases, a few of which can stand for more than a memory holds."""
+    """YAML of plain data with string keys, without aliases, which can expand beyond the memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -72,7 +72,7 @@ _Loader.yaml_constructors = {
 }
 
 
-# As OmegaConf reads YAML: days are texts, 1e-4 is a number, and 1:1 is none.
+# As OmegaConf reads YAML: dates are strings, 1e-4 is a number, and 1:1 is not.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -83,10 +83,10 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), [*"
 
 
 def read_record(path: Path) -> Any:
-    """A YAML file as plain data.
+    """Read a YAML file as plain data.
 
     Raises:
-        UserError: where it cannot be read as that.
+        UserError: if that fails.
     """
     why = f"it must be a file of at most {_BYTES:,} bytes"
     try:
@@ -100,12 +100,12 @@ def read_record(path: Path) -> Any:
 
 
 def recorded_sweep(folder: Path) -> dict[str, Any]:
-    """The `hydra` node of the sweep in a folder, as plain data.
+    """The `hydra` node of a sweep's record, as plain data.
 
     Raises:
-        UserError: where its record cannot be read, or is none of a sweep.
+        UserError: if the record cannot be read or is not a sweep's.
     """
-    with suppress(UserError, TypeError, KeyError, AttributeError):  # it is said below what is expected
+    with suppress(UserError, TypeError, KeyError, AttributeError):  # reported below
         hydra: dict[str, Any] = read_record(folder / SWEEP)["hydra"]
         overrides, sweeper = hydra["overrides"], hydra["sweeper"]
         if (
@@ -122,10 +122,10 @@ def recorded_sweep(folder: Path) -> dict[str, Any]:
 
 
 def quoted(path: Path) -> str:
-    """A path on the command line, as Hydra reads it back.
+    """Quote a path for Hydra's command line.
 
     Raises:
-        UserError: for one that Hydra would read as another.
+        UserError: for a path that Hydra cannot read back.
     """
     text = path.as_posix()
     if "${" in text or "\\" in text:
@@ -134,12 +134,12 @@ def quoted(path: Path) -> str:
 
 
 class Vocabulary:
-    """The keys and config groups of our own configs, in whose words a record may speak.
+    """The keys and groups of our configs, which are the only ones a record may override.
 
     Args:
-        groups: the config groups, such as "data", and the choices of each.
-        keys: the other keys at the top, such as "seed".
-        hydra: whether what a sweep runs on may be said, too.
+        groups: the choices of each config group, such as "data".
+        keys: other top-level keys, such as "seed".
+        hydra: whether to allow a sweep's launcher settings.
     """
 
     def __init__(self, groups: Mapping[str, Collection[str]], keys: Collection[str], *, hydra: bool = False):
@@ -149,9 +149,9 @@ class Vocabulary:
         self._parser = OverridesParser.create()
 
     def replayable(self, overrides: Iterable[Any]) -> list[str]:
-        """Those of a record's overrides that name our own groups and keys and give them plain values.
+        """A record's overrides of our own groups and keys with plain values.
 
-        Where it names a choice of a config folder that is not given, the keys may not be there: they are then added.
+        If a choice from a missing config folder is named, its keys may not exist and are added.
         """
         whys = {text: self.objection(text) for text in islice(overrides, _LINES) if isinstance(text, str)}
         replayed = [text for text, why in whys.items() if why is None]
@@ -160,7 +160,7 @@ class Vocabulary:
         return [f"++{text.lstrip('+')}" if re.match(r"[+\w]+\.", text) else text for text in replayed]
 
     def objection(self, text: Any) -> str | None:
-        """Why an override of a record is not replayed; None where it is."""
+        """Why an override cannot be replayed; None if it can."""
         if not isinstance(text, str) or text.startswith("-"):
             return "it is a flag, not a key with a value"
         if len(text) > _LINE:
@@ -203,20 +203,20 @@ class Vocabulary:
 
 
 def _all(value: Any, test: Any) -> bool:
-    """Whether a value, or each of the values of a sweep, passes a test."""
+    """Whether a value, or each value of a sweep, passes a test."""
     if isinstance(value, RangeSweep):
         return length(value) <= _JOBS
     return all(test(one) for one in value.list) if isinstance(value, ChoiceSweep) else test(value)
 
 
 def length(sweep: RangeSweep) -> float:
-    """About how many values a range has, without listing them."""
+    """The approximate length of a range, without expanding it."""
     start, stop, step = (float(number or 0) for number in (sweep.start, sweep.stop, sweep.step))
     return abs((stop - start) / step) if step else float("inf")
 
 
 def _exist(value: Any, names: Collection[str]) -> bool:
-    """Whether a choice, or each of a list of them, is among the names; null always is."""
+    """Whether a choice, or each of a list, is among the names; null always is."""
     return all(one is None or str(one) in names for one in (value if isinstance(value, list) else [value]))
 
 

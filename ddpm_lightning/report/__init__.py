@@ -1,4 +1,4 @@
-"""Reports: one page that compares the settings of a sweep or of any folder of runs, and its copy in W&B."""
+"""Reports that compare the settings of a sweep or folder of runs, also in W&B."""
 
 from ddpm_lightning.report.publishing import report_sweep, report_with_dashboard
 from ddpm_lightning.report.writing import write_report

@@ -1,4 +1,4 @@
-"""Means over seeds, and whether two of them differ significantly."""
+"""Means over seeds and significance tests."""
 
 import math
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from scipy.special import stdtr
 
 __all__ = ["LEVEL", "Distance", "Mean"]
 
-LEVEL = 0.05  # of the t-tests
+LEVEL = 0.05  # significance level of the t-tests
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean and standard deviation (with n − 1) of one finite value or more; the deviation of one is unknown, nan.
+    """Mean and standard deviation (with n − 1) of finite values; the deviation of a single value is nan.
 
     Args:
-        by_seed: a run's value, by its seed.
+        by_seed: a run's value by its seed.
     """
 
     by_seed: Mapping[int, float]
@@ -35,7 +35,7 @@ class Mean:
         return float(np.std([*self.by_seed.values()], ddof=1)) if self.n > 1 else math.nan
 
     def __str__(self) -> str:
-        """With as many decimals as the deviation's two leading digits need."""
+        """Format with two significant digits of the deviation."""
         if not self.deviation > 0:
             return f"{self.mean:.4g}" + (" ± 0" if self.deviation == 0 else "")
         decimals = max(0, 1 - math.floor(math.log10(self.deviation)))
@@ -44,11 +44,10 @@ class Mean:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a mean lies above another, and the p-value of Student's t-test, nan where it is not known.
+    """The difference of two means and the p-value of Student's t-test, nan if unknown.
 
-    A seed fixes a run's split of the data, its first weights and its noise: what two settings' runs owe to them cancels
-    where they are compared seed by seed. So the test is the paired one over the seeds that both have, if these are two
-    or more, and else Welch's (Welch 1947).
+    A seed fixes a run's data split, initial weights and noise, whose effects cancel when two settings are compared seed by
+    seed. So the test is paired over the common seeds if there are at least two, and otherwise Welch's (Welch 1947).
     """
 
     delta: float
@@ -66,7 +65,7 @@ class Distance:
 
     @property
     def clear(self) -> bool | None:
-        """Whether it is more than the spread; None where that is not known."""
+        """Whether the difference is significant; None if unknown."""
         return None if math.isnan(self.p) else self.p < LEVEL
 
     def __str__(self) -> str:
@@ -74,7 +73,7 @@ class Distance:
 
 
 def _p_value(delta: float, variance: float, freedom: float) -> float:
-    """Two-sided."""
+    """The two-sided p-value."""
     if not variance > 0:
         return math.nan if math.isnan(variance) else float(delta == 0)
     return float(2 * stdtr(freedom, -abs(delta) / math.sqrt(variance)))

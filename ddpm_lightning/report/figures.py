@@ -1,4 +1,4 @@
-"""The report's figures, as PNG files in memory: curves, schedules, and samples side by side."""
+"""The report's figures as PNG data: curves, schedules and samples."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +20,11 @@ from ddpm_lightning.run_folder import by_step
 __all__ = ["curves", "errors_by_log_snr", "last_samples", "quartiles", "schedule_curves"]
 
 _COLUMNS = ("train/loss", "val/loss", "val/bits_per_dim", "val/fid")
-_LEVELS = "mse_at_log_snr/"  # and behind it a level: the columns of the error there
+_LEVELS = "mse_at_log_snr/"  # prefix of the columns of the error at a level
 
 
 def curves(settings: Sequence[Setting]) -> Iterator[Figure]:
-    """Each column of metrics.csv against step and wall time: the mean over a setting's runs, and from least to most."""
+    """Columns of metrics.csv against step and wall time: the mean over a setting's runs, with a min-max band."""
     for column in _COLUMNS:
         yield from _plot(settings, partial(_by_step, column=column), f"{column} by step", title=column, x_label="step")
         by_time = partial(_by_time, column=column)
@@ -32,20 +32,20 @@ def curves(settings: Sequence[Setting]) -> Iterator[Figure]:
 
 
 def quartiles(settings: Sequence[Setting]) -> Iterator[Figure]:
-    """The training loss of each quarter of the times t, against step."""
+    """The training loss by quartile of t, against step."""
     for i in range(4):
         title = f"train/loss, {i / 4:g} < t/T ≤ {(i + 1) / 4:g}"
         yield from _plot(settings, partial(_by_step, column=f"train/loss_q{i + 1}"), title, title=title, x_label="step")
 
 
 def errors_by_log_snr(settings: Sequence[Setting]) -> Iterator[Figure]:
-    """The last squared errors of each run by the level of noise: the mean over a setting's runs, and from least to most."""
+    """Each run's last noise-prediction error vs. log SNR: the mean over a setting's runs, with a min-max band."""
     title, x_label = "noise-prediction error", "log SNR (noise on the left, image on the right)"
     yield from _plot(settings, _last_errors, title, title=title, x_label=x_label)
 
 
 def schedule_curves(settings: Sequence[Setting]) -> Iterator[Figure]:
-    """ᾱ_t and log SNR of the settings' schedules, where they differ."""
+    """ᾱ_t and log SNR of the settings' schedules, if they differ."""
     first: dict[str, int] = {}
     for i, setting in enumerate(settings):
         first.setdefault(json.dumps(part(setting.config, "schedule"), sort_keys=True), i)
@@ -55,7 +55,7 @@ def schedule_curves(settings: Sequence[Setting]) -> Iterator[Figure]:
         name = Setting({k: v for k, v in values.items() if k.partition(".")[0] == "schedule"} or values, ()).name
         if (schedule := schedule_of(settings[i].config)) is not None:
             share = np.arange(schedule.num_steps + 1) / schedule.num_steps
-            shown = schedule.log_snr.isfinite().numpy()  # ∞ at t = 0, and −∞ at T where nothing of the image is left
+            shown = schedule.log_snr.isfinite().numpy()  # ∞ at t = 0, and −∞ at T with zero terminal SNR
             bars.append(Curve(name, i, share, schedule.alpha_bar.numpy()))
             snrs.append(Curve(name, i, share[shown], schedule.log_snr.numpy()[shown]))
     if bars:
@@ -65,7 +65,7 @@ def schedule_curves(settings: Sequence[Setting]) -> Iterator[Figure]:
 
 
 def last_samples(run: Run, *, count: int = 12) -> bytes | None:
-    """The first images of a run's last grid in a row, or its last scatter plot; None where neither can be read."""
+    """The first images of a run's last grid in a row, or its last scatter plot; None if neither can be read."""
     grids, scatters = (by_step(run.folder / "samples", name, ".png") for name in ("grid", "scatter"))
     try:
         with open_image((grids or scatters)[-1]) as opened:
@@ -81,19 +81,19 @@ def _first_images(sheet: Image.Image, run: Run, count: int) -> Image.Image:
     images = cells(torch.from_numpy(np.array(sheet)).permute(2, 0, 1), part(run.config, "data.image_size"))
     sampled = part(run.config, "callbacks.sample_grid.num_samples") or len(images)
     classes = part(run.config, "data.num_classes")
-    if classes and classes <= sampled:  # a row for each label: back into turns
+    if classes and classes <= sampled:  # one row per label: back to cyclic order
         images = images.unflatten(0, (classes, -1)).transpose(0, 1).flatten(0, 1)
     shown = images[: min(count, sampled)]
-    row = grid(shown, columns=len(shown), cell=64, gap=4, grey=208)  # seen beside black images and beside white ones
+    row = grid(shown, columns=len(shown), cell=64, gap=4, grey=208)  # visible beside both black and white images
     return Image.fromarray(row.permute(1, 2, 0).numpy())
 
 
-Series = Mapping[Any, tuple[float, float]]  # of a run: x and y by what a setting's runs have in common
+Series = Mapping[Any, tuple[float, float]]  # (x, y) of a run, by a key shared by a setting's runs
 
 
 def _by_time(run: Run, *, column: str) -> Series:
     found = run.metrics.get(column, {})
-    return found if any(seconds for seconds, _ in found.values()) else {}  # an earlier version's run kept no time
+    return found if any(seconds for seconds, _ in found.values()) else {}  # runs of earlier versions have no times
 
 
 def _by_step(run: Run, *, column: str) -> Series:
@@ -101,7 +101,7 @@ def _by_step(run: Run, *, column: str) -> Series:
 
 
 def _last_errors(run: Run) -> Series:
-    """By level: the level, and the error at the last step at which any was measured."""
+    """The level and its error at the last measured step, by level."""
     series = {float(key.removeprefix(_LEVELS)): found for key, found in run.metrics.items() if key.startswith(_LEVELS)}
     last = max((step for found in series.values() for step in found), default=None)
     return {level: (level, found[last][1]) for level, found in series.items() if last in found}
@@ -110,7 +110,7 @@ def _last_errors(run: Run) -> Series:
 def _plot(
     settings: Sequence[Setting], series_of: Callable[[Run], Series], caption: str, **labels: Any
 ) -> Iterator[Figure]:
-    """A curve for each setting over what all its runs' series have: the mean, the least and the greatest of their y."""
+    """One curve per setting, over the keys common to its runs: mean, minimum and maximum of y."""
     drawn = []
     for i, setting in enumerate(settings):
         series = [found for run in setting.finished or setting.runs if (found := series_of(run))]

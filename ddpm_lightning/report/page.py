@@ -1,4 +1,4 @@
-"""A page of sections with tables and figures, as Markdown and as an HTML file that needs no other file."""
+"""Render a page of sections, tables and figures as Markdown or self-contained HTML."""
 
 import re
 from base64 import b64encode
@@ -14,14 +14,14 @@ __all__ = ["Figure", "Row", "Section", "Sheet", "SheetRow", "Table", "inline", "
 
 
 class Row(NamedTuple):
-    """Of a table: its cells, and the color and dashes of the curves that belong to it."""
+    """A table row: its cells, and the line style of its curves."""
 
     cells: Sequence[str]
     line_style: tuple[str, str] | None = None
 
 
 class Table(NamedTuple):
-    """Its first `names` columns hold words, the others numbers."""
+    """A table; the first `names` columns hold text, the others numbers."""
 
     head: Sequence[str]
     rows: Sequence[Row]
@@ -29,14 +29,14 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A PNG file, and what it shows as plain text."""
+    """A PNG file and its caption as plain text."""
 
     caption: str
     png: bytes
 
 
 class SheetRow(NamedTuple):
-    """Of a contact sheet: its name as plain text, its line style, and a figure for each column, None where it is missing."""
+    """A row of a contact sheet: its name as plain text, its line style, and one figure per column, None if missing."""
 
     name: str
     line_style: tuple[str, str]
@@ -44,14 +44,14 @@ class SheetRow(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """A contact sheet: figures in rows and columns; on a narrow screen a row's stand below each other."""
+    """A contact sheet: figures in rows and columns; narrow screens stack a row's figures."""
 
     columns: Sequence[str]
     rows: Sequence[SheetRow]
 
 
 class Section(NamedTuple):
-    """A heading, and what stands below it in this order, all but the figures as marked text (see `inline`)."""
+    """A heading and its content, in this order; text is marked text (see `inline`)."""
 
     heading: str
     lead: str = ""
@@ -59,29 +59,29 @@ class Section(NamedTuple):
     sheet: Sheet | None = None
     plots: Sequence[Figure] = ()
     note: str = ""
-    details: tuple[str, str] | None = None  # a summary, and the text that is folded below it
+    details: tuple[str, str] | None = None  # a summary and its folded text
 
     @property
     def figures(self) -> list[Figure]:
-        """The plots, and those of the contact sheet."""
+        """The plots, and the figures of the contact sheet."""
         rows = self.sheet.rows if self.sheet else ()
         return [*self.plots, *(figure for row in rows for figure in row.figures if figure)]
 
 
 def render(form: str, title: str, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
-    """The page in a form, "html" or "md"; Markdown holds words and tables only.
+    """Render the page as "html" or "md"; Markdown has text and tables only.
 
     Args:
-        form: the suffix of the file.
+        form: the file extension.
         title: plain text.
-        verdicts: the sentences that stand first, as marked text.
-        sections: the rest.
+        verdicts: the introductory sentences, as marked text.
+        sections: the sections.
     """
     return _templates().get_template(f"page.{form}.jinja").render(title=title, verdicts=verdicts, sections=sections)
 
 
 def markdown(text: str) -> str:
-    """Marked text as Markdown in one line, in which nothing but its bold and its code is markup."""
+    """Marked text as one line of Markdown, with everything but bold and code escaped."""
     parts = re.split(r"`([^`]*)`", " ".join(text.split()))
     parts[::2] = [re.sub(r"[\\`\[\]]", r"\\\g<0>", escape(part, quote=False)) for part in parts[::2]]
     parts[1::2] = [f"`{code}`" if code else "" for code in parts[1::2]]
@@ -89,7 +89,7 @@ def markdown(text: str) -> str:
 
 
 def inline(text: str) -> Markup:
-    """Marked text as HTML: **this** is bold outside of code, `this` is code, all else is text."""
+    """Marked text as HTML: **this** is bold (outside code), `this` is code, everything else is escaped."""
     parts = re.split(r"`([^`]*)`", escape(text, quote=False))
     parts[1::2] = [f"<code>{code}</code>" for code in parts[1::2]]
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", "".join(parts)))

@@ -1,4 +1,4 @@
-"""Settings ranked by a metric, and a verdict in one sentence that claims no more than the spread allows."""
+"""Rank settings by a metric, with a verdict that accounts for the spread."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,44 +10,44 @@ __all__ = ["METRICS", "incomparable", "measured", "rankings", "verdict"]
 
 METRICS = ("val/bits_per_dim", "val/fid", "val/kid", "val/loss")  # lower is better
 
-_NAMED = 2  # others that the sentence names
+_NAMED = 2  # number of other settings named in the verdict
 
-# Config keys that settings must share for the metric to mean the same.
+# Config keys that settings must share for the metric to be comparable.
 _DATA = ("data.dataset", "data.channels", "data.image_size", "data.val_fraction")
 _FEATURES = (*_DATA, "features", "callbacks.generation_metrics.num_samples")
 _SHARED = {
     "val/bits_per_dim": _DATA,
     "val/fid": _FEATURES,
     "val/kid": _FEATURES,
-    # The mean over t weighs levels of noise as the schedule spaces them.
+    # The mean over t weights noise levels by the schedule's spacing.
     "val/loss": (*_DATA, "loss", "prediction", "learned_variance", "schedule"),
 }
 
 
 def measured(settings: Sequence[Setting]) -> list[str]:
-    """The metrics that a finished run has."""
+    """The metrics of the finished runs."""
     return [metric for metric in METRICS if any(setting.best(metric) for setting in settings)]
 
 
 def rankings(settings: Sequence[Setting]) -> dict[str, list[tuple[Setting, Mean]]]:
-    """The ranking by each measured metric that can be compared."""
+    """The rankings by each comparable metric."""
     return {metric: ranking(metric, settings) for metric in measured(settings) if not incomparable(metric, settings)}
 
 
 def ranking(metric: str, settings: Sequence[Setting]) -> list[tuple[Setting, Mean]]:
-    """The settings that have a finished run with the metric, and its mean there, best first."""
+    """The settings with a finished run and the metric, with the metric's mean, best first."""
     means = [(setting, mean) for setting in settings if (mean := setting.best(metric))]
     return sorted(means, key=lambda ranked: ranked[1].mean)
 
 
 def incomparable(metric: str, settings: Sequence[Setting]) -> list[str]:
-    """The config keys that settings must share for the metric to be comparable, and do not."""
+    """The differing config keys that make the metric incomparable."""
     configs = [setting.config for setting in settings]
     return [key for key in _SHARED[metric] if any(_meaning(c, key) != _meaning(configs[0], key) for c in configs)]
 
 
 def verdict(metric: str, settings: Sequence[Setting]) -> str | None:
-    """The sentence on a metric, None where no run has it."""
+    """The verdict on a metric, None if no run has it."""
     ranked = ranking(metric, settings)
     if not ranked:
         return None
@@ -69,7 +69,7 @@ def verdict(metric: str, settings: Sequence[Setting]) -> str | None:
 
 
 def _beside(other: Setting, distance: Distance) -> str:
-    """Where the best lies beside another setting."""
+    """Compare the best setting with another one."""
     where = f"{abs(distance.delta):.2g} {'below' if distance.delta >= 0 else 'above'} `{other.name}`"
     if distance.clear is None:
         return where

@@ -1,4 +1,4 @@
-"""The runs of a sweep as their folders tell them, and the settings that they differ in."""
+"""Read the runs of a sweep, and group them by settings."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ _NOISE = ("run_dir", "resume", "logger", "sweep", "optimized_metric")
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: its config as plain data, what was typed, its summary ({} where it was killed), and how it has ended."""
+    """A run folder: its config as plain data, its overrides, its summary ({} if killed), and its status."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -40,7 +40,7 @@ class Run:
 
     @cached_property
     def compared(self) -> dict[str, Any]:
-        """The values of the config by their dotted keys, without seeds and the folder's own path."""
+        """The config's values by dotted key, without seeds and paths."""
         here = str(self.config.get("run_dir"))
         return {
             key: value.replace(here, "") if isinstance(value, str) else value
@@ -50,9 +50,9 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, dict[int, tuple[float, float]]]:
-        """By column of metrics.csv and step: the seconds since the start, and the value.
+        """(seconds since the start, value) by column of metrics.csv and step.
 
-        Only training's rows hold the seconds: those of the others lie between them in proportion to the step.
+        Only training rows hold seconds; those of other rows are interpolated by step.
         """
         try:
             with (self.folder / "metrics.csv").open(newline="") as file:
@@ -74,7 +74,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in nothing but the seed, and the values in which they differ from the other settings'."""
+    """Runs that differ only in the seed, and the values that distinguish them from other settings."""
 
     values: Mapping[str, str]
     runs: Sequence[Run]
@@ -89,25 +89,25 @@ class Setting:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of the first run."""
+        """The first run's config."""
         return self.runs[0].config
 
     def mean(self, key: str) -> Mean | None:
-        """Of the entry at a dotted key in the finished runs' summaries."""
+        """The mean of a summary entry, by dotted key, over the finished runs."""
         found = {run.seed: part(run.summary, key) for run in self.finished}
         known = {seed: float(v) for seed, v in found.items() if within(v, "[-1e300, 1e300]")}
         return Mean(known) if known else None
 
     def best(self, metric: str) -> Mean | None:
-        """Of the best value of a metric among each finished run's validations."""
+        """The mean of a metric's best validation value over the finished runs."""
         return self.mean(f"best.{metric}")
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """The runs at and below a folder, in the order of their names.
+    """Read the runs at and below a folder, ordered by name.
 
     Raises:
-        UserError: where there are none.
+        UserError: if there are none.
     """
     refuse_pipes(folder)
     runs = [run for path in configs_below(folder) if (run := _read(path.parent)) is not None]
@@ -117,13 +117,13 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def job_number(folder: Path) -> float:
-    """The number that a job's folder begins with."""
+    """The job number at the start of a job folder's name."""
     number = folder.name.partition("_")[0]
     return int(number) if number.isdecimal() else math.inf
 
 
 def settings_of(runs: Sequence[Run]) -> list[Setting]:
-    """The runs grouped by their configs without seeds and paths, and named by what was typed, as far as it differs."""
+    """Group runs by their configs without seeds and paths, and name the groups by their differing overrides."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps(run.compared, sort_keys=True), []).append(run)
@@ -131,7 +131,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     typed = dict.fromkeys(key for run in firsts for key in run.overrides)
     keys = [k for k in typed if _differs([_typed(run, k) for run in firsts]) and _may_differ(firsts, k)]
     names = [tuple(_typed(run, key) for key in keys) for run in firsts]
-    if len({*names}) < len(names):  # what was typed does not tell them apart
+    if len({*names}) < len(names):  # the overrides do not distinguish the groups
         every = dict.fromkeys(key for run in firsts for key in run.compared)
         differing = [key for key in every if _differs([run.compared.get(key) for run in firsts])]
         told = ("denoiser.", *(f"{key}." for key in keys))
@@ -143,7 +143,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 
 
 def part(config: Any, key: str) -> Any:
-    """The part of a config at a dotted key, None where there is none."""
+    """The part of a config at a dotted key, None if missing."""
     for name in key.split("."):
         config = config.get(name) if isinstance(config, Mapping) else None
     return config
@@ -152,7 +152,7 @@ def part(config: Any, key: str) -> Any:
 def _read(folder: Path) -> Run | None:
     try:
         config = read_record(folder / "config.yaml")
-    except UserError:  # a strange file is no run
+    except UserError:  # not a run
         return None
     if not isinstance(config, dict) or "denoiser" not in config or not isinstance(config.get("seed", 0), int):
         return None
@@ -169,12 +169,12 @@ def _read(folder: Path) -> Run | None:
 
 
 def _is_noise(key: str) -> bool:
-    """Whether a key says nothing of what is compared: seeds, and where things lie."""
+    """Whether a key is irrelevant to the comparison: seeds and paths."""
     return "seed" in key.split(".") or key.partition(".")[0] in _NOISE
 
 
 def _typed(run: Run, key: str) -> str:
-    """What was typed for a key, or else what the config says there: a class by its name."""
+    """The override of a key, or else the config's value, with classes by name."""
     if key in run.overrides:
         return run.overrides[key]
     found = part(run.config, key.replace("/", "."))
@@ -184,7 +184,7 @@ def _typed(run: Run, key: str) -> str:
 
 
 def _may_differ(runs: Sequence[Run], key: str) -> bool:
-    """Not where a key of the config holds the same in all of them, however it was typed; `experiment` is no such key."""
+    """Whether a key's values may differ between runs, even if not in the config, such as `experiment`."""
     start = f"{key.replace('/', '.')}."
     found = [{k: v for k, v in run.compared.items() if f"{k}.".startswith(start)} for run in runs]
     return _differs(found) or not any(found)
@@ -195,7 +195,7 @@ def _differs(values: Sequence[Any]) -> bool:
 
 
 def flat(config: Any, key: str = "") -> dict[str, Any]:
-    """A config's values by their dotted keys."""
+    """A config's values by dotted key."""
     if not isinstance(config, dict) or not config:
         return {key: config}
     below = [flat(child, f"{key}.{name}".lstrip(".")) for name, child in config.items()]

@@ -1,4 +1,4 @@
-"""Parts of a run built again from its config: of this package's classes, as from a stranger's checkpoint, or not at all."""
+"""Rebuild parts of a run from its config, using only this package's classes."""
 
 from contextlib import suppress
 from typing import Any
@@ -13,18 +13,18 @@ from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["evaluations_of", "schedule_of"]
 
-_STEPS = 20_000  # at most, to count the network evaluations of
+_STEPS = 20_000  # maximum number of steps for counting network evaluations
 
 
 def schedule_of(config: Any) -> NoiseSchedule | None:
-    """The run's noise schedule; None where it cannot be built."""
-    with suppress(Exception):  # a stranger's config can raise anything
+    """The run's noise schedule; None if it cannot be built."""
+    with suppress(Exception):  # an untrusted config can raise anything
         return _built(config, "schedule")
     return None
 
 
 def evaluations_of(config: Any) -> int | None:
-    """Network evaluations per image of the run's sampler, guidance included; None where they cannot be counted."""
+    """Network evaluations per image of the run's sampler, guidance included; None if they cannot be counted."""
     with suppress(Exception):
         sampler, schedule = _built(config, "sampler"), _built(config, "schedule")
         if len(sampler.times(schedule.num_steps, log_snr=schedule.log_snr)) <= _STEPS:

@@ -1,4 +1,4 @@
-"""The dashboard of a W&B project as code, so that nobody builds it by hand; wandb_workspaces is imported here only."""
+"""The dashboard of a W&B project as code; the only module that imports wandb_workspaces."""
 
 import os
 import re
@@ -19,21 +19,21 @@ __all__ = ["Sweep", "save", "workspace"]
 
 _SPEED = ("images_per_second", "wall_seconds", "mfu", "host_share", "peak_memory_gib")
 _STEP = "trainer/global_step"
-_SECONDS = 10  # that W&B has for an answer
-_LEVELS = ("-08", "-04", "+00", "+04", "+08")  # of log SNR, in panels of their own
+_SECONDS = 10  # timeout of W&B's API
+_LEVELS = ("-08", "-04", "+00", "+04", "+08")  # levels of log SNR with their own panel
 
 
 class Sweep(NamedTuple):
-    """A sweep's group, and the keys of the config that its settings differ in."""
+    """A sweep's W&B group, and the config keys in which its settings differ."""
 
     group: str
     keys: Sequence[str]
 
 
 def workspace(entity: str, project: str, sweep: Sweep | None = None) -> ws.Workspace:
-    """The dashboard: of a whole project run by run, or of one sweep, where the runs of a setting are one curve with a band.
+    """Build the dashboard of a project, with one curve per run, or of a sweep, with one curve and band per setting.
 
-    A project's runs are sorted by group and not drawn together: its single runs have no group and nothing in common.
+    A project's runs are sorted by group but not aggregated, since single runs have no group.
     """
     runs = ws.RunsetSettings(
         filters="" if sweep is None else ws.And(ws.Metric("Group") == sweep.group),
@@ -55,26 +55,26 @@ def workspace(entity: str, project: str, sweep: Sweep | None = None) -> ws.Works
 
 
 def save(project: str, entity: str | None = None, sweep: Sweep | None = None) -> str:
-    """Save the dashboard in a W&B project, in place of an earlier one, and return its URL.
+    """Save the dashboard in a W&B project, replacing an earlier one, and return its URL.
 
     Raises:
-        UserError: where W&B has no key, no network or no such project.
+        UserError: if W&B has no key, network or such project.
     """
-    os.environ.setdefault("WANDB_SILENT", "true")  # the URL is said once
+    os.environ.setdefault("WANDB_SILENT", "true")  # the URL is printed only once
     try:
         with ExitStack() as afterwards:
             afterwards.callback(setattr, sys, "stdin", sys.stdin)
-            sys.stdin = StringIO()  # without a key W&B's package would ask the terminal for one
+            sys.stdin = StringIO()  # without a key W&B would prompt for one
             api = wandb.Api(timeout=_SECONDS)
             entity = entity or api.settings.get("entity") or api.default_entity or ""
             made = workspace(entity, project, sweep)
-            # One dashboard of each kind in a project: what its name is computed from tells it from others.
+            # One dashboard of each kind per project, identified by the input of its name's hash.
             id_ = sha256(made.name.encode()).hexdigest()[:11]
             made._internal_name = f"nw-{id_}-v"
             made._internal_id = _id_of_earlier(entity, project, id_)
             made.save()
             return made.url
-    except Exception as error:  # W&B's package raises errors of many types
+    except Exception as error:  # W&B raises many types
         raise UserError(_sentence(error, project, entity)) from error
 
 
@@ -82,7 +82,7 @@ def _id_of_earlier(entity: str, project: str, name: str) -> str:
     try:
         return ws.Workspace.from_url(f"https://wandb.ai/{entity}/{project}?nw={name}")._internal_id
     except ValueError as error:
-        if "Workspace" in str(error):  # the project is there, and has none
+        if "Workspace" in str(error):  # the project exists but has none
             return ""
         raise
 
@@ -92,18 +92,21 @@ def _sections() -> list[ws.Section]:
         _curve(f"train/loss_q{i}", title=f"train/loss, {(i - 1) / 4:g} < t/T ≤ {i / 4:g}", log_y=True)
         for i in range(1, 5)
     ]
-    levels = [_curve(f"mse_at_log_snr/{level}", title=f"error at log SNR {int(level):+d}") for level in _LEVELS]
+    levels = [
+        _curve(f"mse_at_log_snr/{level}", title=f"noise-prediction error at log SNR {int(level):+d}")
+        for level in _LEVELS
+    ]
     return [
         _section("Loss", [_curve("train/loss", log_y=True), _curve("val/loss", log_y=True)], columns=2),
-        _section("Loss by quarter of t", quarters, columns=2, rows=2),
+        _section("Loss by quartile of t", quarters, columns=2, rows=2),
         _section("Quality", [_curve(f"val/{name}") for name in ("bits_per_dim", "fid", "kid")]),
         _section("Terms of the bound", [_curve(f"val/bits_{name}") for name in ("prior", "diffusion", "decoder")]),
         _section("Samples", [_media("grid"), _media("raw_grid"), _media("scatter")]),
         _section("From noise to image", [_media("trajectory"), _media("trajectory_animation")], columns=2),
         _section("Nearest training images", [_media("neighbours")], columns=1),
-        _section("Error by log SNR", [_media("log_snr"), *levels], rows=2),
+        _section("Noise-prediction error vs. log SNR", [_media("log_snr"), *levels], rows=2),
         _section("Schedule", [_media("schedule")], columns=1),
-        _section("Optimiser", [_curve(f"train/{name}") for name in ("grad_norm", "lr", "ema_decay", "loss_spikes")]),
+        _section("Optimizer", [_curve(f"train/{name}") for name in ("grad_norm", "lr", "ema_decay", "loss_spikes")]),
         _section("Speed", [_curve(f"train/{name}") for name in _SPEED], columns=2),
         _section(
             "Report of a sweep",
@@ -136,8 +139,8 @@ def _media(name: str) -> Any:
 
 
 def _columns(keys: Sequence[str]) -> list[str]:
-    """Of the table of runs: where a run belongs, what tells it apart, and how good it is."""
-    config = [re.sub(r"^[^.]+", r"\g<0>.value", key) for key in (*keys, "seed")]  # as W&B keeps a config
+    """The columns of the runs table: group, distinguishing settings, and metrics."""
+    config = [re.sub(r"^[^.]+", r"\g<0>.value", key) for key in (*keys, "seed")]  # W&B's format of config keys
     return [
         *("run:group", "run:state", "tags:__ALL__"),
         *(f"config:{key}" for key in config),

@@ -1,4 +1,4 @@
-"""A folder of runs to `report.html` and `report.md`."""
+"""Write `report.html` and `report.md` for a folder of runs."""
 
 import os
 import shlex
@@ -27,11 +27,11 @@ _RULE = (
     "and the noise: a difference can be clear even if the deviations overlap. Otherwise it is Welch's test. The p-values are "
     "not corrected for multiple comparisons, so the best of many settings looks better than it is."
 )
-_IMAGES = 12  # of a setting in the contact sheet, whatever the number of its seeds
+_IMAGES = 12  # per setting in the contact sheet, over all seeds
 
 
 class Report(NamedTuple):
-    """What is known of a folder of runs, and the page that says it."""
+    """A report on a folder of runs."""
 
     folder: Path
     settings: Sequence[Setting]
@@ -44,23 +44,23 @@ def write_report(folder: Path) -> list[Path]:
     """Compare the runs at and below a folder, and return the paths of `report.html` and `report.md` in it.
 
     Raises:
-        UserError: where the folder holds no run of train.py.
+        UserError: if the folder holds no run of train.py.
     """
     return write(compare(folder))
 
 
 def compare(folder: Path) -> Report:
-    """The runs at and below a folder, compared.
+    """Compare the runs at and below a folder.
 
     Raises:
-        UserError: where it holds no run of train.py.
+        UserError: if it holds no run of train.py.
     """
     runs = read_runs(folder)
     settings = settings_of(runs)
     keys = ", ".join(settings[0].values) or folder.resolve().name
     title = f"{keys}: {_count(len(settings), 'setting')}, {_count(len(runs), 'run')}"
     verdicts = [text for metric in METRICS if (text := verdict(metric, settings))]
-    none = "No run has finished with a validation, so that there is nothing to compare yet."
+    none = "No finished run has a validation yet, so there is nothing to compare."
     sections = [
         _results(settings),
         *_unfinished(folder, runs),
@@ -154,8 +154,8 @@ def _curves(settings: Sequence[Setting]) -> list[Section]:
     )
     sections = [
         Section("Curves", means, plots=[*curves(settings)]),
-        Section("Error by log SNR", errors, plots=[*errors_by_log_snr(settings)]),
-        Section("Loss by quarter of t", plots=[*quartiles(settings)]),
+        Section("Noise-prediction error vs. log SNR", errors, plots=[*errors_by_log_snr(settings)]),
+        Section("Loss by quartile of t", plots=[*quartiles(settings)]),
         Section("Schedules", plots=[*schedule_curves(settings)]),
     ]
     return [section for section in sections if section.plots]
@@ -180,7 +180,7 @@ def _cost(settings: Sequence[Setting]) -> Section:
 
 def _origin(folder: Path, settings: Sequence[Setting]) -> Section:
     command = ""
-    with suppress(UserError, LookupError, TypeError):  # the folder of no sweep, or a damaged record
+    with suppress(UserError, LookupError, TypeError):  # not a sweep, or a damaged record
         typed = read_record(folder / SWEEP)["hydra"]["overrides"]["task"]
         command = f"`python train.py -m {shlex.join(map(str, typed))}`"
     rows = [

@@ -1,4 +1,4 @@
-"""Noise to image by asking a denoiser: Algorithm 25.2 and its faster relatives."""
+"""Samplers: Algorithm 25.2 and faster solvers."""
 
 from ddpm_lightning.samplers.base import DenoiserLike, Point, Sampler, Step, Transition, reverse_step
 from ddpm_lightning.samplers.solvers import DDIM, Ancestral, DPMSolver2M, Heun, UniPC

@@ -1,4 +1,4 @@
-"""What all samplers share: the times, the loop, the clipping of estimates, and the one reverse step."""
+"""The base class of samplers: timesteps, loop, clipping and the reverse step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ Noise = Callable[[Tensor], Tensor]
 
 
 class DenoiserLike(Protocol):
-    """What a sampler asks of a denoiser: its schedule, and x_0 from (x_t, t, y)."""
+    """The interface of a denoiser for samplers: its schedule, and x_0 from (x_t, t, y)."""
 
     @property
     def schedule(self) -> NoiseSchedule: ...
@@ -34,7 +34,7 @@ class DenoiserLike(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a sampler: x at time t, the estimate of x_0 that led there, and the network evaluations so far."""
+    """A step of a sampler: x at t, the estimate of x_0 that led to it, and the network evaluations so far."""
 
     t: int
     x: Tensor
@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Point:
-    """x at time t with the estimate of x_0 there, and the log-variance of the next step where it is learned."""
+    """x at t, the estimate of x_0, and the log-variance of the next step, if learned."""
 
     t: Tensor
     x: Tensor
@@ -54,15 +54,15 @@ class Point:
 
 @dataclass
 class Transition:
-    """What a sampler knows when it goes from t to u.
+    """The inputs of a solver's step from t to u.
 
     Args:
-        schedule: the denoiser's.
+        schedule: the denoiser's schedule.
         here: the point at t; a corrector may replace it.
-        u: the next time.
-        past: at most two points before `here`, the newest last.
-        ask: evaluates the network once more: the point at (x, t) before a step to u.
-        randn: standard normal noise like its argument.
+        u: the next timestep.
+        past: up to two points before `here`, newest last.
+        ask: evaluates the network at (x, t) before a step to u, and returns the point.
+        randn: returns standard normal noise like its argument.
     """
 
     schedule: NoiseSchedule
@@ -79,7 +79,7 @@ class Transition:
 
 
 class Options(TypedDict, total=False):
-    """What every solver takes: see `Sampler`."""
+    """The arguments of every solver, see `Sampler`."""
 
     spacing: str
     clip: float | None
@@ -87,21 +87,21 @@ class Options(TypedDict, total=False):
 
 
 class Sampler(ABC):
-    """From x_T to x_0 in `num_steps` steps, without a state: every call starts anew.
+    """Samples x_0 from x_T in `num_steps` steps; stateless.
 
-    A solver is a subclass with the method `step`. It sets `eta` above 0 where it adds noise, and `learned_variance` where it
-    uses the one that the network learned.
+    A solver is a subclass with the method `step`. It sets `eta` above 0 if it adds noise, and `learned_variance` if it
+    uses the network's learned variance.
 
     Args:
-        num_steps: how many of the T steps are taken, at most T; None takes all of them.
-        spacing: which ones: "trailing" (begins at T, the default), "leading" (ends at 1), "linspace" (both),
+        num_steps: number of sampling steps, at most T; None is T.
+        spacing: the timestep spacing: "trailing" (starts at T, the default), "leading" (ends at 1), "linspace" (both),
             "quadratic" or "karras".
-        clip: each estimate of x_0 is kept within ±clip; None for data outside [−1, 1].
-        dynamic_threshold: a share p of the pixels, such as 0.995: before it is clipped, each estimate is kept within ±s, s the
-            p-quantile of its |x_0| and at least 1, and divided by s (Saharia et al. 2022, section 2.3).
+        clip: clips each estimate of x_0 to ±clip; None for data outside [−1, 1].
+        dynamic_threshold: dynamic thresholding with quantile p, such as 0.995: before clipping, each estimate is clipped to ±s and
+            divided by s, where s ≥ 1 is the p-quantile of its |x_0| (Saharia et al. 2022, section 2.3).
 
     Raises:
-        ValueError: for a number of steps below 1, an unknown spacing, or clipping that leaves no image.
+        ValueError: for fewer than 1 step, an unknown spacing, or an invalid clip or dynamic_threshold.
     """
 
     eta: float = 0.0
@@ -125,14 +125,14 @@ class Sampler(ABC):
         self.dynamic_threshold = dynamic_threshold
 
     def times(self, T: int, *, log_snr: Tensor | None = None) -> list[int]:
-        """The times that are visited, strictly decreasing and ending in 0.
+        """The timesteps, strictly decreasing and ending in 0.
 
         Args:
             T: the schedule's number of steps.
-            log_snr: the schedule's table of T+1 log SNRs, which the Karras spacing is made of.
+            log_snr: the schedule's T+1 log SNRs, required by the Karras spacing.
 
         Raises:
-            ValueError: where fewer than `num_steps` distinct times exist.
+            ValueError: if fewer than `num_steps` distinct timesteps exist.
         """
         num_steps = T if self.num_steps is None else self.num_steps
         require("num_steps", num_steps, f"1..{T}", hint=f"the schedule has T={T}")
@@ -152,18 +152,18 @@ class Sampler(ABC):
         times: Sequence[int] | None = None,
         randn: Noise = torch.randn_like,
     ) -> Iterator[Step]:
-        """Yield a Step for each pair of neighbouring times.
+        """Yield a Step for each pair of consecutive timesteps.
 
         Args:
-            denoiser: the estimate of x_0.
-            x: x at the first time; standard normal noise at T.
-            y: (B,) labels, or None.
-            times: strictly decreasing times within 0..T, by default `self.times(T)`; increasing ones from 1 on where `eta`
-                is 0, which turns an image into its noise.
-            randn: standard normal noise like its argument.
+            denoiser: estimates x_0.
+            x: x at the first timestep; standard normal noise at T.
+            y: labels (B,), another condition or None.
+            times: strictly decreasing timesteps within 0..T, by default `self.times(T)`; with `eta` = 0 also increasing ones
+                from 1, which invert an image to its noise.
+            randn: returns standard normal noise like its argument.
 
         Raises:
-            ValueError: for other times.
+            ValueError: for invalid times.
         """
         schedule = denoiser.schedule
         path = self.times(schedule.num_steps, log_snr=schedule.log_snr) if times is None else list(times)
@@ -194,7 +194,7 @@ class Sampler(ABC):
         times: Sequence[int] | None = None,
         randn: Noise = torch.randn_like,
     ) -> Tensor:
-        """x at the last time; the arguments are those of `trajectory`."""
+        """x at the last timestep; takes the arguments of `trajectory`."""
         for step in self.trajectory(denoiser, x, y, times=times, randn=randn):
             x = step.x
         return x
@@ -204,10 +204,10 @@ class Sampler(ABC):
         """x_u."""
 
     def check(self, *, learned_variance: bool) -> None:
-        """Refuse a network that learned no variance where the sampler uses it.
+        """Refuse a network without a learned variance if the sampler uses it.
 
         Raises:
-            ValueError: in this case.
+            ValueError: if the variance is missing.
         """
         if self.learned_variance and not learned_variance:
             raise ValueError("variance must be small or large for a network without a learned variance, got 'learned'")
@@ -230,10 +230,10 @@ class Sampler(ABC):
 def reverse_step(
     schedule: NoiseSchedule, here: Point, x0: Tensor, u: Tensor, *, eta: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation n of the step x_t → x_u that every sampler takes (Song et al. 2021, Eq. 7 and 16).
+    """Mean and standard deviation n of the step x_t → x_u, shared by all samplers (Song et al. 2021, Eq. 7 and 16).
 
     mean = a_u x̄_0 + √(s_u² − n²)·(x_t − a_t x̄_0)/s_t with a = √ᾱ, s = √(1−ᾱ), n = η s_u √(−expm1(λ_t−λ_u)) and
-    √(s_u² − n²) = s_u √(1 − η² + η² e^{λ_t−λ_u}). The solvers differ in x̄_0.
+    √(s_u² − n²) = s_u √(1 − η² + η² e^{λ_t−λ_u}). Solvers differ only in x̄_0.
     """
     a_t, a_u = schedule.sqrt_alpha_bar[here.t], schedule.sqrt_alpha_bar[u]
     s_t, s_u = schedule.sqrt_one_minus_alpha_bar[here.t], schedule.sqrt_one_minus_alpha_bar[u]

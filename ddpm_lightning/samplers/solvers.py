@@ -1,4 +1,4 @@
-"""The solvers: each is the one reverse step with an estimate x̄_0 of its own."""
+"""The solvers: the shared reverse step with different estimates x̄_0."""
 
 from dataclasses import replace
 from typing import Unpack
@@ -14,11 +14,11 @@ __all__ = ["DDIM", "Ancestral", "DPMSolver2M", "Heun", "UniPC"]
 
 
 class Ancestral(Sampler):
-    """A draw from q(x_u | x_t, x̂_0); at u = t−1 this is Algorithm 25.2 (Murphy 2023; Ho et al. 2020, Algorithm 2).
+    """Samples from q(x_u | x_t, x̂_0); at u = t−1 this is Algorithm 25.2 (Murphy 2023; Ho et al. 2020, Algorithm 2).
 
     Args:
-        variance: "small" is β̃_{t|u}, the posterior's own; "large" is β_{t|u} = 1 − ᾱ_t/ᾱ_u (β_t at u = t−1); "learned"
-            is the network's (Nichol & Dhariwal 2021, Eq. 15). The last two add no noise at u = 0.
+        variance: "small" is the posterior's β̃_{t|u}; "large" is β_{t|u} = 1 − ᾱ_t/ᾱ_u (β_t at u = t−1); "learned" is the
+            network's (Nichol & Dhariwal 2021, Eq. 15). The last two add no noise at u = 0.
     """
 
     eta = 1.0
@@ -39,7 +39,7 @@ class Ancestral(Sampler):
 
 
 class Stochastic(Sampler):
-    """A solver with a share η of the reverse process's noise: 0 is deterministic, 1 is the reverse SDE."""
+    """A solver with noise level η: 0 is deterministic, 1 is the reverse SDE."""
 
     def __init__(self, num_steps: int | None = 50, *, eta: float = 0.0, **options: Unpack[Options]):
         super().__init__(num_steps, **options)
@@ -48,17 +48,17 @@ class Stochastic(Sampler):
 
 
 class DDIM(Stochastic):
-    """The family between the deterministic sampler (η = 0) and the ancestral one (η = 1) (Song et al. 2021, Eq. 12, 16)."""
+    """DDIM, from the deterministic (η = 0) to the ancestral sampler (η = 1) (Song et al. 2021, Eq. 12, 16)."""
 
     def step(self, at: Transition) -> Tensor:
         return at.step(at.here.x0, eta=self.eta)
 
 
 class DPMSolver2M(Stochastic):
-    """DPM-Solver++(2M): second order from the estimate before, at one evaluation a step (Lu et al. 2022b, Algorithm 2).
+    """DPM-Solver++(2M): second order from the previous estimate, with one evaluation per step (Lu et al. 2022b, Algorithm 2).
 
-    x̄_0 = x̂_0(t) + h/(2 h') (x̂_0(t) − x̂_0(t')), with t' the time before, h = λ_u − λ_t and h' = λ_t − λ_t'. η = 1 is its
-    SDE form (Lu et al. 2022b, section 6).
+    x̄_0 = x̂_0(t) + h/(2 h') (x̂_0(t) − x̂_0(t')), with t' the previous timestep, h = λ_u − λ_t and h' = λ_t − λ_t'. η = 1 is its
+    SDE variant (Lu et al. 2022b, section 6).
     """
 
     def step(self, at: Transition) -> Tensor:
@@ -66,7 +66,7 @@ class DPMSolver2M(Stochastic):
 
 
 class Heun(Sampler):
-    """Second order from a second evaluation, at the end of a first-order step: x̄_0 = (x̂_0(t) + x̂_0(u))/2.
+    """Second order from a second evaluation after a first-order step: x̄_0 = (x̂_0(t) + x̂_0(u))/2.
 
     The trapezoidal rule in the variables of `reverse_step` (after Karras et al. 2022, Algorithm 1); 2N − 1 evaluations.
     """
@@ -79,9 +79,9 @@ class Heun(Sampler):
 
 
 class UniPC(Sampler):
-    """UniPC of order 2 with B(h) = e^h − 1 (bh2), data prediction, at one evaluation a step (Zhao et al. 2023, Algorithms 1, 2).
+    """UniPC of order 2 with B(h) = e^h − 1 (bh2), data prediction, one evaluation per step (Zhao et al. 2023, Algorithms 1, 2).
 
-    The predictor is that of DPM-Solver++(2M); the corrector repeats the step before, with the new estimate as a third point.
+    The predictor is DPM-Solver++(2M); the corrector repeats the previous step with the new estimate as a third point.
     """
 
     def step(self, at: Transition) -> Tensor:
@@ -91,7 +91,7 @@ class UniPC(Sampler):
         return at.step(_extrapolated(at))
 
     def _interpolated(self, at: Transition) -> Tensor:
-        """x̄_0 of the step that led here: of order 1 with one point before it, of order 2 with two."""
+        """x̄_0 of the step that led here: order 1 with one previous point, order 2 with two."""
         here, before = at.here, at.past[-1]
         if len(at.past) < 2 or not _finite(at.schedule, at.past[0].t):
             return before.x0 + (here.x0 - before.x0) / 2
@@ -110,7 +110,7 @@ class UniPC(Sampler):
 
 
 def _extrapolated(at: Transition) -> Tensor:
-    """x̂_0(t) + h/(2 h') (x̂_0(t) − x̂_0(t')); x̂_0(t) itself where there is no t' or a log SNR is infinite."""
+    """x̂_0(t) + h/(2 h') (x̂_0(t) − x̂_0(t')); x̂_0(t) if there is no t' or a log SNR is infinite."""
     here = at.here
     if not at.past or not (_finite(at.schedule, at.past[-1].t) and _finite(at.schedule, at.u)):
         return here.x0

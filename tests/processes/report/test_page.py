@@ -65,7 +65,15 @@ def test_two_processes_a_job_leave_as_complete_a_report(tmp_path):
     one, two = map(compare, folders)
     assert contents_of(one) == contents_of(two)
     assert [section.heading for section in two.sections] == [
-        *("Results", "Samples", "Curves", "Error by log SNR", "Loss by quarter of t", "Schedules", "Cost"),
+        *(
+            "Results",
+            "Samples",
+            "Curves",
+            "Noise-prediction error vs. log SNR",
+            "Loss by quartile of t",
+            "Schedules",
+            "Cost",
+        ),
         "How it was made",
     ]
     assert {row[-2] for row in rows_of((folders[1] / "report.md").read_text(), "Cost")} == {"2"}

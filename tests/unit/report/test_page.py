@@ -38,9 +38,12 @@ def test_errors_by_log_snr_are_the_last_of_each_run(tmp_path, monkeypatch):
 def test_errors_by_log_snr_have_a_section_where_there_are_any(tmp_path):
     fabricate(tmp_path, 0, "prediction=v", errors={100: {"-10": 0.1, "+10": 1.0}})
     text = write_report(tmp_path)[1].read_text()
-    assert "Comparable across schedules, prediction types and losses" in text.split("## Error by log SNR\n")[1]
+    assert (
+        "Comparable across schedules, prediction types and losses"
+        in text.split("## Noise-prediction error vs. log SNR\n")[1]
+    )
     fabricate(tmp_path / "none", 0)
-    assert "Error by log SNR" not in write_report(tmp_path / "none")[1].read_text()
+    assert "Noise-prediction error vs. log SNR" not in write_report(tmp_path / "none")[1].read_text()
 
 
 @pytest.mark.parametrize(

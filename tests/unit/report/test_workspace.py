@@ -34,14 +34,14 @@ def test_the_only_axis_is_the_optimisers_step():
     assert [section["name"] for section in sections] == [
         *(
             "Loss",
-            "Loss by quarter of t",
+            "Loss by quartile of t",
             "Quality",
             "Terms of the bound",
             "Samples",
             "From noise to image",
             "Nearest training images",
         ),
-        *("Error by log SNR", "Schedule", "Optimiser", "Speed", "Report of a sweep"),
+        *("Noise-prediction error vs. log SNR", "Schedule", "Optimizer", "Speed", "Report of a sweep"),
     ]
 
 
