@@ -1,11 +1,12 @@
-"""Loss curves of 50 steps in float64: those of this checkout, and how far those of another commit are from them.
+"""Compare loss curves of 50 steps in float64 with the golden file or another commit.
 
-python benchmarks/curves.py                     prints the largest relative difference from tests/golden/curves.json, curve by curve
-python benchmarks/curves.py --against COMMIT    from those of another commit, which is checked out beside this one
+python benchmarks/curves.py                     prints each curve's largest relative difference from tests/golden/curves.json
+python benchmarks/curves.py --against COMMIT    compares with another commit instead
 python benchmarks/curves.py --write             writes tests/golden/curves.json
 
-A curve is the loss of a small network at each step of an experiment with one of the predictions: data, order, t, ε, loss, gradient, clipping and
-optimizer are the run's own. In float64 rounding differs by 1e-16 between machines, and by less than 1e-9 after 50 steps.
+A curve is the loss of a small network at each step of an experiment with one prediction type; data, order, t, ε, loss,
+gradient, clipping and optimizer are the run's own. In float64, machines differ by 1e-16 per operation and by less than
+1e-9 after 50 steps.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def names() -> list[str]:
 
 
 def curve(name: str) -> list[float]:
-    """The losses of one."""
+    """The losses of a curve."""
     experiment, prediction = name.split()
     small = [text for texts, which in SMALL.items() if experiment in which for text in texts.split()]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -84,12 +85,12 @@ def curve(name: str) -> list[float]:
 
 
 def difference(one: list[float], other: list[float]) -> float:
-    """The largest relative one."""
+    """The largest relative difference."""
     return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
 
 
 def at(commit: str) -> Mapping[str, list[float]]:
-    """The curves of another commit, by its own code and this file."""
+    """The curves of another commit, computed with its code and this file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "tree"
         subprocess.run(

@@ -1,4 +1,4 @@
-"""Samplers by steps on one digits checkpoint: Fréchet distance to the real digits in pixel space.
+"""Fréchet distance of samplers by number of steps, on one digits checkpoint, in pixel space.
 
 python benchmarks/digits_frechet.py CHECKPOINT [--steps 10 20 50] [--samplers ddim heun ...] [--images 1797]
 

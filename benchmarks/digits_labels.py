@@ -1,8 +1,8 @@
-"""Whether samples show the label that was asked for: a support vector machine, trained on the real digits, reads them.
+"""Label accuracy of conditional samples, by a support vector machine trained on the real digits.
 
 python benchmarks/digits_labels.py CHECKPOINT [--scales 0 1 2 4] [--images 1000] [--sampler ddim] [--steps 50]
 
-The checkpoint is one of `python train.py experiment=digits_conditional`. Half of the real digits train the classifier,
+The checkpoint comes from `python train.py experiment=digits_conditional`. Half of the real digits train the classifier,
 and its accuracy on the other half is printed first.
 """
 

@@ -1,4 +1,4 @@
-"""The speed of training and sampling on one device, part by part; gpu.sh runs all of them.
+"""Training and sampling speed on one device; gpu.sh runs all parts.
 
 python benchmarks/gpu.py step --network ours --how graphs --shape unet_35m --precision bf16
 python benchmarks/gpu.py run --shape unet_1m
@@ -6,9 +6,9 @@ python benchmarks/gpu.py sample --shape unet_35m
 python benchmarks/gpu.py resume
 python benchmarks/gpu.py fashion --data folder
 
-A step is forward, backward, clipping, AdamW and the average of the weights, of batches that are on the device. MFU is the network's
-operations per second, three times those of its evaluation, over the device's bfloat16 matrix product of 8192×8192. With --tiny the
-shapes are so small that a CPU runs all of it in minutes, for tests.
+A step is forward, backward, clipping, AdamW and EMA, with batches on the device. MFU is the network's FLOP/s, counting three
+times the forward pass, over the FLOP/s of an 8192×8192 bfloat16 matrix product on the device. With --tiny, shapes are small
+enough for tests on a CPU within minutes.
 """
 
 import argparse
@@ -56,7 +56,7 @@ TINY = {
 
 
 def network(name: str, kind: str, shape: dict[str, Any]) -> nn.Module:
-    """Ours, or a peer's with the arguments (x, t, y)."""
+    """Our network, or a peer's with the arguments (x, t, y)."""
     channels = shape["image"][0]
     if kind == "ours":
         if name == "dit_s":
@@ -96,7 +96,7 @@ class _Called(nn.Module):
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, least: float) -> tuple[float, float]:
-    """Seconds of a call by the wall, and of the host alone, over at least so many seconds."""
+    """Wall and host seconds per call, measured over at least `least` seconds."""
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for _ in range(3):
         run()
@@ -122,7 +122,7 @@ def step(a: argparse.Namespace) -> None:
     if a.how == "compile":
         compile_blocks(net, device)
     module = DDPM(Denoiser(net, schedules.linear()), Loss(), torch.optim.AdamW).to(device).train()
-    if a.how == "graphs":  # on a CPU it falls back to none
+    if a.how == "graphs":  # falls back to no graph on a CPU
         graph_training(module, Trainer(accelerator=device.type, devices=1, logger=False, enable_checkpointing=False))
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     weights = [p.detach() for p in module.parameters()]
@@ -171,7 +171,7 @@ def train(folder: Path, a: argparse.Namespace, *overrides: str) -> list[dict[str
 
 
 def run(a: argparse.Namespace) -> None:
-    """The same through train.py, with all its callbacks."""
+    """Training step speed through train.py, with all callbacks."""
     batch, steps = (16, 40) if a.tiny else (SHAPES[a.shape]["batch"], 300)
     model = {"unet_1m": "unet_small", "unet_35m": "unet_ddpm", "dit_s": "dit_s"}.get(a.shape, "unet_ddpm_256")
     channels, height, width = SHAPES[a.shape]["image"]
@@ -192,7 +192,7 @@ def run(a: argparse.Namespace) -> None:
 
 
 def sample(a: argparse.Namespace) -> None:
-    """Network evaluations per second in sampling."""
+    """Network evaluations per second when sampling."""
     device, shape = torch.device(a.device), TINY if a.tiny else SHAPES[a.shape]
     torch.set_float32_matmul_precision("high")
     sampler = DDIM(10)
@@ -213,7 +213,7 @@ def sample(a: argparse.Namespace) -> None:
 
 
 def resume(a: argparse.Namespace) -> None:
-    """A run that is stopped half-way and resumed, against one that is not: weights and averages, bit by bit."""
+    """Compare a resumed run with an uninterrupted one: weights and EMA must be bit-identical."""
     quick = [
         "trainer.deterministic=true",
         "callbacks.checkpoint.every_n_train_steps=20",
@@ -237,7 +237,7 @@ def resume(a: argparse.Namespace) -> None:
 
 
 def fashion(a: argparse.Namespace) -> None:
-    """Fashion-MNIST: train for some minutes, sample, and measure FID with the fixed classifier."""
+    """Train on Fashion-MNIST for some minutes, sample, and measure FID with the fixed classifier."""
     with tempfile.TemporaryDirectory() as name:
         folder, minutes = Path(name) / "run", 0.1 if a.tiny else a.minutes
         started = time.perf_counter()

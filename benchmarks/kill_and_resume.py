@@ -1,15 +1,15 @@
-"""Kill a run again and again, resume it each time, and compare it with one that was left alone, to the bit.
+"""Kill and resume a run repeatedly; it must be bit-identical to an uninterrupted run.
 
 python benchmarks/kill_and_resume.py [--kills 20] [--processes 1] [--odd] [--in-save] [--victim main] [--seed 0]
 python benchmarks/kill_and_resume.py --others [--kills 20] [--seed 0]
 
-Each kill is a SIGKILL to the main process, or to another one, at a random moment after training has
-begun, or gone on: in mid-epoch, while validating,
-sampling or saving. Half of the kills meet a run with gradient accumulation. With --in-save the kills wait for the file that a
-checkpoint is written to. After each kill all checkpoints of the folder must load. Weights raw and averaged, optimizer and
-learning rate, Lightning's loops and the rows of metrics.csv, timings apart, must be equal at the end; nothing may go on running.
-With --odd the runs draw t by importance, read streams, measure FID or are compiled, in turn. With --others an evaluation, the training of
-its classifier and a report are killed and started again, and must leave the same files as ones that were left alone.
+Each kill is a SIGKILL to the main process, or to another one, at a random time after training has started or resumed:
+mid-epoch, or while validating, sampling or saving. Half of the kills hit a run with gradient accumulation. With --in-save
+they wait for a checkpoint's temporary file. After each kill all checkpoints in the folder must load. At the end raw and
+EMA weights, optimizer, learning rate, Lightning's loops and metrics.csv (except timings) must be equal, and no process
+may keep running. With --odd the runs use importance sampling, streams, FID and compilation in turn. With --others an
+evaluation, the training of its classifier and a report are killed and restarted, and must write the same files as
+uninterrupted ones.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def start(cwd: Path, *command: str, log: Path) -> "subprocess.Popen[bytes]":
 
 
 def still_running(cwd: Path) -> list[int]:
-    """Processes whose command line names the folder, zombies apart."""
+    """Processes whose command line names the folder, except zombies."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -91,15 +91,15 @@ def still_running(cwd: Path) -> list[int]:
 
 
 def has_saved(folder: Path, since: float) -> bool:
-    """Whether a checkpoint has been written since then: training goes on."""
+    """Whether a checkpoint has been written since then, so that training is running."""
     try:
         return any(path.stat().st_mtime > since for path in (folder / "checkpoints").glob("step_*.ckpt"))
     except FileNotFoundError:
-        return True  # an old one has just been removed
+        return True  # an old checkpoint has just been removed
 
 
 def children_of(pid: int) -> list[int]:
-    """The training processes that this one started."""
+    """The training processes started by a process."""
     found = []
     for path in Path("/proc").glob("[0-9]*/status"):
         text = path.read_text()
@@ -130,7 +130,7 @@ def differences(one: Path, two: Path) -> list[str]:
 
 
 def loads(folder: Path) -> bool | None:
-    """Whether all of the folder's checkpoints load; None where the first save of all was cut short, so that there is none yet."""
+    """Whether all checkpoints in the folder load; None if the first save was interrupted, so that there is none yet."""
     found = list((folder / "checkpoints").glob("*.ckpt"))
     for path in found:
         try:
@@ -144,7 +144,7 @@ def loads(folder: Path) -> bool | None:
 def until_killed(
     cwd: Path, folder: Path, overrides: list[str], chance: random.Random, in_save: bool, victim: str
 ) -> bool:
-    """Start or resume the run and kill it; whether it was faster than its end."""
+    """Start or resume the run and kill it; whether the kill came before its end."""
     log = cwd / "log.txt"
     resume = ["resume=auto", f"hydra.run.dir={folder}"] if (folder / "config.yaml").exists() else overrides
     begun = time.time()
@@ -216,7 +216,7 @@ def compare(
         if train(cwd, *common, f"hydra.run.dir={whole}", log=cwd / "whole.txt").wait():
             raise SystemExit((cwd / "whole.txt").read_text())
         done, rounds, none_yet = 0, 0, 0
-        while done < kills:  # should a run end before its kills are spent, another one takes the rest
+        while done < kills:  # if a run ends before all kills, another run takes the rest
             rounds += 1
             broken = cwd / f"broken_{rounds}"
             begin = [*common, f"hydra.run.dir={broken}"]
@@ -246,7 +246,7 @@ def compare(
 
 
 def compare_others(kills: int, chance: random.Random) -> None:
-    """An evaluation with its classifier, and a report: killed at random moments, and started until they end."""
+    """Kill an evaluation with its classifier, and a report, at random times, and restart them until they finish."""
     with tempfile.TemporaryDirectory() as name:
         cwd = Path(name)
         if train(cwd, *OPTIONS, "trainer=cpu", f"hydra.run.dir={cwd / 'run'}", log=cwd / "log.txt").wait():
@@ -279,7 +279,7 @@ def compare_others(kills: int, chance: random.Random) -> None:
                     process = start(cwd, *command, log=cwd / "log.txt")
                     try:
                         process.wait(timeout=chance.uniform(2, seconds))
-                        break  # it was faster than its end
+                        break  # killed before its end
                     except subprocess.TimeoutExpired:
                         process.kill()
                         process.wait()
@@ -298,12 +298,12 @@ def compare_others(kills: int, chance: random.Random) -> None:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What the files below a folder hold, without times; half a file's name begins with a dot."""
+    """The contents of the files below a folder, without times; incomplete files begin with a dot."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")) if folder.exists() else []:
         name = str(path.relative_to(folder))
         if not path.is_file() or path.name == ".lock" or "samples_" in path.parts[-2] or path.suffix == ".log":
-            continue  # samples' shards hold how long they took
+            continue  # shards of samples hold timings
         content: Any = path.read_bytes()
         if path.name.startswith("evaluation"):
             content = {**json.loads(content), "timing": None}

@@ -1,11 +1,11 @@
-"""What Lightning, the default callbacks and the logger add to a training step, over a bare loop of the same module.
+"""The overhead of Lightning, default callbacks and logger per training step, compared with a bare loop.
 
 python benchmarks/lightning_overhead.py [--shape small] [--rounds 5] [--steps 60] [--trainer auto]
 
-Of the shape "small" the network is unet_small at 28×28, batch 64; of "dispatch" it has some 300 tensors of eight channels at 8×8, batch
-8, so that what is timed is Python's calls. Both train on the digits, resized. Each round times the two in turn, in processes of their own: the
-bare loop takes its batches from the same loader and the same optimizer steps, with clipping and the average of the weights. Of a run the steps
-between the first and the last log line count, without the figures, checkpoints and validation that come every 500 steps.
+Shape "small" is unet_small at 28×28, batch 64; "dispatch" has about 300 tensors of eight channels at 8×8, batch 8, so that
+Python calls dominate. Both train on the resized digits. Each round times both in turn, in separate processes: the bare
+loop uses the same loader and optimizer steps, with clipping and EMA. A run is timed between its first and last log line,
+without the figures, checkpoints and validation every 500 steps.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SHAPES = {
 
 
 def bare(steps: int, shape: str) -> float:
-    """Seconds per step of a loop with nothing in it but the module."""
+    """Seconds per step of a bare loop with the module."""
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     with initialize("../conf", version_base="1.3"):
@@ -62,7 +62,7 @@ def bare(steps: int, shape: str) -> float:
 
 
 def whole(steps: int, trainer: str, shape: str) -> float:
-    """Seconds per step of a run of train.py, between two log lines."""
+    """Seconds per step of train.py, between two log lines."""
     third = steps // 3
     with tempfile.TemporaryDirectory() as folder:
         options = [

@@ -1,9 +1,9 @@
-"""Resident memory over a long run: after 200 steps and grids, and after 2,000.
+"""Resident memory of a long run, after 200 and 2,000 steps and grids.
 
 python benchmarks/memory.py [--steps 2000] [--grid-every 10]
 
-A tiny network on the digits, a grid drawn every ten steps, a checkpoint every fifty, validation every hundred; the run's own
-process says what it holds, as Linux counts it.
+A tiny network on the digits, with a grid every 10 steps, a checkpoint every 50 and validation every 100; the run's process
+reports its memory, as counted by Linux.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from ddpm_lightning.runs import build, train
 
 
 def resident() -> float:
-    """MiB."""
+    """Resident memory in MiB."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:")) / 1024
 
 
 class Watch(Callback):
-    """Notes the memory every 200 steps."""
+    """Records the memory every 200 steps."""
 
     seen: dict[int, float] = {}  # noqa: RUF012
 

@@ -1,9 +1,9 @@
-"""Processes against threads: images per second of two processes with one thread each and of one with two, and losses of 1, 2 and 4.
+"""Processes vs. threads: images per second of 2 processes with 1 thread and of 1 process with 2, and losses of 1, 2 and 4 processes.
 
 python benchmarks/processes.py [--rounds 3] [--steps 60] [--loss-steps 300]
 
-Throughput: unet_small at 28×28, a global batch of 64, alternating; of a run the images per second of its last log line count, as
-TrainingMetrics measures them: without validation and pictures. Losses: the default digits run, cut short, at one global batch of 64.
+Throughput: unet_small at 28×28 with a global batch of 64, alternating; the images per second are those of a run's last log
+line, without validation and figures. Losses: a shortened default digits run with a global batch of 64.
 """
 
 import argparse
@@ -26,7 +26,7 @@ QUIET = [
 
 
 def run(processes: int, threads: int, *overrides: str) -> list[dict[str, str]]:
-    """The rows of metrics.csv of a run."""
+    """The rows of a run's metrics.csv."""
     with tempfile.TemporaryDirectory() as folder:
         options = [f"hydra.run.dir={folder}/run", f"trainer.devices={processes}", f"data.batch_size={64 // processes}"]
         env = {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -1,9 +1,9 @@
-"""Sampling with our samplers and network and with diffusers' pipeline of the same weights, alternating in one run.
+"""Sampling speed of our sampler and network vs. diffusers' pipeline with the same weights, alternating in one run.
 
 python benchmarks/sampling.py [--rounds 5] [--images 32] [--steps 10]
 
-A random U-Net of unet_small's shape at 28×28 is exported to a folder of diffusers; both draw with DDIM from the same noise, and their
-images are compared before anything is timed.
+A random U-Net of unet_small's shape at 28×28 is exported to diffusers; both sample with DDIM from the same noise, and their
+images are compared before timing.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
             x = scheduler.step(unet(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
         return x
 
-    print(f"largest difference of a pixel: {(ours() - theirs()).abs().max():.1e}")
+    print(f"largest pixel difference: {(ours() - theirs()).abs().max():.1e}")
     runs: dict[str, Callable[[], Tensor]] = {"ddpm_lightning": ours, "diffusers": theirs}
     took: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.rounds):

@@ -1,10 +1,10 @@
-"""Memory and speed of the data alone: a stream of shards, the same images in memory, and torch's own loader over them.
+"""Memory and speed of data loading: a stream of shards, the same images in memory, and torch's own loader.
 
 python benchmarks/streaming.py [--images 50000] [--workers 2] [--rounds 3]
 
-The images are 32×32 JPEGs in shards of a thousand, written to a temporary folder. Each measurement is a fresh process that takes so
-many images in batches of 64, as many from the small set as from the large. The memory is the highest proportional set size of
-that process and its workers together, after the first tenth. There is no network: nothing else runs.
+The images are 32×32 JPEGs in shards of 1,000, written to a temporary folder. Each measurement is a new process that loads
+the same number of images in batches of 64 from the small and the large dataset, without a network. Memory is the peak
+proportional set size of the process and its workers, after the first tenth.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def write(folder: Path, images: int) -> None:
 
 
 def memory() -> float:
-    """MiB of this process and all below it."""
+    """Memory in MiB of this process and its children."""
     below, parents = {os.getpid()}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -68,7 +68,7 @@ def endless(loader):
 
 
 def loader(kind: str, folder: str, images: int, workers: int):
-    # Not at the top, which a worker imports too: as in train.py.
+    # Not at the top, which workers import too, as in train.py.
     from ddpm_lightning.data.datamodule import ImageDataModule
     from ddpm_lightning.data.loaders import ImageSet
     from ddpm_lightning.data.streams import Stream

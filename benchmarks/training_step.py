@@ -1,12 +1,12 @@
-"""One training step (forward, backward, Adam) of our U-Net and of its peers' at the same shape, alternating in one run.
+"""Training step time (forward, backward, Adam) of our U-Net and peers at the same shape, alternating in one run.
 
 python benchmarks/training_step.py [--shape small cifar10] [--rounds 5] [--device cpu] [--precision fp32]
 
-Each network has a process of its own, set up as its own project does: ours keeps freed memory, as train.py does, and has the fused
-Adam. Each round times them in turn, so that whatever else the machine does meets all of them; medians over the rounds are
-printed, with the spread of the ratios. FLOP are counted by `torch.utils.flop_counter`, and compared with a large float32
-matmul, timed in the same rounds. denoising-diffusion-pytorch has no network of exactly these shapes: its
-own is the nearest, with linear attention at the levels that have none here. Needs `pip install -e ".[test,benchmarks]"`.
+Each network runs in a separate process, set up as in its own project: ours keeps freed memory, like train.py, and uses
+fused Adam. Each round times them in turn, so that other load affects all of them; prints medians over the rounds and the
+spread of the ratios. FLOP are counted by `torch.utils.flop_counter` and compared with a large float32 matmul, timed in the
+same rounds. denoising-diffusion-pytorch has no network of exactly these shapes: the closest one has linear attention at
+the levels without attention here. Requires `pip install -e ".[test,benchmarks]"`.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def seconds(run: Callable[[], object], repeats: int, device: torch.device) -> fl
 
 
 def work(pipe: Connection, name: str, shape_name: str, arguments: argparse.Namespace) -> None:
-    """One network in a process of its own: a number of steps comes in, seconds per step go out."""
+    """Time one network in its own process: receives a number of steps, and sends seconds per step."""
     device, shape = torch.device(arguments.device), SHAPES[shape_name]
     if name.startswith("ddpm_lightning") or arguments.same_memory:
         keep_freed_memory()  # as train.py does
@@ -130,7 +130,7 @@ def work(pipe: Connection, name: str, shape_name: str, arguments: argparse.Names
     model = NETWORKS[name](shape)
     if name.endswith("compiled"):
         model.compile()
-    # Each with the Adam that its own project trains with: ours is the fused one, theirs the plain one.
+    # Each with its own project's Adam: ours is fused, theirs is not.
     run = steps_of(model, shape, device, arguments.precision, fused=name.startswith("ddpm_lightning"))
     seconds(run, 3, device)
     flops = 0

@@ -1,4 +1,4 @@
-"""Config to objects, checkpoint to denoiser, and the run folder that lies between them."""
+"""Build runs from configs, and load denoisers from checkpoints."""
 
 from ddpm_lightning.runs.loading import load_checkpoint, load_denoiser, newest_checkpoint
 from ddpm_lightning.runs.sampling import sample

@@ -1,4 +1,4 @@
-"""A config to a run: its module, data, callbacks and trainer, built and tried before anything is written."""
+"""Build a run from a config, and validate it before anything is written."""
 
 import logging
 import warnings
@@ -48,24 +48,24 @@ from ddpm_lightning.sharding import FSDP2
 
 __all__ = ["Run", "build_module", "build_run"]
 
-_CONDITIONS = 64  # of held-out images, with which figures are sampled in turn
+_CONDITIONS = 64  # number of held-out images whose conditions the figures cycle through
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that a training needs."""
+    """The parts of a training run."""
 
     folder: Path
     point: ResumePoint | None
     module: DDPM
     data: ImageDataModule
-    condition: Condition | None  # of the figures, where it is not labels
+    condition: Condition | None  # of the figures, unless labels
     csv: CSVLogger
     loggers: list[Logger]
     callbacks: list[Callback]
     record: StoreRun
     trainer: Trainer
-    estimate: Estimate | None  # of what it will take, where that was tried
+    estimate: Estimate | None  # of time and memory, if measured
 
     @cached_property
     def parameters(self) -> int:
@@ -74,17 +74,17 @@ class Run:
 
 
 def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
-    """Build a run's parts; what is wrong with the data, too, is found here.
+    """Build a run's parts, and validate its data.
 
     Args:
-        config: checked.
+        config: the checked config.
         point: where the run resumes from; None for a new one.
 
     Raises:
-        UserError: for what the parts refuse, or that do not go together.
+        UserError: for invalid or incompatible parts.
     """
     _quieten()
-    torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; the CPU keeps float32
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs; CPUs keep float32
     seed_everything(config.seed, workers=True, verbose=False)
     module, sampler = _build_parts(config)
     data: ImageDataModule = build("data", _data_config(config, point))
@@ -95,7 +95,7 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     check_features(config, data.source)
     if config.data.num_classes is not None and data.source.classes:
         with open_dict(config.data):
-            config.data.class_names = [*data.source.classes]  # part of the run: labels=[...] may name them
+            config.data.class_names = [*data.source.classes]  # saved with the run, since labels=[...] may name them
     if point is not None:
         point.check(module, data.source.fingerprint)
     folder, condition = Path(str(config.run_dir)), data.source.conditions(_CONDITIONS)
@@ -120,13 +120,13 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
 
 
 def build_module(config: DictConfig) -> DDPM:
-    """The LightningModule; schedule, sampler and network are tried on each other before anything is trained."""
+    """Build the LightningModule, and check that schedule, sampler and network are compatible."""
     return _build_parts(config)[0]
 
 
 def _build_parts(config: DictConfig) -> tuple[DDPM, Sampler]:
     """The module, and the sampler of its figures."""
-    warn_of_signal(build("schedule", config.schedule))  # by itself, so that its errors name it
+    warn_of_signal(build("schedule", config.schedule))  # separately, so that errors name it
     check_memory(config.model)
     denoiser: Denoiser = build("denoiser", config.denoiser)
     Guided(denoiser, config.guidance_scale)
@@ -134,7 +134,7 @@ def _build_parts(config: DictConfig) -> tuple[DDPM, Sampler]:
     times_of(sampler, denoiser)
     try_shapes(config.data, denoiser)
     loss = build("loss", config.loss)
-    # A fused optimizer takes the loss's scale out by itself, and Lightning could not clip in between.
+    # A fused optimizer unscales the gradients itself, so they could not be clipped in between.
     unfused = {"fused": False} if config.trainer.precision == "16-mixed" and "fused" in config.optimizer else {}
     optimizer = build("optimizer", config.optimizer, **unfused)
     lr_scheduler = build("lr_scheduler", config.lr_scheduler)
@@ -171,10 +171,10 @@ def _build_trainer(config: DictConfig, callbacks: list[Callback], folder: Path) 
 
 
 def _try_steps(config: DictConfig, module: DDPM, data: ImageDataModule, trainer: Trainer) -> Estimate | None:
-    """What a batch takes, tried by one process; `data.batch_size=auto` becomes a number.
+    """Measure the time and memory of a batch in one process; sets `data.batch_size=auto` to a number.
 
     Raises:
-        UserError: for a batch that does not fit, and where several processes would each choose one.
+        UserError: for a batch that does not fit in memory, or `auto` with several processes.
     """
     device = trainer.strategy.root_device
     if uses_graphs(config.compile, device):
@@ -194,32 +194,32 @@ def _try_steps(config: DictConfig, module: DDPM, data: ImageDataModule, trainer:
         if config.data.batch_size == "auto":
             data.batch_size = config.data.batch_size = automatic_batch_size(trial, data.source.num_images("train"))
         return trial.estimate(config.data.batch_size)
-    except Exception as error:  # of a part of one's own; what is wrong with it is seen in training
+    except Exception as error:  # raised by a custom part; training will show it
         hint = f"the network cannot be tried before the run ({brief(error)})"
         require("data.batch_size", config.data.batch_size, "1..", hint=hint)
         return None
 
 
 def _flops(module: DDPM, config: DictConfig, condition: Condition | None) -> int | None:
-    """Of a training step for each image; None for a network that cannot say."""
+    """FLOP of a training step per image; None if they cannot be counted."""
     y = torch.zeros(1, dtype=torch.long) if config.data.num_classes is not None else None
     if condition is not None:
         y = map_condition(lambda rows: rows[:1], condition)
     try:
         return training_flops(module.denoiser.model, (config.data.channels, *config.data.image_size), y)
-    except Exception:  # of a network of one's own, which does what it wants
+    except Exception:  # a custom network may raise anything
         return None
 
 
 def _data_config(config: DictConfig, point: ResumePoint | None) -> DictConfig:
-    """The data's part of the config; what a folder says, and nobody has typed, is no place to download to."""
+    """The data config; downloads are disabled to a folder that comes from a checkpoint and was not typed."""
     if point is None or any(key.startswith("data") for key in point.typed):
         return config.data
     return OmegaConf.create(without_download(plain(config.data)))
 
 
 def _begin_with(module: DDPM, path: Path) -> None:
-    """Fine-tuning: another model's averaged weights in place of the initial ones."""
+    """Initialize from another model's EMA weights, for fine-tuning."""
     model, theirs = module.denoiser.model, load_model(path, key="init_from")[0].model.state_dict()
     if wrong := differing(model.state_dict(), theirs):
         raise UserError(
@@ -229,13 +229,13 @@ def _begin_with(module: DDPM, path: Path) -> None:
 
 
 def _overrides(point: ResumePoint | None) -> list[str]:
-    """What was typed for this run, from its start on; what its record could not put on the command line again, too."""
+    """All overrides typed for this run since its start, including those that cannot be replayed."""
     record = [] if point is None else [*map(str, point.overrides)]
     return [*record, *(text for text in typed_behind(record) if not text.startswith(("resume=", "run_dir=")))]
 
 
 def _quieten() -> None:
-    """Silence what Lightning says that a user can do nothing about."""
+    """Silence Lightning's messages that users cannot act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.profilers").setLevel(

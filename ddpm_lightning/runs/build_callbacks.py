@@ -1,4 +1,4 @@
-"""The callbacks that a config names, each handed what it asks for."""
+"""Build the config's callbacks with the arguments that they require."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from ddpm_lightning.samplers import Sampler
 
 __all__ = ["build_callbacks", "first"]
 
-# Called once in each step, for every callback.
+# Called at every step, for every callback.
 _STEP_HOOKS = (
     "on_train_batch_start",
     "on_train_batch_end",
@@ -25,20 +25,20 @@ _STEP_HOOKS = (
     "on_after_backward",
     "on_before_optimizer_step",
 )
-_OURS_ALONE = ("ema", "loss_guard", "stop_signals", "stopwatch")  # which nobody else has a default for
+_OURS_ALONE = ("ema", "loss_guard", "stop_signals", "stopwatch")  # never overridden by other callbacks' defaults
 
 
 def build_callbacks(config: DictConfig, sampler: Sampler, data: Mapping[str, Any] | None = None) -> list[Callback]:
-    """The callbacks in the order that they need: the average first, the checkpoint that a run resumes from last.
+    """Build the callbacks in the required order: the EMA first, the checkpoint to resume from last.
 
-    A callback is handed each of `sampler`, `shape`, `num_classes`, `condition`, `flops_per_image`, `ema`, `loss_guard`, `stopwatch` and
-    `stop_signals` that its constructor has a parameter for, where the config does not say otherwise. A class that is not ours
-    keeps its own defaults of the first five.
+    A callback is passed each of `sampler`, `shape`, `num_classes`, `condition`, `flops_per_image`, `ema`, `loss_guard`, `stopwatch`
+    and `stop_signals` that its constructor has a parameter for, unless the config sets it. Classes from other packages keep
+    their own defaults for the first five.
 
     Args:
-        config: the run's.
-        sampler: of the figures.
-        data: what is known of the data by now: `condition`, the figures' conditions where they are not labels, and `flops_per_image`.
+        config: the run's config.
+        sampler: the figures' sampler.
+        data: the figures' `condition`, unless labels, and `flops_per_image`, if known.
     """
     handed: dict[str, Any] = {
         "sampler": sampler,
@@ -48,7 +48,7 @@ def build_callbacks(config: DictConfig, sampler: Sampler, data: Mapping[str, Any
         "stopwatch": Stopwatch(),
         **{name: value for name, value in (data or {}).items() if value is not None},
     }
-    # An experiment may set something of a callback that is not chosen.
+    # An experiment may set options of a callback that is not selected.
     nodes = {name: node for name, node in config.callbacks.items() if node is not None and "_target_" in node}
     built: dict[str, Callback] = {}
     for name in sorted(nodes, key=lambda name: [not _is(nodes[name], kind) for kind in (EMA, LossGuard)]):
@@ -65,12 +65,12 @@ def build_callbacks(config: DictConfig, sampler: Sampler, data: Mapping[str, Any
 
 
 def first(callbacks: Iterable[Callback], kind: type) -> Any:
-    """The first of the callbacks that is of a class; None where none is."""
+    """The first callback of a class; None if there is none."""
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def _without_empty_hooks(callback: Callback) -> Callback:
-    """The callback, whose hooks of a step that do nothing are not called: Lightning leaves out what is None."""
+    """Disable a callback's empty step hooks by setting them to None, which Lightning skips."""
     for name in _STEP_HOOKS:
         if name not in vars(callback) and getattr(type(callback), name) is getattr(Callback, name):
             setattr(callback, name, None)
@@ -83,7 +83,7 @@ def _is(node: DictConfig, kind: type) -> bool:
 
 
 def _asked_for(node: DictConfig, handed: Mapping[str, Any]) -> dict[str, Any]:
-    """What a callback's constructor has parameters for, those that it passes on to its base classes included."""
+    """The arguments that a callback's constructor, or those of its base classes, have parameters for."""
     found, names = _target(node), set[str]()
     for cls in found.__mro__ if isinstance(found, type) else ():
         if "__init__" in vars(cls):
@@ -98,5 +98,5 @@ def _asked_for(node: DictConfig, handed: Mapping[str, Any]) -> dict[str, Any]:
 def _target(node: DictConfig) -> Any:
     try:
         return get_object(node["_target_"])
-    except Exception:  # of a name that cannot be imported
+    except Exception:  # the name cannot be imported
         return None

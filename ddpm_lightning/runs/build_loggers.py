@@ -1,4 +1,4 @@
-"""The loggers that a config names, W&B's with its run's id, name and tags."""
+"""Build the config's loggers, W&B's with its run ID, name and tags."""
 
 import secrets
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from ddpm_lightning.runs.roles import WANDB
 
 __all__ = ["build_loggers", "keep_wandb_id", "sweep_name"]
 
-WANDB_ID = "wandb/run_id"  # in a run folder
-TAGGED = ("experiment", "data", "model", "schedule", "loss")  # groups that runs are told apart by in W&B
+WANDB_ID = "wandb/run_id"  # in the run folder
+TAGGED = ("experiment", "data", "model", "schedule", "loss")  # config groups that become tags in W&B
 
 
 def build_loggers(nodes: DictConfig, run_dir: Path, *, tagged: bool = True) -> list[Logger]:
-    """The loggers; W&B's with what was chosen as tags.
+    """Build the loggers; W&B's with the selected config groups as tags.
 
     Args:
         nodes: the config's `logger`.
-        run_dir: the run's folder.
-        tagged: whether the config groups that were chosen become tags.
+        run_dir: the run folder.
+        tagged: whether to tag the run with its selected config groups.
     """
     loggers: list[Logger] = []
     for name in map(str, nodes):
@@ -49,12 +49,12 @@ def build_loggers(nodes: DictConfig, run_dir: Path, *, tagged: bool = True) -> l
 
 
 def sweep_name(run_dir: Path) -> str:
-    """The name of a sweep, which W&B groups its runs by, from one of its jobs' folders: the last two parts of the sweep's own."""
+    """A sweep's name and W&B group, from the folder of one of its jobs: the last two parts of the sweep's path."""
     return "_".join(run_dir.parts[-3:-1])
 
 
 def _wandb_id(run_dir: Path) -> str | None:
-    """The W&B run's id: the one that the run folder keeps, or a new one; None on other ranks than the first."""
+    """The W&B run ID saved in the run folder, or a new one; None on ranks other than zero."""
     with suppress(OSError):
         return (run_dir / WANDB_ID).read_text()
     return secrets.token_hex(4) if rank_zero_only.rank == 0 else None
@@ -62,7 +62,7 @@ def _wandb_id(run_dir: Path) -> str | None:
 
 @rank_zero_only
 def keep_wandb_id(run_dir: Path, loggers: Sequence[Logger]) -> None:
-    """Keep the W&B run's id in the run's folder, so that a resumed run is the same one; where it cannot be written, it is not kept."""
+    """Save the W&B run ID in the run folder, if possible, so that a resumed run continues the same W&B run."""
     file = run_dir / WANDB_ID
     for id in [logger.version for logger in loggers if isinstance(logger, WandbLogger) and logger.version]:
         with suppress(OSError):
@@ -73,7 +73,7 @@ def keep_wandb_id(run_dir: Path, loggers: Sequence[Logger]) -> None:
 
 
 def _choices() -> list[str]:
-    """What was chosen of the groups that runs are told apart by, as tags of at most 64 characters, which is W&B's limit."""
+    """The selected config groups as tags, cut at W&B's limit of 64 characters."""
     if not HydraConfig.initialized():
         return []
     chosen = HydraConfig.get().runtime.choices

@@ -1,4 +1,4 @@
-"""Two configs of one run compared: what was typed when it was resumed, and what may not change."""
+"""Compare the configs of a resumed run: apply typed changes, and refuse invalid ones."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ __all__ = [
     "without_handed",
 ]
 
-# What the weights, the optimizer's state and the held-out images stand or fall with.
+# Keys that the weights, the optimizer state and the validation split depend on.
 _FIXED = {
     "optimizer": "the checkpoint holds its state",
     "lr_scheduler": "the checkpoint holds its state",
@@ -38,7 +38,14 @@ _FIXED = {
     "data.val_fraction": "images that the run was trained on would be held out",
     "data.seed": "images that the run was trained on would be held out",
 }
-_FREE = ("condition", "workers", "sizes", "max_damaged", "fused", "foreach")  # how something is read or computed
+_FREE = (
+    "condition",
+    "workers",
+    "sizes",
+    "max_damaged",
+    "fused",
+    "foreach",
+)  # only affect how data are read or computed
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -47,7 +54,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def moved(node: Any, old: str, new: str) -> Any:
-    """The config with its paths at and below the folder `old` put below `new`: it may have been moved."""
+    """The config with paths below the folder `old` moved to `new`, for a moved run folder."""
     if isinstance(node, dict):
         return {key: moved(child, old, new) for key, child in node.items()}
     if isinstance(node, list):
@@ -57,7 +64,7 @@ def moved(node: Any, old: str, new: str) -> Any:
 
 
 def without_handed(config: dict[str, Any]) -> dict[str, Any]:
-    """The config whose callbacks are handed the run's own sampler, shape and classes, where earlier versions wrote them to each."""
+    """The config without the sampler, shape and classes of callbacks, which earlier versions saved for each."""
     data = config.get("data")
     own = {"sampler": config.get("sampler")}
     if isinstance(data, dict) and isinstance(data.get("image_size"), list):
@@ -73,7 +80,7 @@ def without_handed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def typed_behind(record: Sequence[str]) -> list[str]:
-    """This start's overrides without those that its run's record has put before them."""
+    """The overrides typed now, without those replayed from the run's record."""
     typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     for text in record:
         typed = typed[1:] if typed and typed[0].lstrip("+") == text.lstrip("+") else typed
@@ -81,9 +88,9 @@ def typed_behind(record: Sequence[str]) -> list[str]:
 
 
 def as_replayed(composed: dict[str, Any], held: Mapping[str, Any], replayed: Sequence[str]) -> dict[str, Any]:
-    """The config as it is composed today of the replayed overrides, with the checkpoint's value under each key that was typed behind them.
+    """The config composed from the replayed overrides, with the checkpoint's value for each key typed after them.
 
-    What an override changes is then told by the checkpoint's own value, of whatever it was made.
+    An override is then compared with the checkpoint's own value, wherever that came from.
     """
     for text in typed_behind(replayed):
         key = text.lstrip("+~").partition("=")[0].replace("/", ".")
@@ -95,10 +102,10 @@ def as_replayed(composed: dict[str, Any], held: Mapping[str, Any], replayed: Seq
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to change what the weights and the optimizer's state stand or fall with.
+    """Refuse changes that would invalidate the weights, the optimizer state or the validation split.
 
     Raises:
-        UserError: that names the key.
+        UserError: naming the key.
     """
     for key, why in _FIXED.items():
         old, new = (_at(config, key) for config in (before, now))
@@ -111,7 +118,7 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
 
 
 def change(held: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Make to `held` the changes that lead from `before` to `now`, and give the dotted keys of what was put in."""
+    """Apply the changes from `before` to `now` to `held`, and yield the dotted keys of new values."""
     for key in {*before, *now} - {"resume", "run_dir"}:
         old, new, inside = before.get(key), now.get(key), held.get(key)
         if old == new and (key in before) == (key in now):
@@ -126,7 +133,7 @@ def change(held: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, An
 
 
 def differing_values(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The keys that both have, with their values where these are not the same."""
+    """The common keys with different values, and these values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() & new.keys()):
             yield from differing_values(old[name], new[name], f"{key}.{name}".lstrip("."))

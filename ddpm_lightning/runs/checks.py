@@ -1,4 +1,4 @@
-"""What only a whole config knows, checked before anything is built of it."""
+"""Checks of a whole config, before anything is built."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from ddpm_lightning.runs.schema import Training, check_types
 
 __all__ = ["check_config"]
 
-# What kind of data some parts are for, and what to choose for the other.
+# The kinds of data that parts support, and the alternative for other data.
 _MADE_FOR = {
     "ddpm_lightning.models.UNet": (("images", "arrays"), "model=mlp"),
     "ddpm_lightning.models.DiT": (("images", "arrays"), "model=mlp"),
@@ -28,10 +28,10 @@ _MADE_FOR = {
 
 
 def check_config(config: DictConfig) -> None:
-    """Refuse what only the whole config can tell, and what Lightning and PyTorch would take and mean something else by.
+    """Refuse incompatible settings, and values that Lightning and PyTorch would misinterpret.
 
     Raises:
-        UserError: that names the key, its value and the fix.
+        UserError: naming the key, its value and the fix.
     """
     _refuse_missing({f"data.{key}" for key in ("channels", "image_size") if OmegaConf.is_missing(config.data, key)})
     require("data.channels", config.data.channels, "1..4096")
@@ -57,7 +57,7 @@ def check_config(config: DictConfig) -> None:
         if key in config.optimizer:
             require(f"optimizer.{key}", config.optimizer[key], interval)
     rates = config.lr_scheduler
-    if "start_factor" in rates or rates.get("total_iters", 0) != 0:  # a warm-up of no steps would stay at its start
+    if "start_factor" in rates or rates.get("total_iters", 0) != 0:  # a warm-up of 0 steps would never end
         require("lr_scheduler.total_iters", rates.get("total_iters"), "1..100000000")
     _check_strangers(config)
     _check_metric(config)
@@ -93,7 +93,7 @@ def _check_metric(config: DictConfig) -> None:
     hint = "callbacks=fid measures val/fid and val/kid"
     require_one_of("optimized_metric", config.optimized_metric, measured, hint=hint)
     parts = [node for node in config.callbacks.values() if isinstance(node, DictConfig)]
-    if all(str(node.get("_target_")).startswith("ddpm_lightning.") for node in parts):  # others may measure more
+    if all(str(node.get("_target_")).startswith("ddpm_lightning.") for node in parts):  # others may log more
         for name, node in config.callbacks.items():
             if isinstance(node, DictConfig) and "monitor" in node:
                 require_one_of(f"callbacks.{name}.monitor", node.monitor, measured, hint=hint)

@@ -1,4 +1,4 @@
-"""The network as few launches: its blocks compiled by `torch.compile`, or a training step as one CUDA graph."""
+"""The setting `compile=`: `torch.compile` of the network's blocks, or CUDA graphs."""
 
 import logging
 import os
@@ -17,24 +17,24 @@ __all__ = ["COMPILE", "compile_blocks", "is_compiled", "uses_graphs"]
 
 log = logging.getLogger(__name__)
 
-COMPILE = ("auto", True, False, "graphs")  # what `compile=` may be
+COMPILE = ("auto", True, False, "graphs")  # values of `compile=`
 
 
 def is_compiled(how: str | bool) -> bool:
-    """Whether `compile=` asks for compiled blocks."""
+    """Whether `compile=` selects compiled blocks."""
     return how is True
 
 
 def uses_graphs(how: str | bool, device: torch.device) -> bool:
-    """Whether `compile=` asks for CUDA graphs on this device: "graphs", and "auto" where there is a GPU."""
+    """Whether `compile=` selects CUDA graphs on this device: "graphs", or "auto" on a GPU."""
     return how in ("auto", "graphs") and device.type == "cuda"
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> None:
-    """Compile the network in place, block by block: blocks of one kind and shape share their code, which stays on the disk.
+    """Compile the network block by block, in place; blocks of the same type and shape share their code, cached on disk.
 
-    Weights keep their names, so that checkpoints with and without are the same. A block that cannot be compiled runs as it is.
-    On a CPU a network with the layers of `models.fast_cpu` is left alone: it is a fifth faster than a compiled one.
+    Weights keep their names, so checkpoints do not depend on compilation. A block that cannot be compiled runs eagerly.
+    On a CPU, a network with the layers of `models.fast_cpu` is not compiled, since it is a fifth faster without.
 
     Raises:
         UserError: on a CPU without a C++ compiler.
@@ -57,7 +57,7 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
 
 
 class _Falling:
-    """A block's compiled call, in whose place the plain one stands after the first failure."""
+    """A block's compiled call, which falls back to eager execution after the first failure."""
 
     warned = False
 

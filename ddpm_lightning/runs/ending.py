@@ -1,4 +1,4 @@
-"""What a run says of itself: where it comes from, and at its end how it went."""
+"""The summary and the final message of a run."""
 
 import os
 import re
@@ -26,12 +26,12 @@ __all__ = ["origin_of", "say", "tell"]
 
 
 def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
-    """Say how a run ended in summary.json, to SLURM, to W&B and on the screen, and return the summary.
+    """Report how a run ended to summary.json, SLURM, W&B and the terminal, and return the summary.
 
     Args:
-        run: the run, whose W&B logger is ended.
+        run: the run, whose W&B logger is finished.
         status: "finished", "interrupted" or "failed".
-        signum: the signal that stopped it.
+        signum: the signal that stopped the run.
     """
     summary = {
         "status": status,
@@ -43,10 +43,10 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
         "overrides": run.record.overrides,
     }
     if run.trainer.is_global_zero:
-        with suppress(OSError):  # the disk may be what failed
+        with suppress(OSError):  # a full disk may be the cause
             write_summary(run.folder, summary)
         if signum == getattr(signal, "SIGUSR1", 0):
-            requeue()  # before W&B, which may take the time that SLURM leaves
+            requeue()  # before W&B, which may use up the time left by SLURM
     exit_code = 0 if status == "finished" else 1
     uploads = [logger.finish(exit_code) for logger in run.loggers if isinstance(logger, WandbLogger)]
     if status != "failed":
@@ -55,7 +55,7 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
 
 
 def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str | None]) -> str:
-    """How it went, where the results are, and the next command."""
+    """The outcome, the paths of the results, and the next command."""
     folder, final = Path(os.path.relpath(run.folder)), summary["final"]
     losses = [f"{key} {final[key]:.4f}" for key in ("train/loss", "val/loss") if key in final]
     how = f"{summary['status'].capitalize()}: {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
@@ -76,7 +76,7 @@ def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str |
 
 
 def _speed(final: Mapping[str, Any]) -> list[str]:
-    """Images per second, and the share of the device that they are, of the last steps that were logged."""
+    """Images per second and MFU of the last logged steps."""
     speed, share = final.get("train/images_per_second"), final.get("train/mfu")
     if not speed:
         return []
@@ -84,18 +84,18 @@ def _speed(final: Mapping[str, Any]) -> list[str]:
 
 
 def origin_of(data: ImageDataModule, overrides: list[str]) -> dict[str, Any]:
-    """What a run is made of besides its config: its data, the code's commit, and what was typed."""
+    """The origin of a run besides its config: its data, the code's commit and the typed overrides."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(
             ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        commit = None  # installed from a wheel, or git is not there
+        commit = None  # installed from a wheel, or without git
     return {"data_fingerprint": data.source.fingerprint, "git_commit": commit, "overrides": overrides}
 
 
 @rank_zero_only
 def say(text: str) -> None:
-    """Tell the user, once for all processes."""
+    """Print a message on rank zero."""
     print(text, flush=True)

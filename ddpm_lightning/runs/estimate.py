@@ -1,4 +1,4 @@
-"""What a run will take, from a few steps before it starts: time, memory, and the batch size that fits."""
+"""Estimate a run's time, memory and largest batch size from a few trial steps."""
 
 import copy
 import math
@@ -20,18 +20,18 @@ from ddpm_lightning.runs.processes import total_memory
 
 __all__ = ["Estimate", "Trial", "automatic_batch_size"]
 
-SPARE = 0.9  # the share of the memory that an estimate may fill
-COPIES = 5  # of the weights: themselves, gradients, Adam's two moments and the average
-PATIENCE = 2.0  # seconds that a step may take that is tried
-GAIN = 1.1  # by which a batch of twice the size has to be faster per image
-FIRST, LARGEST = 8, 65536  # batch sizes that are tried
+SPARE = 0.9  # usable fraction of the memory
+COPIES = 5  # memory in multiples of the weights: weights, gradients, Adam's two moments, EMA
+PATIENCE = 2.0  # maximum seconds of a trial step
+GAIN = 1.1  # minimum speedup per image for doubling the batch size
+FIRST, LARGEST = 8, 65536  # range of trial batch sizes
 
 
 class Estimate(NamedTuple):
-    """What a training will take.
+    """Estimated time and memory of training.
 
-    seconds: of a batch, forward and backward; memory: bytes of tensors; held: bytes that there are; fits: the largest power of two
-    that a batch may be.
+    seconds: per batch, forward and backward; memory: bytes of tensors; held: bytes available; fits: the largest power of two
+    that fits as batch size.
     """
 
     seconds: float
@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
     fits: int
 
     def sentence(self, batches: int | None) -> str:
-        """For a user: how long so many batches take, where their number is known."""
+        """The estimate as a sentence, with the total time if the number of batches is known."""
         time = f"{self.seconds:.2g} s a batch" if batches is None else _duration(self.seconds * batches)
         held = f" of {_size(self.held)}" if math.isfinite(self.held) else ""
         much = ", which is too much" if self.memory > self.held else ""
@@ -48,29 +48,29 @@ class Estimate(NamedTuple):
 
 
 class Trial:
-    """Training steps of random images before a run: forward and backward pass, whose gradients are dropped.
+    """Trial steps with random images before a run: forward and backward pass without an update.
 
-    A copy of the module takes them, and random numbers are afterwards what they were before.
+    Runs on a copy of the module, and restores the random state.
 
     Args:
-        module: on any device.
-        trainer: whose device and precision are taken.
-        shape: of one sample.
-        condition: of samples in turn; None for none.
+        module: the module, on any device.
+        trainer: provides device and precision.
+        shape: the shape of one sample.
+        condition: conditions to cycle through; None for none.
     """
 
     def __init__(self, module: DDPM, trainer: Trainer, shape: Sequence[int], condition: Condition | None):
         self._trainer, self._shape, self._condition = trainer, shape, condition
         self._device = trainer.strategy.root_device
         self._module = copy.deepcopy(module).to(self._device)
-        if trainer.world_size == 1:  # else it would wait for the other processes
+        if trainer.world_size == 1:  # otherwise it would wait for the other processes
             self._module.trainer = trainer
         self._weights = COPIES * sum(p.numel() * p.element_size() for p in module.parameters())
 
     def estimate(self, batch_size: int) -> Estimate:
-        """Of batches of this size, or from smaller ones where it takes too long or too much."""
+        """Estimate for a batch size, extrapolated from smaller batches if it takes too much time or memory."""
         tried = min(FIRST, batch_size)
-        self._step(tried)  # the gradients, and what libraries prepare
+        self._step(tried)  # allocates gradients and warms up libraries
         activations, held = self._peak(tried) / tried, self._held()
         free = SPARE * held - self._weights
         fits = 2 ** int(math.log2(min(LARGEST, free / activations))) if free > activations else 1
@@ -82,7 +82,7 @@ class Trial:
         return Estimate(seconds * batch_size / tried, self._weights + activations * batch_size, held, fits)
 
     def _peak(self, batch_size: int) -> float:
-        """The most bytes that a step takes beside weights, buffers and gradients."""
+        """Peak bytes of a step, excluding weights, buffers and gradients."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             before = torch.cuda.memory_allocated(self._device)
@@ -94,7 +94,7 @@ class Trial:
         return memory.peak
 
     def _seconds(self, batch_size: int) -> float:
-        """Of a step, whose shapes a GPU has to meet first."""
+        """Seconds of a step, after a warm-up on GPUs."""
         is_gpu = self._device.type == "cuda"
         if is_gpu:
             self._step(batch_size)
@@ -115,14 +115,14 @@ class Trial:
             self._module.backward(loss)
 
     def _held(self) -> float:
-        """Bytes that there are for the run."""
+        """Bytes available for the run."""
         if self._device.type == "cuda":
             return torch.cuda.mem_get_info(self._device)[0] + torch.cuda.memory_reserved(self._device)
         return total_memory()
 
 
 def automatic_batch_size(trial: Trial, images: int) -> int:
-    """The power of two from which on larger batches are not faster per image, or do not fit, or are more than so many images."""
+    """The smallest power of two beyond which batches are not faster per image, do not fit, or exceed the number of images."""
     size, seconds = FIRST, math.inf
     while True:
         found = trial.estimate(size)
@@ -134,10 +134,10 @@ def automatic_batch_size(trial: Trial, images: int) -> int:
 
 
 class _LiveMemory(TorchDispatchMode):
-    """Counts the bytes of tensors that are made inside and live at the same time.
+    """Tracks the peak bytes of tensors allocated inside.
 
     Args:
-        there: tensors from before, whose views are not counted.
+        there: existing tensors, whose views are not counted.
     """
 
     def __init__(self, there: Sequence[Tensor]) -> None:
@@ -158,12 +158,12 @@ class _LiveMemory(TorchDispatchMode):
 
 
 def _duration(seconds: float) -> str:
-    """As 40 s, 12 min or 3.5 h."""
+    """Format as 40 s, 12 min or 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _size(count: float) -> str:
-    """As 40 MiB or 1.3 GiB."""
+    """Format as 40 MiB or 1.3 GiB."""
     return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"

@@ -1,4 +1,4 @@
-"""What `python -m ddpm_lightning export` does: a checkpoint's model in the formats of other libraries."""
+"""Export a checkpoint's model to other libraries' formats, for `python -m ddpm_lightning export`."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ FORMATS = ("diffusers", "safetensors")
 
 
 def export(checkpoint: Path, folder: Path, *, weights: str = "ema", form: str = "diffusers") -> None:
-    """Write a checkpoint's model to a new folder, atomically.
+    """Export a checkpoint's model to a new folder, atomically.
 
     Args:
-        checkpoint: the file, or a run folder.
-        folder: new, or empty.
+        checkpoint: a checkpoint file or run folder.
+        folder: a new or empty folder.
         weights: "ema" or "raw".
-        form: "diffusers", a DDPMPipeline, or "safetensors", the weights under our names beside the resolved config.
+        form: "diffusers", a DDPMPipeline, or "safetensors", the weights under our names with the resolved config.
 
     Raises:
-        UserError: for a checkpoint, a folder or a setting that cannot be used.
+        UserError: for an unusable checkpoint, folder or setting.
     """
     require_one_of("format", form, FORMATS)
     content = load_checkpoint(checkpoint)

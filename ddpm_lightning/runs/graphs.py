@@ -1,7 +1,8 @@
-"""CUDA graphs: a training step's forward and backward pass, or an evaluation of the network, launched at once.
+"""CUDA graphs of a training step's forward and backward pass, or of a network evaluation.
 
-A small network on a GPU waits for Python, which launches some 2,000 kernels a step. A graph records them once and replays them, with the
-same numbers: the generators of dropout, which `Randomness` seeds before each replay, are part of it; t and ε are sampled before.
+A small network on a GPU waits for Python, which launches about 2,000 kernels per step. A graph captures them once and replays
+them with identical results: it includes the dropout generators, which `Randomness` seeds before each replay, while t
+and ε are sampled outside.
 """
 
 import logging
@@ -22,20 +23,20 @@ __all__ = ["GraphedDDPM", "forget_graphs", "graph_evaluations", "graph_training"
 
 log = logging.getLogger(__name__)
 
-WARM_UPS = 3  # calls before a graph is recorded, in which libraries choose their kernels
+WARM_UPS = 3  # calls before capture, in which libraries select their kernels
 
 Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 
 def graph_training(module: DDPM, trainer: Trainer, *, strangers: bool = False) -> None:
-    """Replay forward and backward pass of the module's training step as a graph, where processes have whole copies of the weights.
+    """Replay the training step's forward and backward pass as a graph, unless weights are sharded.
 
-    Several processes average their gradients after the replay, at once and not while the backward pass runs.
+    Multiple processes average their gradients after the replay instead of during the backward pass.
 
     Args:
-        module: whose class becomes `GraphedDDPM`.
-        trainer: of the run.
-        strangers: also for a network or a loss from elsewhere, which may do on the host what a graph would do only once.
+        module: its class becomes `GraphedDDPM`.
+        trainer: the run's trainer.
+        strangers: include networks and losses from other packages, whose host-side code a graph would run only once.
     """
     whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     if whole and (strangers or _is_ours(module)):
@@ -45,22 +46,22 @@ def graph_training(module: DDPM, trainer: Trainer, *, strangers: bool = False) -
 
 
 def forget_graphs(module: DDPM) -> None:
-    """Free the graphs that were recorded so far; the next step records its own."""
+    """Free the captured graphs; the next step captures a new one."""
     module.__dict__.pop("_graphs", None)
 
 
 def _is_ours(module: nn.Module) -> bool:
-    """Whether all parts are of this package or PyTorch's, which are known to stay on the device."""
+    """Whether all submodules are from this package or PyTorch, which are known to stay on the device."""
     return all(type(part).__module__.partition(".")[0] in ("ddpm_lightning", "torch") for part in module.modules())
 
 
 def graph_evaluations(model: nn.Module, record: Record | None = None, *, strangers: bool = False) -> None:
-    """Replay the network's evaluations without gradients as a graph for each shape; its weights keep their names.
+    """Replay the network's evaluations without gradients as graphs, one per shape; weights keep their names.
 
     Args:
         model: the network.
-        record: how a graph is recorded; None: on the GPU.
-        strangers: also for a network from elsewhere.
+        record: captures a graph; None captures on the GPU.
+        strangers: include networks from other packages.
     """
     if not strangers and not _is_ours(model):
         return
@@ -68,9 +69,9 @@ def graph_evaluations(model: nn.Module, record: Record | None = None, *, strange
 
 
 class GraphedDDPM(DDPM):
-    """A DDPM whose forward and backward pass is a graph; clipping, optimizer and averages follow as they do without."""
+    """A DDPM whose forward and backward pass is a graph; clipping, optimizer and EMA run as usual."""
 
-    record: Record | None = None  # how a graph is recorded; None: on the GPU
+    record: Record | None = None  # captures a graph; None captures on the GPU
     scaler: torch.amp.GradScaler | None = None  # of the loss, in float16
     batches: int = 1  # per optimizer step
     _graphs: dict[Any, "_Step"]
@@ -78,7 +79,7 @@ class GraphedDDPM(DDPM):
     def on_train_start(self) -> None:
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
             self._average = _Average(self.trainer.world_size)
-            self.trainer.strategy.model.require_backward_grad_sync = False  # its hooks wait for a backward pass
+            self.trainer.strategy.model.require_backward_grad_sync = False  # its hooks would wait for a backward pass
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         self._is_last = self._ends_step(batch_idx) if self._trainer else True
@@ -97,7 +98,7 @@ class GraphedDDPM(DDPM):
             if key not in graphs:
                 graphs[key] = _Step(self, super().learn, inputs, self.record or _recorded)
             outputs = graphs[key].replay(inputs)
-        except RuntimeError as error:  # of a network or a loss that waits for the device, or copies from the host
+        except RuntimeError as error:  # the network or loss synchronizes with the device or copies from the host
             log.warning("this training step cannot be captured as a CUDA graph and runs without one (%s)", brief(error))
             self._cannot_be_recorded = True
             return super().learn(x0, x_t, t, noise, weight, y)
@@ -113,7 +114,7 @@ class GraphedDDPM(DDPM):
             self._average(self._listed)
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        if self._replayed is None or self.batches > 1:  # else the graph's gradients take the place of the last
+        if self._replayed is None or self.batches > 1:  # otherwise the graph overwrites the gradients
             super().optimizer_zero_grad(*args, **kwargs)
 
     _replayed: "_Step | None" = None
@@ -123,7 +124,7 @@ class GraphedDDPM(DDPM):
 
 
 class _Step:
-    """The graph of a training step for one shape of batch: its inputs, outputs and gradients stay where they are."""
+    """The graph of a training step for one batch shape, with static inputs, outputs and gradients."""
 
     def __init__(
         self, module: DDPM, learn: Callable[..., dict[str, Tensor]], inputs: Mapping[str, Tensor], record: Record
@@ -152,13 +153,13 @@ class _Step:
         self._gradients = [found.get(str(i)) for i in range(len(self._parameters))]
 
     def replay(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs for these inputs; the gradients are written, too."""
+        """Compute the outputs and gradients for new inputs."""
         torch._foreach_copy_([*self._inputs.values()], [*inputs.values()])
         self._replay()
         return self._outputs
 
     def add_gradients(self) -> None:
-        """Give the parameters the gradients of the last replay, or add them to what the step's other batches gave."""
+        """Assign the last replay's gradients to the parameters, or add them to those of the step's other batches."""
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             if gradient is not None and parameter.grad is not None and self._adds:
                 parameter.grad += gradient
@@ -167,7 +168,7 @@ class _Step:
 
 
 class _Average:
-    """The mean of the gradients over all processes, by one message for each type of number."""
+    """Averages gradients over all processes, with one all-reduce per dtype."""
 
     def __init__(self, world_size: int):
         self._world_size = world_size
@@ -175,7 +176,7 @@ class _Average:
 
     def __call__(self, parameters: Sequence[nn.Parameter]) -> None:
         given = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
-        for dtype in dict.fromkeys(gradient.dtype for _, gradient in given):  # in one order on all ranks
+        for dtype in dict.fromkeys(gradient.dtype for _, gradient in given):  # in the same order on all ranks
             some = [(parameter, gradient) for parameter, gradient in given if gradient.dtype == dtype]
             flat, places = self._place(dtype, [gradient for _, gradient in some])
             torch._foreach_copy_(places, [gradient for _, gradient in some])
@@ -184,7 +185,7 @@ class _Average:
                 parameter.grad = mean
 
     def _place(self, dtype: torch.dtype, gradients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """A tensor for all of these, and its parts in their shapes; the same one as long as they have the same shapes."""
+        """A flat buffer for all gradients and its views in their shapes, reused for the same shapes."""
         key = (dtype, *(gradient.shape for gradient in gradients))
         if key not in self._flat:
             sizes = [gradient.numel() for gradient in gradients]
@@ -198,7 +199,7 @@ class _Average:
 
 
 class _GraphedCall:
-    """A network's call, as a graph where no gradients are asked for."""
+    """A network's call, as a graph if gradients are disabled."""
 
     def __init__(self, model: nn.Module, record: Record):
         self._model, self._record = model, record
@@ -233,11 +234,11 @@ class _GraphedCall:
         if y is not None and inputs[2] is not None:
             map_condition(lambda here, given: here.copy_(given), inputs[2], y)
         replay()
-        return out.clone()  # a caller may keep it
+        return out.clone()  # the caller may keep it
 
 
 def _recorded(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """The replay of what a function launches on the GPU, and what it returned, which each replay writes anew."""
+    """Capture a function as a graph; returns the replay and the function's outputs, which each replay overwrites."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -251,7 +252,7 @@ def _recorded(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
 
 
 class random_state_kept:
-    """What is sampled inside is sampled again afterwards."""
+    """Restore the random state on exit."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -267,7 +268,7 @@ class random_state_kept:
 
 
 def _no_autocast_cache() -> Any:
-    """Autocast as it is, without its cache, whose tensors would be outside of the graph."""
+    """The current autocast without its cache, whose tensors would be outside the graph."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     enabled = torch.is_autocast_enabled(kind)
     return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=enabled, cache_enabled=False)
@@ -282,12 +283,12 @@ def _shape(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _named(y: Condition | None) -> dict[str, Tensor]:
-    """A condition's tensors by names that begin with "y"."""
+    """A condition's tensors, with names that begin with "y"."""
     if y is None:
         return {}
     return {"y": y} if isinstance(y, Tensor) else {f"y.{name}": value for name, value in y.items()}
 
 
 def _unnamed(inputs: Mapping[str, Tensor]) -> Condition | None:
-    """The condition among tensors that `_named` has named."""
+    """The inverse of `_named`."""
     return inputs.get("y", {name[2:]: value for name, value in inputs.items() if name.startswith("y.")} or None)

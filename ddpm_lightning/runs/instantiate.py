@@ -1,4 +1,4 @@
-"""A config node to an object, and what its constructor refuses to a sentence."""
+"""Instantiate config nodes, with errors that name the key."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ["build", "one_line", "with_settings"]
 
 
 def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
-    """Instantiate a config node; what its constructor refuses becomes a sentence that names the key."""
+    """Instantiate a config node; errors become a UserError that names the key."""
     try:
         return instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -28,13 +28,13 @@ def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text in one line, with its type where that says something."""
+    """An error's text in one line, with its type if informative."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError | MisconfigurationException) else f"{type(error).__name__}: {text}"
 
 
 def with_settings(key: str, error: BaseException, node: DictConfig) -> str:
-    """An error in one line that names no setting, and the settings that it came of."""
+    """An error in one line with the key and its settings, for an error that names no setting."""
     given = {str(name): value for name, value in node.items() if not isinstance(value, DictConfig)}
     settings = ", ".join(f"{key}.{name}={value}" for name, value in given.items() if name[0] != "_")
     return f"{key}: {one_line(error)} (given: {settings})"

@@ -1,4 +1,4 @@
-"""Checkpoint to denoiser."""
+"""Load denoisers from checkpoints."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -33,14 +33,14 @@ __all__ = [
 
 
 def load_denoiser(checkpoint: str | Path, *, weights: str | None = None, trust: Collection[str] = ()) -> Denoiser:
-    """The denoiser of a checkpoint file, in evaluation mode on the CPU, with its "ema" or "raw" weights; None is "ema" where it has them.
+    """Load a checkpoint's denoiser, in eval mode on the CPU, with its "ema" or "raw" weights; None is "ema" if available.
 
-    A run folder stands for its newest checkpoint, and a diffusers folder for its one model. Packages of your own whose classes
-    the checkpoint names must be trusted, as in `trust=("mylab",)`.
+    `checkpoint` may also be a run folder, for its newest checkpoint, or a diffusers folder. Your own packages that the
+    checkpoint names must be trusted, as in `trust=("mylab",)`.
 
     Raises:
-        UserError: for a file that is not a checkpoint, a config that names anything but this package's parts and those of
-            trusted packages, or "ema" weights of a checkpoint without them.
+        UserError: for a file that is not a checkpoint, a config with classes from untrusted packages, or missing "ema"
+            weights.
     """
     checkpoint = Path(checkpoint)
     if is_diffusers_folder(checkpoint):
@@ -49,10 +49,10 @@ def load_denoiser(checkpoint: str | Path, *, weights: str | None = None, trust: 
 
 
 def load_model(path: Path, *, weights: str = "ema", key: str = "ckpt_path") -> tuple[Denoiser, dict[str, Any]]:
-    """As `load_denoiser`, with the config of the model's data; a diffusers folder gives "channels" and "image_size" alone.
+    """Like `load_denoiser`, with the data config; for a diffusers folder only "channels" and "image_size".
 
     Args:
-        path: of the checkpoint.
+        path: the checkpoint.
         weights: "ema" or "raw".
         key: the setting that names the path, for errors.
     """
@@ -63,17 +63,17 @@ def load_model(path: Path, *, weights: str = "ema", key: str = "ckpt_path") -> t
 
 
 def load_checkpoint(path: str | Path, *, key: str = "ckpt_path") -> dict[str, Any]:
-    """The contents of a checkpoint file, or of a run folder's newest, read as plain data: no code in it is run.
+    """Load a checkpoint file, or a run folder's newest, as plain data, without running code in it.
 
     Raises:
-        UserError: for a file that is missing, or not a checkpoint of this package.
+        UserError: for a missing file, or one that is not a checkpoint of this package.
     """
     path = Path(path)
     if path.is_dir():
         last = path / "checkpoints" / "last.ckpt"
         path = next((found for found in (last, *checkpoints_in(last.parent)) if found.is_file()), last)
     try:
-        if not path.is_file():  # reading a pipe would wait forever
+        if not path.is_file():  # reading a pipe would block
             raise FileNotFoundError("there is no such file")
         checkpoint = load_plain(path)
         if not isinstance(checkpoint, dict) or not all(
@@ -90,10 +90,10 @@ def load_checkpoint(path: str | Path, *, key: str = "ckpt_path") -> dict[str, An
 
 
 def data_config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the data that a checkpoint's model was trained on.
+    """The data config of a checkpoint.
 
     Raises:
-        UserError: for a config without their size.
+        UserError: for a config without the data's size.
     """
     data = checkpoint["config"].get("data")
     size = data.get("image_size") if isinstance(data, dict) else None
@@ -104,13 +104,13 @@ def data_config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def averages_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's averages of the weights by their names, such as "ema"."""
+    """A checkpoint's EMA weights by name, such as "ema"."""
     end = "_state_dict"
     return {key.removesuffix(end): value for key, value in checkpoint.items() if str(key).endswith(end)}
 
 
 def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str | None = None, trust: Collection[str] = ()) -> Denoiser:
-    """As `load_denoiser`, for a checkpoint that is loaded already."""
+    """Like `load_denoiser`, for a loaded checkpoint."""
     averages = averages_of(checkpoint)
     weights = weights or ("ema" if "ema" in averages else "raw")
     require_one_of("weights", weights, [*averages, "raw"], hint="" if averages else "the checkpoint has no EMA weights")
@@ -120,7 +120,7 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str | None = None, tr
         state = {**checkpoint["state_dict"], **averages.get(weights, {})}
         prefix = "denoiser."
         theirs = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        with torch.device("meta"):  # first without memory: the config may ask for more than there is
+        with torch.device("meta"):  # without memory first, since the config may ask for too much
             ours = build("model", OmegaConf.create(config["model"])).state_dict(prefix="model.")
         if wrong := differing(ours, theirs):
             raise ValueError(wrong)
@@ -128,7 +128,7 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str | None = None, tr
         denoiser.load_state_dict(theirs)
     except UserError:
         raise
-    except Exception as error:  # a strange config has any of them
+    except Exception as error:  # an invalid config can raise anything
         raise UserError(
             f"the checkpoint's config and weights do not match, or come from another version ({one_line(error)}): "
             "use another checkpoint"
@@ -142,7 +142,7 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str | None = None, tr
 
 
 def differing(ours: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> str:
-    """The weights that only one of two networks has, or that differ in shape, in words; empty where there are none."""
+    """A description of weights that differ between two networks in name or shape; empty if none."""
     shapes = {name: weight.shape if isinstance(weight, Tensor) else None for name, weight in theirs.items()}
     wrong = sorted(str(n) for n in {*ours, *theirs} if n not in ours or ours[n].shape != shapes.get(n))
     return f"{len(wrong)} of its weights differ in name or shape, among them {', '.join(wrong[:3])}" if wrong else ""
@@ -159,7 +159,7 @@ def newest_checkpoint() -> Path:
 
 
 def run_dir_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint lies in, or is; for one that was moved elsewhere, the folder beside it."""
+    """The run folder of a checkpoint or run folder; for a checkpoint moved elsewhere, a folder beside it."""
     if checkpoint.is_dir():
         return checkpoint
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent

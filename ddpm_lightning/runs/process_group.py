@@ -1,4 +1,4 @@
-"""The processes that torchrun or SLURM started to share one sampling or one evaluation."""
+"""The process group of a sampling or evaluation started by torchrun or SLURM."""
 
 import os
 from collections.abc import Iterator
@@ -19,21 +19,21 @@ __all__ = ["ALONE", "ProcessGroup", "join_process_group"]
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that share the work, as one of them sees it: its rank, their number, and its rank on its own node."""
+    """A process group: this process's rank, the world size, and its rank on its node."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
 
     def gather(self, mine: Tensor | None) -> list[Tensor]:
-        """On rank zero the tensors of all ranks that have one, in order."""
+        """Gather the tensors of all ranks that have one, in order; on rank zero only."""
         tensors = [mine] * self.world_size
         if self.world_size > 1:
             dist.gather_object(mine, tensors if self.rank == 0 else None)
         return [tensor for tensor in tensors if tensor is not None and self.rank == 0]
 
     def progress(self, what: str, total: int, unit: str) -> "tqdm[NoReturn]":
-        """A progress bar, which only rank zero shows, and only in a terminal."""
+        """A progress bar, shown only on rank zero in a terminal."""
         silent = None if self.rank == 0 else True
         return tqdm(desc=what, total=total, unit=unit, disable=silent, dynamic_ncols=True)
 
@@ -48,8 +48,8 @@ ALONE = ProcessGroup()
 
 @contextmanager
 def join_process_group() -> Iterator[ProcessGroup]:
-    """Join the group of the processes that share the work, or be alone."""
-    # A batch script that calls python without srun has SLURM_NTASKS set, too, and would wait for tasks that never come.
+    """Join the process group, if any."""
+    # SLURM_NTASKS is also set in a batch script without srun, where waiting for other tasks would never end.
     kinds = (TorchElasticEnvironment, *([SLURMEnvironment] if "SLURM_STEP_NUM_TASKS" in os.environ else []))
     environment = next((kind() for kind in kinds if kind.detect()), None)
     if environment is None or environment.world_size() == 1:

@@ -1,4 +1,4 @@
-"""The processes of a run: those that Lightning starts, a sweep's jobs, SLURM's, and this one's memory."""
+"""The processes of a run: Lightning's ranks, a sweep's jobs, SLURM's requeueing, and GPU and memory assignment."""
 
 import ctypes
 import functools
@@ -28,24 +28,24 @@ from ddpm_lightning.records.yaml import quoted
 
 __all__ = ["Ranks", "in_processes_of_its_own", "keep_freed_memory", "requeue", "take_gpu", "total_memory"]
 
-_GRACE = 10.0  # seconds in which a process that has lost another one may end by itself
+_GRACE = 10.0  # seconds that a process has to exit by itself after losing another one
 
 log = logging.getLogger(__name__)
 
 
 def in_processes_of_its_own(run_dir: Path, *, resumes: bool) -> None:
-    """Run a sweep's job with several processes as a fresh `python train.py` that starts no sweep.
+    """Run a sweep's multi-process job as a separate `python train.py` without the sweep.
 
-    In this process Lightning would start its children with the sweep's own command line, and leave its ranks in the
-    environment for the next job.
+    Otherwise Lightning would start its ranks with the sweep's command line, and leave their environment variables for the
+    next job.
 
     Args:
         run_dir: the job's folder.
-        resumes: whether the job has started before, and resumes where it stopped.
+        resumes: whether the job resumes an earlier run.
 
     Raises:
-        UserError: where the job failed.
-        SystemExit: where a signal came, which is passed on to the job: it saves, and the sweep ends.
+        UserError: if the job failed.
+        SystemExit: after a signal, which is forwarded to the job: it saves a checkpoint, and the sweep ends.
     """
     anew = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted(run_dir)}", "hydra.mode=RUN"]
     command = [environment.current().script, *_config_folders(), *([f"resume={quoted(run_dir)}"] if resumes else anew)]
@@ -58,7 +58,7 @@ def in_processes_of_its_own(run_dir: Path, *, resumes: bool) -> None:
 
 
 def _config_folders() -> list[str]:
-    """The user's own config folders, as this process was given them."""
+    """The user's config folders, as passed to this process."""
     hydra = HydraConfig.get()
     given = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     searched = [text for text in hydra.overrides.hydra if text.startswith("hydra.searchpath=")]
@@ -66,18 +66,18 @@ def _config_folders() -> list[str]:
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> int:
-    """The exit code of a job, to which signals to this process are passed on."""
+    """Wait for a job, forwarding signals to it, and return its exit code."""
     stopped: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
         stopped.append(number)
-        if number != signal.SIGINT:  # Ctrl-C has reached the job itself, from the terminal
+        if number != signal.SIGINT:  # Ctrl-C reaches the job from the terminal
             process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         code = process.wait()
-    except BaseException:  # of a launcher whose time is over
+    except BaseException:  # from a launcher at its time limit
         process.terminate()
         process.wait()
         raise
@@ -89,11 +89,11 @@ def _wait(process: "subprocess.Popen[bytes]") -> int:
     return code
 
 
-@functools.cache  # a process keeps what it has
+@functools.cache  # assigned once per process
 def take_gpu() -> None:
-    """Give this process, if joblib runs it and others side by side on this machine, a GPU of its own until it ends.
+    """Reserve a GPU for this process if joblib runs several processes in parallel on this machine.
 
-    The GPUs are those that CUDA_VISIBLE_DEVICES names, or all. Where there are more processes than GPUs, they share evenly.
+    Uses the GPUs in CUDA_VISIBLE_DEVICES, or all. If there are more processes than GPUs, they share evenly.
     """
     if not HydraConfig.initialized() or not HydraConfig.get().launcher._target_.endswith(".JoblibLauncher"):
         return
@@ -101,7 +101,7 @@ def take_gpu() -> None:
     gpus = [str(i) for i in range(torch.cuda.device_count())] if named is None else [g for g in named.split(",") if g]
     if len(gpus) < 2:
         return
-    user = os.getuid() if hasattr(os, "getuid") else ""  # on Windows the folder is the user's own
+    user = os.getuid() if hasattr(os, "getuid") else ""  # on Windows the folder is per user
     for turn, gpu in ((turn, gpu) for turn in itertools.count() for gpu in gpus):
         if try_lock(Path(gettempdir()) / f"ddpm_lightning_{user}_gpu_{gpu}_{turn}") is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -109,14 +109,14 @@ def take_gpu() -> None:
 
 
 class Ranks(Thread):
-    """Watches the processes that Lightning has started for a run; one that ends too soon ends the run, with what became of it.
+    """Watches the ranks started by Lightning; if one dies, ends the run with the reason.
 
-    Lightning's own observer, which gets nothing to watch, would kill this process, too, without a word.
+    Replaces Lightning's own observer, which would kill this process without a message.
 
     Args:
-        trainer: has not started them yet.
-        give_up: called with the message where this process has not ended the run by itself 10 seconds later: it may wait
-            for the other one forever.
+        trainer: the trainer, before it starts the ranks.
+        give_up: called with the message if this process has not ended the run within 10 seconds, since it may be waiting for
+            the dead rank.
     """
 
     def __init__(self, trainer: Trainer, give_up: Callable[[str], None]):
@@ -134,7 +134,7 @@ class Ranks(Thread):
                 return
 
     def lost(self, seconds: float = 0) -> str:
-        """What became of the first of them that has ended with an error by then; empty where none has."""
+        """How the first failed rank ended, waiting up to `seconds`; empty if none has failed."""
         deadline = time.monotonic() + seconds
         while True:
             started = getattr(self._launcher, "procs", [])
@@ -148,8 +148,8 @@ class Ranks(Thread):
             time.sleep(0.1)
 
     def end(self, *, seconds: float = 20) -> None:
-        """Stop watching, and end those that have not ended by themselves so many seconds later."""
-        self.lost()  # those that have just been started
+        """Stop watching, and terminate the ranks still running after `seconds`."""
+        self.lost()  # includes ranks just started
         self._over.set()
         deadline = time.monotonic() + seconds
         for process in self._processes:
@@ -167,7 +167,7 @@ def _how_it_ended(code: int) -> str:
 
 
 def requeue() -> None:
-    """Ask SLURM, if this is one of its jobs, to start it again: its warning was that the time is nearly over."""
+    """Requeue the SLURM job, if any, after SLURM's warning of its time limit."""
     if "SLURM_JOB_ID" not in os.environ:
         return
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
@@ -179,16 +179,16 @@ def requeue() -> None:
 
 
 def total_memory() -> float:
-    """This machine's memory in bytes; infinite where the system does not tell, as on Windows."""
+    """This machine's memory in bytes; infinite if unknown, as on Windows."""
     if not hasattr(os, "sysconf"):
         return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc not to give large blocks back to the system: each step needs them again, and fresh pages are slow.
+    """Make glibc keep large freed blocks, since each step needs them again and new pages are slow.
 
-    A quarter of a step's time for Ho et al.'s network at 32×32, batch 16.
+    Saves a quarter of the step time for Ho et al.'s network at 32×32 with batch size 16.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

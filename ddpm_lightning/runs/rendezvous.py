@@ -1,4 +1,4 @@
-"""The address at which the processes of a run meet, looked at before any of them waits for the others."""
+"""Check the address of a multi-process run before its processes wait for each other."""
 
 import socket
 import sys
@@ -12,21 +12,21 @@ from ddpm_lightning.errors import UserError
 
 __all__ = ["check_rendezvous"]
 
-_SILENT = 60.0  # seconds that the first node may take to answer at all
-_PATIENCE = 10.0  # seconds until it is said what is waited for
+_SILENT = 60.0  # timeout in seconds for the first node to respond
+_PATIENCE = 10.0  # seconds before a message on what is being waited for
 
 
 def check_rendezvous(environment: ClusterEnvironment | None, world_size: int) -> None:
-    """Refuse an address that does not exist or does not answer, and a port that another program has.
+    """Refuse an address that does not exist or respond, and a port in use.
 
-    Nothing is looked at for one process, and for those of torchrun, which have met already.
+    Skipped for a single process, and for torchrun, whose processes are already connected.
 
     Args:
         environment: how the processes were started; None for one process.
         world_size: the number of processes.
 
     Raises:
-        UserError: that names MASTER_ADDR or MASTER_PORT.
+        UserError: naming MASTER_ADDR or MASTER_PORT.
     """
     if environment is None or world_size == 1 or isinstance(environment, TorchElasticEnvironment):
         return
@@ -60,7 +60,7 @@ def _check_free(port: int) -> None:
 
 
 def _wait_for_answer(address: str, port: int) -> None:
-    """Wait until the first node answers, if only that nothing listens there yet."""
+    """Wait until the first node responds, even if only by refusing the connection."""
     deadline = time.monotonic() + _SILENT
     while True:
         try:
@@ -71,7 +71,7 @@ def _wait_for_answer(address: str, port: int) -> None:
         except OSError as error:
             if time.monotonic() > deadline - 1:
                 raise UserError(
-                    f"MASTER_ADDR must be the address of the first node, got {address}, where nothing has answered for "
+                    f"MASTER_ADDR must be the address of the first node, got {address}, which has not responded for "
                     f"{_SILENT:.0f} seconds ({error})"
                 ) from error
             time.sleep(1)

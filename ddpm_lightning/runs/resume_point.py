@@ -1,4 +1,4 @@
-"""Where a run resumes from: its newest intact checkpoint, and its config with what was typed changed."""
+"""The checkpoint and config that a run resumes from."""
 
 import logging
 import os
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 
 class ResumePoint(NamedTuple):
-    """Where a run resumes from: its config, the overrides that made it, and the checkpoint; none where nothing had been saved.
+    """Where a run resumes from: its config, its overrides, and its checkpoint, None if none was saved.
 
-    `typed` are the dotted keys that were typed when it was resumed.
+    `typed` holds the dotted keys typed when resuming.
     """
 
     config: dict[str, Any]
@@ -48,14 +48,14 @@ class ResumePoint(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """The rows of metrics.csv that the checkpoint knows of."""
+        """The number of rows in metrics.csv at the checkpoint."""
         return self.checkpoint.get("metrics_rows", 0)
 
     def check(self, module: DDPM, fingerprint: str) -> None:
-        """Refuse to resume another network, or with other images or labels than the run has learned so far.
+        """Refuse to resume with a different network or different data.
 
         Raises:
-            UserError: that names weights which differ, or the fingerprints of the data.
+            UserError: naming the differing weights, or the fingerprints of the data.
         """
         if not self.checkpoint:
             return
@@ -80,13 +80,13 @@ class ResumePoint(NamedTuple):
 
 
 def resume(config: DictConfig, folder: Path | None) -> tuple[DictConfig, ResumePoint | None]:
-    """The config of the run in a folder, and its newest intact checkpoint; without a folder the config as it is, and None.
+    """The config of the run in a folder, and its newest intact checkpoint; without a folder the config unchanged, and None.
 
-    The config is the checkpoint's. What was typed when it was resumed changes it: the difference that those overrides
-    make to the config as it is composed today. What is not typed comes from the folder, and is checked as a stranger's.
+    The config is the checkpoint's, changed by the overrides typed now: by their difference in the config composed today.
+    Values that were not typed come from the folder, and are checked as untrusted.
 
     Raises:
-        UserError: where no checkpoint can be read, its config asks for what we do not ship, or a change cannot be made.
+        UserError: if no checkpoint can be read, its config names untrusted classes, or a change is invalid.
     """
     if folder is None:
         return config, None
@@ -110,14 +110,14 @@ def resume(config: DictConfig, folder: Path | None) -> tuple[DictConfig, ResumeP
 
 
 def newest_point(folder: Path, *, warn: bool = True) -> ResumePoint:
-    """What the newest intact checkpoint in a run's folder says, or where nothing has been saved the folder's own records.
+    """The resume point of the newest intact checkpoint in a run folder, or of the folder's records if none was saved.
 
     Args:
-        folder: the run's.
-        warn: whether damaged checkpoints are named.
+        folder: the run folder.
+        warn: whether to warn of damaged checkpoints.
 
     Raises:
-        UserError: where the folder is no run's, or none of its checkpoints can be read.
+        UserError: if the folder is not a run folder, or none of its checkpoints can be read.
     """
     if not (folder / "config.yaml").exists():
         raise UserError(f"resume={folder} is not a run folder: it holds no config.yaml; give one that train.py made")
@@ -129,7 +129,7 @@ def newest_point(folder: Path, *, warn: bool = True) -> ResumePoint:
     if warn:
         log.warning("resume=%s: no checkpoint was saved yet; the run starts from the beginning", folder)
     config, typed = read_record(folder / "config.yaml"), []
-    with suppress(UserError):  # not needed, but for keys that are not in the default config
+    with suppress(UserError):  # only needed for keys outside the default config
         typed = read_record(folder / ".hydra" / "overrides.yaml")
     if not isinstance(config, dict):
         raise UserError(f"resume={folder}: its config.yaml is not a config; give a folder that train.py made")
@@ -137,7 +137,7 @@ def newest_point(folder: Path, *, warn: bool = True) -> ResumePoint:
 
 
 def first_intact(paths: Sequence[Path], *, warn: bool = True) -> ResumePoint | None:
-    """The first of these checkpoints that is intact and of this version; None where none is."""
+    """The first intact checkpoint of this version; None if there is none."""
     for path in paths:
         try:
             checkpoint = load_checkpoint(path)
@@ -152,15 +152,15 @@ def first_intact(paths: Sequence[Path], *, warn: bool = True) -> ResumePoint | N
 
 
 def refuse_another(config: DictConfig, folder: Path) -> None:
-    """Refuse to take the run in a sweep's folder for the job that has this config, where the two differ.
+    """Refuse to resume a sweep's job if the run in its folder has a different config.
 
     Raises:
-        UserError: that names a key in which they do.
+        UserError: naming a differing key.
     """
     held = read_record(folder / "config.yaml")
     held = moved(held, str(held.get("run_dir")), str(folder)) if isinstance(held, dict) else {}
     for key, old, new in differing_values(held, plain(config)):
-        chosen = key == "data.batch_size" and new == "auto"  # by the run itself, then
+        chosen = key == "data.batch_size" and new == "auto"  # chosen by the run itself
         if key not in ("resume", "run_dir", "optimized_metric") and not chosen:
             raise UserError(
                 f"{os.path.relpath(folder)} holds a run with {key}={old}, not {new}: resume the sweep unchanged with "

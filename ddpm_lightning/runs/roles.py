@@ -1,4 +1,4 @@
-"""What may stand at each place of a checkpoint's config: the parts of this package, of PyTorch and of Lightning, by their role."""
+"""The `_target_`s allowed at each place of a checkpoint's config, from this package, PyTorch and Lightning."""
 
 import inspect
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ __all__ = ["INSIDE", "ROLES", "WANDB", "Role"]
 WANDB = ("ddpm_lightning.loggers.WandbLogger", "lightning.pytorch.loggers.WandbLogger")  # the latter in old checkpoints
 TENSORBOARD = "ddpm_lightning.loggers.TensorBoardLogger"
 
-# What a trusted part may hold of ours, PyTorch's and Lightning's.
+# Roles allowed inside a trusted part.
 INSIDE = (
     "model",
     "schedule",
@@ -28,14 +28,14 @@ INSIDE = (
 
 
 class Role(NamedTuple):
-    """What may stand at a place of a config.
+    """The `_target_`s allowed at a place of a config.
 
     Args:
-        names: `_target_`s by name.
-        packages: modules, or packages with all their modules, whose public names are `_target_`s, too.
-        kinds: of the packages' names those that are subclasses of one of these classes, or functions that return one.
-        parts: by key, the roles of what may stand inside; "*" for any key.
-        forward: of the packages' modules those whose `forward` has these parameters; None for all.
+        names: allowed names.
+        packages: modules or packages whose public names are allowed, too.
+        kinds: limits the packages' names to subclasses of these classes, and functions that return them.
+        parts: the roles of nested parts by key; "*" for any key.
+        forward: limits the packages' modules to those whose `forward` has these parameters; None allows all.
     """
 
     names: Collection[str] = ()
@@ -45,7 +45,7 @@ class Role(NamedTuple):
     forward: tuple[str, ...] | None = None
 
     def has(self, target: Any) -> bool:
-        """Whether a `_target_` is one of these."""
+        """Whether the role allows a `_target_`."""
         if target in self.names:
             return True
         if not isinstance(target, str) or not any(target.startswith(f"{name}.") for name in self.packages):
@@ -77,8 +77,8 @@ _PARTS = (
 )
 
 ROLES = {
-    "": Role(),  # a value, which builds nothing
-    "inside": Role(),  # a value of a trusted part, which may be a layer or another part of the model
+    "": Role(),  # a value without a `_target_`
+    "inside": Role(),  # a value inside a trusted part, which may be a layer or another part of the model
     "run": Role(parts={**{part: part for part in _PARTS}, "callbacks": "callbacks", "logger": "loggers"}),
     "denoiser": Role(["ddpm_lightning.denoiser.Denoiser"], parts={"model": "model", "schedule": "schedule"}),
     "model": Role(packages=["ddpm_lightning.models"], kinds=["torch.nn.Module"], forward=("x", "t", "y")),

@@ -1,4 +1,4 @@
-"""Denoiser to checkpoint, for one that was made without a config."""
+"""Save denoisers that were built without a config."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -27,19 +27,19 @@ def save_denoiser(
     value_range: Sequence[float] | None = None,
     model: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a denoiser that was made without a config to a file that `load_denoiser` and sample.py read; atomically.
+    """Save a denoiser built without a config to a file for `load_denoiser` and sample.py, atomically.
 
     Args:
-        denoiser: the denoiser, whose schedule is kept value by value.
+        denoiser: the denoiser, whose schedule is saved by its values.
         path: the file.
-        ema: the average of its weights, which is kept beside them.
-        shape: (C, H, W) of its images, or (C, ...) of other data, which sample.py asks for.
-        dtype: see `ImageDataModule`, as for value_range: how sample.py saves samples.
-        value_range: the values that are −1 and 1.
-        model: of a network of your own the `_target_`, "mylab.network.Mixer", and its arguments; those here know theirs.
+        ema: the EMA of its weights, saved beside them.
+        shape: (C, H, W) of its images, or (C, ...) of other data, required by sample.py.
+        dtype: see `ImageDataModule`; the dtype of saved samples.
+        value_range: see `ImageDataModule`; the values at −1 and 1.
+        model: `_target_` ("mylab.network.Mixer") and arguments of a custom network; networks of this package know theirs.
 
     Raises:
-        UserError: for a network that does not say what it was made with, where `model` does not either.
+        UserError: for a network with unknown arguments, if `model` is not given.
     """
     node = dict(model) if model is not None else _node_of(denoiser.model)
     config: dict[str, Any] = {
@@ -68,7 +68,7 @@ def save_denoiser(
 
 
 def _node_of(model: nn.Module) -> dict[str, Any]:
-    """The config of a network that knows its settings."""
+    """The config of a network that knows its arguments."""
     kind, settings = type(model), getattr(model, "settings", None)
     if settings is None or kind.__module__ == "__main__" or not _is_plain(settings):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The types of all settings: those of the constructors that they are for, checked before anything is built."""
+"""Type checks of all settings against their constructors, before anything is built."""
 
 import inspect
 import math
@@ -20,7 +20,7 @@ __all__ = ["Evaluation", "Sampling", "Training", "check_types", "settings_of"]
 
 
 class Training(TypedDict):
-    """The settings of train.py that are no part's."""
+    """The top-level settings of train.py."""
 
     seed: int
     prediction: str
@@ -36,7 +36,7 @@ class Training(TypedDict):
 
 
 class Drawing(TypedDict):
-    """The settings that sample.py and evaluate.py share."""
+    """The top-level settings shared by sample.py and evaluate.py."""
 
     ckpt_path: str | None
     num_samples: int
@@ -53,14 +53,14 @@ class Drawing(TypedDict):
 
 
 class Sampling(Drawing):
-    """The settings of sample.py that are no part's."""
+    """The top-level settings of sample.py."""
 
     format: str
     overwrite: bool
 
 
 class Evaluation(Drawing):
-    """The settings of evaluate.py that are no part's."""
+    """The top-level settings of evaluate.py."""
 
     repeats: int
     reference: str
@@ -74,16 +74,16 @@ class Evaluation(Drawing):
 
 
 def check_types(config: DictConfig, program: type) -> None:
-    """Refuse values of another type than their setting's, and numbers that are not finite.
+    """Refuse values of the wrong type, and numbers that are not finite.
 
-    Numbers in place of a text become one, as in `logger.wandb.name=7`. A text may be empty where that is the setting's default.
+    Numbers are converted for string settings, as in `logger.wandb.name=7`. A string may be empty only if that is the default.
 
     Args:
-        config: of a program, whose interpolations are those of conf/.
+        config: a program's config, whose interpolations come from conf/.
         program: `Training`, `Sampling` or `Evaluation`.
 
     Raises:
-        UserError: that names the setting as it is typed, and its value.
+        UserError: naming the setting, as typed, and its value.
     """
     _check_finite(OmegaConf.to_container(config, resolve=False))
     for node, name, key, kind in _settings(config, program):
@@ -106,7 +106,7 @@ def _check_finite(node: Any, key: str = "") -> None:
 
 
 def _settings(config: DictConfig, program: type) -> Iterator[tuple[DictConfig, str, str, Any]]:
-    """Each setting whose type is known: its node and name there, its key as it is typed, and the type."""
+    """Each setting with a known type: its node and name there, its key as typed, and its type."""
     for name, kind in get_type_hints(program).items():
         if name in config and not OmegaConf.is_missing(config, name):
             yield config, name, _typed(config, name, name), kind
@@ -117,7 +117,7 @@ def _settings(config: DictConfig, program: type) -> Iterator[tuple[DictConfig, s
         for name in map(str, node):
             if name in kinds and not OmegaConf.is_missing(node, name):
                 yield node, name, _typed(node, name, f"{key}.{name}"), kinds[name]
-        inner = node.get("dataset")  # which is called with the data's root
+        inner = node.get("dataset")  # called with the data's root
         if (
             "root" in node
             and isinstance(inner, DictConfig)
@@ -127,7 +127,7 @@ def _settings(config: DictConfig, program: type) -> Iterator[tuple[DictConfig, s
 
 
 def _nodes(config: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig]]:
-    """All mappings of a config by their keys, but for those that are only named there, and Hydra's own."""
+    """All mappings of a config by key, except referenced ones and Hydra's own."""
     for name in map(str, config):
         if name == "hydra" or OmegaConf.is_interpolation(config, name) or OmegaConf.is_missing(config, name):
             continue
@@ -137,7 +137,7 @@ def _nodes(config: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 def _typed(node: DictConfig, name: str, key: str) -> str:
-    """The key under which a setting is typed: of `${data.channels}` that is data.channels."""
+    """The key under which a setting is typed, such as data.channels for `${data.channels}`."""
     given = OmegaConf.to_container(node, resolve=False)[name]  # type: ignore[index, call-overload]
     named = re.fullmatch(r"\$\{([\w.]+)\}", given) if isinstance(given, str) else None
     return named[1] if named else key
@@ -145,7 +145,7 @@ def _typed(node: DictConfig, name: str, key: str) -> str:
 
 @cache
 def settings_of(target: str) -> Mapping[str, Any]:
-    """The parameters of a `_target_` by name, each with its type; those that it passes on to its base class, too."""
+    """The parameters of a `_target_` and their types, including those passed on to its base class."""
     try:
         found = get_object(target)
     except (HydraException, ImportError, ValueError):
@@ -160,7 +160,7 @@ def _parameters(found: Any) -> dict[str, Any]:
     for maker in makers:
         try:
             hints, parameters = get_type_hints(maker), inspect.signature(maker).parameters
-        except (TypeError, ValueError, NameError):  # of a stranger's class, or one that is written in C
+        except (TypeError, ValueError, NameError):  # a class from another package, or one written in C
             return kinds
         passes_on = False
         for name, parameter in parameters.items():
@@ -176,7 +176,7 @@ def _parameters(found: Any) -> dict[str, Any]:
 
 
 def _with_default(kind: Any, default: Any) -> Any:
-    """A default of null says that null is a value, and an empty one that a text may be."""
+    """Allow null or an empty string for a setting with that default."""
     if kind is Any or not (default is None or default == ""):
         return kind
     return kind | None if default is None else kind | Literal[""]
@@ -207,7 +207,7 @@ _SIMPLE: Mapping[Any, Callable[[Any], bool]] = {
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value of a config is of a type."""
+    """Whether a config value has a type."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in _SIMPLE:
         return _SIMPLE[origin](value)
@@ -217,11 +217,11 @@ def _is(value: Any, kind: Any) -> bool:
         return any(type(value) is type(one) and value == one for one in inner)
     if origin in (list, tuple, Sequence):
         return isinstance(value, list) and _fits(value, inner)
-    return isinstance(value, Mapping) and (origin in (dict, Mapping) or "_target_" in value)  # or else a part
+    return isinstance(value, Mapping) and (origin in (dict, Mapping) or "_target_" in value)  # or a part
 
 
 def _fits(values: list[Any], kinds: tuple[Any, ...]) -> bool:
-    """Whether the items of a list are of these types, or all of the first one where there is one, or `...` behind it."""
+    """Whether a list's items have these types, or all have the first if it is the only one or followed by `...`."""
     if len([kind for kind in kinds if kind is not ...]) < 2:
         kinds = kinds[:1] * len(values)
     return len(values) == len(kinds) and all(map(_is, values, kinds)) if kinds else True
@@ -238,7 +238,7 @@ _WORDS = {
 
 
 def _words(kind: Any) -> str:
-    """A type in words, as in "an integer or null"."""
+    """Describe a type, as in "an integer or null"."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, types.UnionType):
         several = dict.fromkeys(map(_words, inner))

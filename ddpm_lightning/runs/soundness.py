@@ -1,4 +1,4 @@
-"""Whether what a checkpoint holds can be resumed from: each part of the type, the shape and the size that it must have."""
+"""Validate that a checkpoint can be resumed from: the types, shapes and sizes of its parts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,14 +35,14 @@ _OPTIONAL: dict[str, Any] = {
 
 
 def lacking(checkpoint: Mapping[str, Any]) -> list[str]:
-    """The keys under which a checkpoint has nothing, or something of another type."""
+    """The keys that a checkpoint lacks or that hold the wrong type."""
     averages = dict.fromkeys((key for key in checkpoint if str(key).endswith("_state_dict")), dict)
     kinds = {**_NEEDED, **averages, **{key: kind for key, kind in _OPTIONAL.items() if key in checkpoint}}
     return [key for key, kind in kinds.items() if not _is(checkpoint.get(key), kind)]
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, a mapping with parts of these types, or a mapping of numbers; an integer must be below 10¹⁸."""
+    """Whether a value has a type, or is a mapping of these types or of numbers; integers must be below 10¹⁸."""
     if isinstance(kind, dict):
         return isinstance(value, Mapping) and all(_is(value.get(key), inside) for key, inside in kind.items())
     if kind == _METRICS:
@@ -53,9 +53,9 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def is_state_of(module: DDPM, states: list[Any]) -> bool:
-    """Whether a fused kernel's tensors are the parameters' in shape and type, or one number, and others no larger than all parameters.
+    """Whether optimizer states fit the parameters: for fused kernels in shape and dtype (or scalar), otherwise in total size.
 
-    Fused kernels go by the parameter's size; other optimizers, such as Adafactor, keep tensors of their own shapes.
+    Fused kernels rely on the parameter's size; other optimizers, such as Adafactor, have states of different shapes.
     """
     match states:
         case [{"state": dict(held), "param_groups": [*groups]}] if all(isinstance(group, dict) for group in groups):

@@ -1,4 +1,4 @@
-"""What every checkpoint holds of its run besides Lightning's own."""
+"""The run's own part of every checkpoint."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ __all__ = ["StoreRun"]
 
 
 class StoreRun(Callback):
-    """Puts into every checkpoint what a run needs to go on, and what its summary says of all its parts together.
+    """Adds to every checkpoint what a run needs to resume, and the totals of its summary.
 
     Args:
-        config: resolved, as plain data.
-        overrides: that made it.
-        data_fingerprint: of the images that the run learns.
-        csv: whose rows are counted.
-        metrics: whose latest and best values the summary holds.
-        ema: the run's average of the weights; a broken one does not pass for the end of a run.
+        config: the resolved config as plain data.
+        overrides: the overrides of the config.
+        data_fingerprint: the fingerprint of the dataset.
+        csv: the logger whose rows are counted.
+        metrics: the metrics whose latest and best values are summarized.
+        ema: the run's EMA, checked for NaN and infinity at the end.
     """
 
     def __init__(
@@ -37,25 +37,25 @@ class StoreRun(Callback):
     ):
         self._csv, self._metrics, self._ema = csv, metrics, ema
         self.config, self.overrides, self._data_fingerprint = config, list(overrides), data_fingerprint
-        self.has_saved = False  # a checkpoint, since the run was started or resumed
+        self.has_saved = False  # whether a checkpoint was saved since the start or resume
         self._began = time.monotonic()
-        self._earlier = 0.0  # seconds of the run before it was resumed
-        self._final: dict[str, float] = {}  # the last values by then
+        self._earlier = 0.0  # seconds before the run was resumed
+        self._final: dict[str, float] = {}  # the last values before the resume
         self._has_started = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_started = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_broken(trainer, pl_module, self._ema)  # while the weights are on their device
+        refuse_broken(trainer, pl_module, self._ema)  # while the weights are on the device
 
     @property
     def wall_seconds(self) -> float:
-        """Since the run was started, without the time between two of its parts."""
+        """Seconds since the run was started, excluding the time until it was resumed."""
         return self._earlier + time.monotonic() - self._began
 
     def metrics(self, trainer: Trainer) -> dict[str, Any]:
-        """The last value of each metric, and the best of the validations'."""
+        """The last value of each metric, and the best of each validation metric."""
         latest, best = ({}, {}) if self._metrics is None else (self._metrics.latest, self._metrics.best)
         ours = {key: float(value) for key, value in trainer.callback_metrics.items()}
         final = {**self._final, **ours, **latest}
@@ -71,12 +71,12 @@ class StoreRun(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._has_started:
-            return  # it goes back, and the clock runs on
+            return  # a rollback: the clock keeps running
         for state in checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]:
-            if "batches" in state:  # of an earlier version, which counted those of each process
+            if "batches" in state:  # from an earlier version, which counted per process
                 processes = len(checkpoint["training_metrics"]["sums"])
                 state["images"] = state.pop("batches") * checkpoint["config"]["data"]["batch_size"] * processes
         if "summary" in checkpoint:
             self._earlier, self._final = checkpoint["summary"]["wall_seconds"], dict(checkpoint["summary"]["final"])
-        elif "training_metrics" in checkpoint:  # of an earlier version
+        elif "training_metrics" in checkpoint:  # from an earlier version
             self._earlier = checkpoint["training_metrics"]["wall_seconds"]

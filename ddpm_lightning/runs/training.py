@@ -1,4 +1,4 @@
-"""What `train.py` does: resume, check, build, fit and tell; a run that diverges may go back to a checkpoint."""
+"""The pipeline of `train.py`: resume, check, build, fit and report; a diverged run may roll back to a checkpoint."""
 
 import os
 import signal
@@ -45,13 +45,13 @@ __all__ = ["train"]
 
 
 def train(config: DictConfig) -> float | None:
-    """Train as the config says, or resume the run that `config.resume` names, and return its best `optimized_metric`.
+    """Train from a config, or resume the run in `config.resume`, and return the best `optimized_metric`.
 
-    A sweep's job resumes the run that is in its folder already.
+    A sweep's job resumes an earlier run in its folder.
 
     Raises:
-        UserError: for what the user can fix: before training starts, or a loss that is NaN and a disk that is full.
-        SystemExit: with 128 and the signal's number, where a signal asked the run to stop.
+        UserError: for problems that the user can fix, such as invalid settings, a NaN loss or a full disk.
+        SystemExit: with 128 plus the signal number, if a signal stopped the run.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return _train_job(config)
@@ -65,7 +65,7 @@ def _train(config: DictConfig, resumed_from: Path | None) -> float | None:
         check_config(config)
         run = build_run(config, point)
         check_rendezvous(getattr(run.trainer.strategy, "cluster_environment", None), run.trainer.world_size)
-        is_first = rank_zero_only.rank == 0  # which holds the folder for all
+        is_first = rank_zero_only.rank == 0  # locks the folder for all ranks
         if is_first and point is None:
             refuse_used(run.folder)
         with only_one_run(run.folder) if is_first else nullcontext():
@@ -73,7 +73,7 @@ def _train(config: DictConfig, resumed_from: Path | None) -> float | None:
             return _best(config.optimized_metric, _fit(run))
     except (UserError, Stopped, OSError, MisconfigurationException):
         raise
-    except Exception as error:  # a strange checkpoint leads to any of them
+    except Exception as error:  # an invalid checkpoint can raise anything
         if resumed_from is None or (run is not None and run.record.has_saved):
             raise
         raise UserError(
@@ -82,7 +82,7 @@ def _train(config: DictConfig, resumed_from: Path | None) -> float | None:
 
 
 def _train_job(config: DictConfig) -> float | None:
-    """A sweep's job: nothing where it has finished before, and what is left to do where it has begun."""
+    """Run a sweep's job: skip it if finished, resume it if started."""
     check_config(config)
     run_dir = Path(str(config.run_dir))
     if begun := (run_dir / "config.yaml").exists():
@@ -96,13 +96,13 @@ def _train_job(config: DictConfig) -> float | None:
 
 
 def _best(metric: str, summary: Mapping[str, Any]) -> float | None:
-    """The best value of a metric over the run's validations, which sweepers such as Optuna minimize."""
+    """The best validation value of a metric, which sweepers such as Optuna minimize."""
     best = summary.get("best")
     return best.get(metric) if isinstance(best, Mapping) else None
 
 
 def _begin(run: Run) -> None:
-    """Write the run's config to its folder, which is put back to where the run resumes from, and start the loggers."""
+    """Rewind the run folder to the resume point, write the config, and start the loggers."""
     trainer = run.trainer
     length = f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
     say(f"Training {run.parameters:,} parameters for {length}, {trainer.world_size} process(es): {run.folder}")
@@ -117,10 +117,10 @@ def _begin(run: Run) -> None:
     _write_yaml(run.folder / "config.yaml", run.record.config)
     if run.condition is not None and trainer.is_global_zero:
         ending = "npz" if isinstance(run.condition, Mapping) else "npy"
-        save_condition(run.condition, run.folder / "samples" / f"condition.{ending}")  # which sample.py takes
+        save_condition(run.condition, run.folder / "samples" / f"condition.{ending}")  # for sample.py
     if run.point is not None:
         _rewind(run, run.point)
-        if HydraConfig.initialized():  # where Hydra keeps what was typed, for those who look there
+        if HydraConfig.initialized():  # Hydra's own place for overrides
             _write_yaml(run.folder / ".hydra" / "overrides.yaml", run.record.overrides)
     origin = origin_of(run.data, run.record.overrides)
     for logger in run.loggers:
@@ -128,7 +128,7 @@ def _begin(run: Run) -> None:
 
 
 def _batches_left(run: Run) -> int | None:
-    """How many batches this process has to take; None where the config counts epochs."""
+    """The number of batches left for this process; None if the config counts epochs."""
     trainer = run.trainer
     if trainer.max_steps == -1:
         return None
@@ -137,13 +137,13 @@ def _batches_left(run: Run) -> int | None:
 
 
 def _fit(run: Run) -> dict[str, Any]:
-    """Train, tell how it ended, and return the run's summary."""
+    """Train, report the outcome, and return the run's summary."""
     ranks = Ranks(run.trainer, partial(_give_up, run))
     ranks.start()
     try:
         _fit_and_go_back(run)
     except BaseException as error:
-        # Lightning answers a second Ctrl-C by SystemExit(1); a launcher whose time is over by another.
+        # Lightning raises SystemExit(1) on a second Ctrl-C; a launcher at its time limit raises another one.
         ending = Stopped(signal.SIGINT) if isinstance(error, SystemExit) and error.code == 1 else error
         interrupted = isinstance(ending, Stopped | SystemExit)
         lost = ranks.lost(seconds=2) if isinstance(error, RuntimeError) and run.trainer.world_size > 1 else ""
@@ -160,7 +160,7 @@ def _fit(run: Run) -> dict[str, Any]:
 
 
 def _give_up(run: Run, lost: str) -> None:
-    """End a run that waits for a process that has ended."""
+    """End a run that waits for a dead process."""
     tell(run, "failed")
     print(f"error: {lost}; {_resume_hint(run)}", file=sys.stderr, flush=True)
     os._exit(1)
@@ -171,7 +171,7 @@ def _resume_hint(run: Run) -> str:
 
 
 def _fit_and_go_back(run: Run) -> None:
-    """Train; a run that diverges goes back to its newest intact checkpoint, as often as its loss guard lets it."""
+    """Train; if the run diverges, roll back to its newest intact checkpoint as often as the loss guard allows."""
     path = None if run.point is None else run.point.path
     while True:
         try:
@@ -187,10 +187,10 @@ def _fit_and_go_back(run: Run) -> None:
 
 
 def _go_back(run: Run, error: Diverged) -> Path | None:
-    """The checkpoint that the loss guard lets the run go back to: the newest intact one of those that do not depend on the machine.
+    """The checkpoint to roll back to: the newest intact one saved by step, if the loss guard allows it.
 
     Raises:
-        Diverged: where there is none, with the checkpoint before the error, which the user may resume from.
+        Diverged: if there is none, naming the checkpoint before the error to resume from.
     """
     guard, newest = (first(run.callbacks, kind) for kind in (LossGuard, NewestCheckpoint))
     best = [callback for callback in run.callbacks if isinstance(callback, BestCheckpoint)]
@@ -214,7 +214,7 @@ def _go_back(run: Run, error: Diverged) -> Path | None:
 
 @rank_zero_only
 def _rewind(run: Run, point: ResumePoint) -> None:
-    """The folder as it was at the checkpoint."""
+    """Restore the run folder to its state at the checkpoint."""
     (run.folder / "summary.json").unlink(missing_ok=True)
     remove_leftovers(run.folder)
     run.csv.rewind(point.rows)

@@ -1,4 +1,4 @@
-"""What is tried before anything is trained: the schedule's end, the network's size and shapes, the first steps' rates."""
+"""Trials before training: the schedule's terminal SNR, the network's size and shapes, and the learning rate."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def warn_of_signal(schedule: NoiseSchedule) -> None:
-    """Warn of a schedule whose last step leaves some of the image."""
+    """Warn if the schedule's last timestep retains some of the signal."""
     last = float(schedule.alpha_bar[-1])
     if last > 0.01:
         log.warning(
@@ -47,15 +47,15 @@ def warn_of_signal(schedule: NoiseSchedule) -> None:
 
 
 def check_memory(node: DictConfig) -> None:
-    """The network is built without its weights first, so that one that cannot be held is refused before it is begun.
+    """Refuse a network that does not fit in memory, by building it without weights first.
 
     Raises:
-        UserError: for a network that takes more memory than there is.
+        UserError: for a network that exceeds the memory.
     """
     with torch.device("meta"):
         model: Module = build("model", node)
     parameters = sum(p.numel() for p in model.parameters())
-    copies = 1 if torch.cuda.is_available() else 5  # weights; gradients, Adam's two moments and the average beside them
+    copies = 1 if torch.cuda.is_available() else 5  # weights; on a CPU also gradients, Adam's two moments and the EMA
     needed, held = 4 * parameters * copies / 2**30, total_memory() / 2**30
     if needed > held:
         error = ValueError(
@@ -65,10 +65,10 @@ def check_memory(node: DictConfig) -> None:
 
 
 def times_of(sampler: Sampler, denoiser: Denoiser) -> list[int]:
-    """The times at which a sampler asks a denoiser.
+    """The timesteps at which a sampler evaluates a denoiser.
 
     Raises:
-        UserError: for a sampler that does not go with the denoiser.
+        UserError: for a sampler that is incompatible with the denoiser.
     """
     schedule = denoiser.schedule
     with below("sampler"):
@@ -77,10 +77,10 @@ def times_of(sampler: Sampler, denoiser: Denoiser) -> list[int]:
 
 
 def try_shapes(data: DictConfig, denoiser: Denoiser) -> None:
-    """One forward pass of a network of ours on the meta device, before the data are read: shapes are checked, nothing is computed.
+    """Check shapes with a forward pass of one of our networks on the meta device, before the data are read.
 
     Raises:
-        UserError: for a network that is not made for images of this size.
+        UserError: for a network that does not support this image size.
     """
     if _knows_its_condition(denoiser):
         y = None if data.num_classes is None else torch.empty(1, dtype=torch.long)
@@ -88,10 +88,10 @@ def try_shapes(data: DictConfig, denoiser: Denoiser) -> None:
 
 
 def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sampler) -> None:
-    """Refuse data that the network or the sampler cannot take: a condition that does not fit, values that samples would not have.
+    """Refuse data that do not match the network or sampler: an incompatible condition, or values that samples cannot reach.
 
     Raises:
-        UserError: that says what to change.
+        UserError: naming the setting to change.
     """
     y = source.conditions(1)
     if y is None and data.num_classes is None:
@@ -126,10 +126,10 @@ def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sa
 
 
 def check_features(config: DictConfig, source: Source) -> None:
-    """Refuse to measure FID by a classifier of labels that the dataset does not have.
+    """Refuse FID with a label classifier for a dataset without labels.
 
     Raises:
-        UserError: that says what works.
+        UserError: naming the alternatives.
     """
     measured = config.callbacks.get("generation_metrics")
     if measured is None or not str(measured.features.get("_target_")).endswith(".classifier"):
@@ -141,7 +141,7 @@ def check_features(config: DictConfig, source: Source) -> None:
 
 
 def _knows_its_condition(denoiser: Denoiser) -> bool:
-    """Whether the network's condition, labels or none, is known from its config alone."""
+    """Whether the config alone determines the network's condition: labels or none."""
     return isinstance(denoiser.model, Network) and not denoiser.has_null
 
 
@@ -152,10 +152,10 @@ def _refuse(words: str, data: DictConfig, y: Condition | None = None) -> None:
 
 
 def refusal(denoiser: Denoiser, shape: Sequence[int], y: Condition | None) -> str:
-    """Why the network cannot take data of this shape with this condition of one sample, in one line; empty where it can."""
+    """Why the network rejects data of this shape and condition, in one line; empty if it accepts them."""
     try:
         call_on_meta(denoiser.model, shape, y)
-    except Exception as error:  # of a network of one's own, any
+    except Exception as error:  # a custom network may raise anything
         return one_line(error)
     return ""
 
@@ -165,10 +165,10 @@ def try_rates(
     lr_scheduler: Callable[[Optimizer], LRScheduler],
     config: DictConfig,
 ) -> None:
-    """Two steps of a single weight: a bad rate is seen now, not in training.
+    """Take two steps with a single weight, to find invalid learning rates before training.
 
     Raises:
-        UserError: with the settings of the optimizer or of the learning rate.
+        UserError: with the settings of the optimizer or learning rate scheduler.
     """
     try:
         tried = optimizer([Parameter(torch.zeros(1))])
@@ -177,7 +177,7 @@ def try_rates(
     try:
         scheduler = lr_scheduler(tried)
         for _ in range(2):
-            tried.step(lambda: 0.0)  # some optimizers evaluate the loss themselves
+            tried.step(lambda: 0.0)  # some optimizers call a closure
             scheduler.step()
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(with_settings("lr_scheduler", error, config.lr_scheduler)) from error

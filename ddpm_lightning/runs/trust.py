@@ -1,4 +1,4 @@
-"""What a checkpoint's config may ask for: plain data about our own parts and those the user trusts, and paths inside its run."""
+"""Refuse a checkpoint's config with untrusted classes, code, or paths outside its run."""
 
 import os
 import re
@@ -18,11 +18,11 @@ from ddpm_lightning.runs.roles import INSIDE, ROLES, WANDB, Role
 
 __all__ = ["check_targets", "packages_to_trust", "without_download"]
 
-# What a checkpoint may set of a logger: more reaches wandb.init, TensorBoard's writer, or a server's address.
+# Logger settings allowed in a checkpoint; others reach wandb.init, TensorBoard's writer or a server's address.
 _LOGGER = {"save_dir", "name", "version", "prefix", "flush_logs_every_n_steps", "log_graph", "default_hp_metric"}
 _WANDB = {"project", "entity", "name", "save_dir", "offline", "log_model", "group", "tags"}
 
-# Packages that run what they are given.
+# Packages that can run arbitrary code.
 _TOO_MUCH = {
     *sys.stdlib_module_names,
     "builtins",
@@ -35,24 +35,24 @@ _TOO_MUCH = {
 }
 
 _FILENAME = re.compile(r"(?:[\w.=+-]|\{[\w/]+(?::\d*(?:\.\d+)?[defg])?\})*")  # "{epoch}-{val/loss:.2f}"
-_DEPTH, _NODES = 32, 100_000  # of a config; ours have 7 levels and some hundred values
+_DEPTH, _NODES = 32, 100_000  # maximum depth and size of a config; ours have 7 levels and a few hundred values
 
 
 def check_targets(
     node: Any, role: str, *, typed: Collection[str] = (), folder: Path | None = None, trust: Collection[str] = ()
 ) -> None:
-    """Refuse a config that is anything but plain, resolved data about parts of this package, PyTorch's and Lightning's, each in
-    its place, and about what trusted packages define.
+    """Refuse a config unless it is plain, resolved data with allowed `_target_`s in their places: classes of this package,
+    PyTorch, Lightning and trusted packages.
 
     Args:
         node: the config, or a part of it.
-        role: what the part is: "run" of a whole config, else such as "denoiser", "data" or "sampler".
-        typed: dotted keys whose values do not come from the checkpoint, since the user typed them.
-        folder: that of the run, outside of which nothing may be written; links are followed as writing follows them.
-        trust: packages that are trusted, besides those of `environment.trusted`.
+        role: the part's role: "run" for a whole config, or "denoiser", "data", "sampler" etc.
+        typed: dotted keys whose values were typed by the user instead of coming from the checkpoint.
+        folder: the run folder, outside of which nothing may be written; links are followed.
+        trust: trusted packages, besides those of `environment.trusted`.
 
     Raises:
-        UserError: that names what is refused.
+        UserError: naming what is refused.
     """
     trust = [*trust, *environment.trusted()]
     for package in trust:
@@ -85,7 +85,7 @@ def check_targets(
 
 
 def without_download(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A data config from a checkpoint, whose folder nobody has typed, so that nothing is downloaded there."""
+    """A data config with downloads disabled, for a folder that comes from a checkpoint."""
     dataset = node.get("dataset")
     if isinstance(dataset, Mapping) and str(dataset.get("_target_")).endswith(".from_torchvision"):
         return {**node, "dataset": {**dataset, "download": False}}
@@ -93,7 +93,7 @@ def without_download(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def packages_to_trust(config: Any) -> list[str]:
-    """The packages of a config's own parts, which its checkpoint cannot be used without trusting."""
+    """The packages in a config that its checkpoint requires to be trusted."""
     own = [t for t in targets_in(config) if not _is_layer(t) and not any(role.has(t) for role in ROLES.values())]
     return sorted({target.partition(".")[0] for target in own} - _TOO_MUCH)
 
@@ -104,17 +104,17 @@ def _is_layer(target: Any) -> bool:
 
 
 def _is_trusted(target: Any, trust: Collection[str]) -> bool:
-    """Whether a `_target_` is defined in a trusted package; what that has only imported is not.
+    """Whether a `_target_` is defined in a trusted package, not just imported there.
 
     Raises:
-        UserError: for a name below a trusted package that is not defined in it.
+        UserError: for a name in a trusted package that is not defined there.
     """
     packages = [name for name in trust if isinstance(target, str) and target.startswith(f"{name}.")]
     if not packages:
         return False
     try:
         found = get_object(target)
-    except Exception as error:  # whatever its import raises
+    except Exception as error:  # its import can raise anything
         raise UserError(
             f"{target} cannot be imported ({brief(error)}): run this where {packages[0]} is importable"
         ) from error
@@ -158,7 +158,7 @@ def _check_paths(node: Mapping[str, Any], key: str, folder: Path, typed: Collect
         below = f"{key}.{name}".lstrip(".")
         if name not in (*WRITTEN_TO, *NAMES) or not isinstance(value, str) or below in typed:
             continue
-        # Names are appended to another path; what stands in braces is filled in later.
+        # Names are appended to another path; braces are filled in later.
         above = str(node.get("save_dir", node.get("dirpath", folder))) if name in NAMES else ""
         plain = name != "filename" or _FILENAME.fullmatch(value)
         if not plain or not _is_inside(os.path.join(above, value), folder):
@@ -169,7 +169,7 @@ def _check_paths(node: Mapping[str, Any], key: str, folder: Path, typed: Collect
 
 
 def _is_inside(path: str, folder: Path) -> bool:
-    """Whether a path, its links followed, lies in a folder; not where someone would read more than a path in it."""
+    """Whether a path, with links resolved, lies in a folder; false for paths with expandable characters."""
     if path.startswith("~") or set(path) & {"$", "%", "\0"} or "://" in path:
         return False
     try:

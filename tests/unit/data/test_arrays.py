@@ -127,7 +127,9 @@ def test_a_condition_has_a_row_for_each():
     images = digits().images[:10]
     with pytest.raises(UserError, match=r"condition must have one row for each of the 10 samples, got 9"):
         module(ImageSet(images, torch.rand(9, 3)))
-    with pytest.raises(UserError, match="data.num_classes must be null, got 10: the dataset has a condition other than labels"):
+    with pytest.raises(
+        UserError, match="data.num_classes must be null, got 10: the dataset has a condition other than labels"
+    ):
         module(ImageSet(images, torch.rand(10, 3)), num_classes=10)
     data = module(ImageSet(images, {"a": torch.arange(10.0)[:, None]}), val_fraction=0.2)
     batch = next(iter(data.train_dataloader()))

@@ -48,7 +48,7 @@ def test_a_silent_address_is_refused_in_time(monkeypatch):
 
     monkeypatch.setattr(rendezvous, "_SILENT", 0.3)
     monkeypatch.setattr(socket, "create_connection", silent)
-    with pytest.raises(UserError, match=r"got 127.0.0.1, where nothing has answered for .* \(timed out\)"):
+    with pytest.raises(UserError, match=r"got 127.0.0.1, which has not responded for .* \(timed out\)"):
         check_rendezvous(started("127.0.0.1", 29500, 1), 2)
     assert asked[0][0] == ("127.0.0.1", 29500)
 
