@@ -51,7 +51,9 @@ def check_sweep_allowed(argv: Sequence[str]) -> None:
             "-m: a sweep starts its jobs' processes itself, so start it without torchrun or srun, "
             f"as in `{environment.command('train')} -m seed=0,1 trainer=ddp trainer.devices=2`"
         )
-    right = {"samplers": "evaluate", **dict.fromkeys(("schedules", "predictions", "processes", "optuna"), "train")}.get(preset)
+    right = {"samplers": "evaluate", **dict.fromkeys(("schedules", "predictions", "processes", "optuna"), "train")}.get(
+        preset
+    )
     if right and program in ("train", "evaluate"):
         require_one_of(f"the program for sweep={preset}", program, [right])
 
