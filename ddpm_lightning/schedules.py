@@ -96,13 +96,26 @@ class NoiseSchedule(nn.Module):
         Raises:
             ValueError: where the shapes of x_0 and ε differ, or t would broadcast along the wrong axis.
         """
-        if noise.shape != x0.shape or t.ndim not in (0, x0.ndim):
-            shapes = f"noise {tuple(noise.shape)} and t {tuple(t.shape)}"
-            raise ValueError(f"noise must be shaped like x0 {tuple(x0.shape)} and t (B, 1, 1, 1) or (), got {shapes}")
+        _require_shapes("x0", x0, t, noise)
         return self.sqrt_alpha_bar[t] * x0 + self.sqrt_one_minus_alpha_bar[t] * noise
 
+    def step(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t = √(1−β_t) x_{t−1} + √β_t ε, a sample of q(x_t | x_{t−1}) = N(√(1−β_t) x_{t−1}, β_t I) (Murphy 2023, Eq. 25.1).
+
+        Args:
+            x: x_{t−1}, (B, C, ...).
+            t: 1..T, (B, 1, 1, 1) or ().
+            noise: ε ~ N(0, I), shaped like x.
+
+        Raises:
+            ValueError: as `q_sample`.
+        """
+        _require_shapes("x", x, t, noise)
+        beta = self.step_variances(t, t - 1)[1]
+        return torch.sqrt(1 - beta) * x + torch.sqrt(beta) * noise
+
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance β̃_t of q(x_{t−1} | x_t, x_0) for t in 1..T (Murphy 2023, Eq. 25.4; Ho et al. 2020, Eq. 7).
+        """Mean and variance β̃_t of q(x_{t−1} | x_t, x_0) for t in 1..T (Ho et al. 2020, Eq. 6 and 7).
 
         mean = √ᾱ_{t−1} β_t/(1−ᾱ_t) x_0 + √α_t (1−ᾱ_{t−1})/(1−ᾱ_t) x_t, and β̃_t = (1−ᾱ_{t−1})/(1−ᾱ_t) β_t, with
         β_t/(1−ᾱ_t) = −expm1(λ_t−λ_{t−1}) and α_t (1−ᾱ_{t−1})/(1−ᾱ_t) = e^{λ_t−λ_{t−1}}, λ = log(ᾱ/(1−ᾱ)).
@@ -282,6 +295,12 @@ def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     alpha_bar = schedule._exact[1:]
     root = alpha_bar.sqrt()
     return from_alpha_bar(alpha_bar[0] * ((root - root[-1]) / (root[0] - root[-1])) ** 2)
+
+
+def _require_shapes(name: str, x: Tensor, t: Tensor, noise: Tensor) -> None:
+    if noise.shape != x.shape or t.ndim not in (0, x.ndim):
+        shapes = f"noise {tuple(noise.shape)} and t {tuple(t.shape)}"
+        raise ValueError(f"noise must be shaped like {name} {tuple(x.shape)} and t (B, 1, 1, 1) or (), got {shapes}")
 
 
 def _times(num_steps: int) -> Tensor:

@@ -1,5 +1,6 @@
 import inspect
 import math
+from fractions import Fraction
 from functools import partial
 
 import pytest
@@ -371,7 +372,58 @@ def test_bad_numbers_of_steps_are_refused(name, T):
         FAMILIES[name](T)
 
 
+@pytest.mark.parametrize(("method", "name"), [("q_sample", "x0"), ("step", "x")])
 @pytest.mark.parametrize(("t", "noise"), [((4,), (4, 1, 4, 4)), ((), (1, 1, 4, 4)), ((4, 1), (4, 1, 4, 4))])
-def test_shapes_that_would_broadcast_along_the_wrong_axis_are_refused(t, noise):
-    with pytest.raises(ValueError, match="noise must be shaped like x0 .* and t"):
-        schedules.linear().q_sample(torch.zeros(4, 1, 4, 4), torch.ones(t, dtype=torch.long), torch.zeros(noise))
+def test_shapes_that_would_broadcast_along_the_wrong_axis_are_refused(method, name, t, noise):
+    forward = getattr(schedules.linear(), method)
+    with pytest.raises(ValueError, match=f"noise must be shaped like {name} .* and t"):
+        forward(torch.zeros(4, 1, 4, 4), torch.ones(t, dtype=torch.long), torch.zeros(noise))
+
+
+def test_a_forward_step_keeps_four_fifths_of_x_and_adds_three_fifths_of_noise():
+    # β = 0.36 by hand: √(1−β) = 0.8 and √β = 0.6; another t of the batch has β = 0.64, the other way round
+    schedule = schedules.from_betas([0.36, 0.64])
+    x, noise = torch.full((2, 1, 2, 2), 10.0), torch.full((2, 1, 2, 2), 1.0)
+    stepped = schedule.step(x, index([1, 2]), noise)
+    torch.testing.assert_close(stepped[0], torch.full((1, 2, 2), 8.6), rtol=1e-5, atol=0)
+    torch.testing.assert_close(stepped[1], torch.full((1, 2, 2), 6.8), rtol=1e-5, atol=0)
+    assert torch.equal(schedule.step(x[:1], torch.tensor(1), noise[:1]), stepped[:1])
+
+
+@pytest.mark.parametrize("T", [1, 10, 1000])
+def test_all_forward_steps_together_are_the_one_big_step(T):
+    """Eq. 25.1 T times over gives Eq. 25.3: a Gaussian of mean √ᾱ_T x_0 and variance 1 − ᾱ_T, ᾱ_T multiplied in fractions."""
+    first, last = Fraction(1, 10_000), Fraction(2, 100)
+    alpha_bar = Fraction(1)
+    for t in range(T):
+        alpha_bar *= 1 - first - (last - first) * t / max(T - 1, 1)
+    schedule = schedules.linear(T).double()
+    # A step is affine in x_{t−1} and ε, and each step's noise is independent: a 1 in x_0, and a 1 in each ε, go through all
+    # steps side by side, so that entry 0 becomes the factor of x_0 and entry s that of the noise of step s.
+    x = torch.zeros(T + 1, dtype=torch.float64)
+    x[0] = 1
+    for t in range(1, T + 1):
+        noise = torch.zeros_like(x)
+        noise[t] = 1
+        x = schedule.step(x, torch.tensor(t), noise)
+    assert x[0].item() == pytest.approx(math.sqrt(alpha_bar), rel=1e-10)
+    assert x[1:].square().sum().item() == pytest.approx(float(1 - alpha_bar), rel=1e-10)
+
+
+def test_a_forward_step_to_zero_terminal_snr_is_noise_alone():
+    schedule = schedules.rescale_zero_terminal_snr(schedules.linear(10))
+    x, noise = torch.randn(2, 4, 1, 8, 8)
+    assert torch.equal(schedule.step(x, torch.tensor(10), noise), noise)
+
+
+def test_the_posterior_undoes_a_forward_step():
+    # Bayes' rule for Gaussians, with x_0 = 0: E[x_{t−1} | x_t] = cov(x_{t−1}, x_t)/var(x_t) · x_t
+    schedule = schedules.linear().double()
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for t in (2, 300, 1000):
+        kept = schedule.step(one, torch.tensor(t), zero)
+        added = schedule.step(zero, torch.tensor(t), one)
+        before = 1 - schedule.alpha_bar[t - 1]
+        mean, variance = schedule.posterior(zero, one, torch.tensor(t))
+        assert mean.item() == pytest.approx((before * kept / (before * kept**2 + added**2)).item(), rel=1e-9)
+        assert variance.item() == pytest.approx((before * added**2 / (before * kept**2 + added**2)).item(), rel=1e-9)
