@@ -60,6 +60,22 @@ PUBLISHED = {
         "callbacks.ema": None,
         "sampler.variance": "small",
     },
+    # the lecture's Algorithms 25.1 and 25.2, as printed
+    "lecture_digits": {
+        **LINEAR,
+        **SIMPLE,
+        "loss.times._target_": "ddpm_lightning.losses.Uniform",
+        "prediction": "epsilon",
+        "optimizer._target_": "torch.optim.Adam",
+        "lr_scheduler._target_": "torch.optim.lr_scheduler.LinearLR",
+        "trainer.gradient_clip_val": None,
+        "callbacks.ema": None,
+        "sampler._target_": "ddpm_lightning.samplers.Ancestral",
+        "sampler.num_steps": None,
+        "sampler.variance": "small",
+        "sampler.clip": None,
+        "sampler.dynamic_threshold": None,
+    },
     # Ho et al. 2020, appendix B, and scripts/run_cifar.py
     "cifar10_ddpm": {
         **LINEAR,
