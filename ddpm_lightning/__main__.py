@@ -1,4 +1,4 @@
-"""Train, sample and evaluate; compare noise schedules, evaluate likelihood, train feature classifiers, export models, build reports."""
+"""Train, sample and evaluate; plot noise schedules, evaluate likelihood, train feature classifiers, export models, build reports."""
 
 import argparse
 import os
@@ -21,9 +21,9 @@ from ddpm_lightning.ranges import require_one_of
 __all__ = ["main"]
 
 _PROGRAMS = {
-    "train": "train a diffusion model: ddpm-train, or train.py",
-    "sample": "sample images from a checkpoint: ddpm-sample, or sample.py",
-    "evaluate": "compare a checkpoint's samples with its data: ddpm-evaluate, or evaluate.py",
+    "train": "train a diffusion model; the same as ddpm-train and train.py",
+    "sample": "sample images from a checkpoint; the same as ddpm-sample and sample.py",
+    "evaluate": "compare a checkpoint's samples with its dataset; the same as ddpm-evaluate and evaluate.py",
 }
 
 
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def trust(command: argparse.ArgumentParser) -> None:
-        about = "packages of your own that a checkpoint may name, as in --trust mylab"
+        about = "packages of your own that the checkpoint may name, as in --trust mylab"
         command.add_argument(
             "--trust", metavar="PACKAGE", action="extend", type=lambda text: text.split(","), default=[], help=about
         )
@@ -79,41 +79,49 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=about)
 
     schedules = command("schedules", _schedules, "plot alpha_bar, log SNR and beta of all noise schedules side by side")
-    schedules.add_argument("--out", type=Path, default=Path("schedules.png"), metavar="FILE.png", help="%(default)s")
-    schedules.add_argument("--num-steps", type=int, default=1000, metavar="T", help="%(default)s")
+    schedules.add_argument(
+        "--out", type=Path, default=Path("schedules.png"), metavar="FILE.png", help="output file (default: %(default)s)"
+    )
+    schedules.add_argument(
+        "--num-steps", type=int, default=1000, metavar="T", help="number of timesteps (default: %(default)s)"
+    )
 
-    about = "bits per dimension of a checkpoint on its run's validation images, term by term and by t"
+    about = "evaluate bits per dimension on the validation images of a checkpoint's run, term by term and by t"
     likelihood = command("likelihood", _likelihood, about)
-    likelihood.add_argument("checkpoint", type=Path)
+    likelihood.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
     trust(likelihood)
-    likelihood.add_argument("--weights", default="ema", metavar="ema|raw", help="%(default)s")
-    likelihood.add_argument("--num-images", type=int, metavar="N", help="all")
-    likelihood.add_argument("--variance", metavar="small|large", help="the learned one, or small")
+    likelihood.add_argument("--weights", default="ema", metavar="ema|raw", help="default: %(default)s")
+    likelihood.add_argument("--num-images", type=int, metavar="N", help="number of images (default: all)")
+    likelihood.add_argument(
+        "--variance",
+        metavar="small|large",
+        help="of the reverse process (default: learned if the network predicts it, else small)",
+    )
 
-    about = "train the classifier that evaluate.py compares by, on a dataset's own labels, and store it"
+    about = "train the feature classifier of evaluate.py on the labels of a dataset, and cache it"
     features = command("features", _features, about)
-    features.add_argument("--config-dir", "-cd", type=Path, metavar="FOLDER", help="configs of your own")
-    features.add_argument("overrides", nargs="+", metavar="data=NAME", help="and other overrides of evaluate.py")
+    features.add_argument("--config-dir", "-cd", type=Path, metavar="FOLDER", help="config folder of your own")
+    features.add_argument(
+        "overrides", nargs="+", metavar="data=NAME", help="the dataset, and other overrides of evaluate.py"
+    )
 
-    export = command("export", _export, "write a checkpoint's model as a diffusers folder or as safetensors")
-    export.add_argument("checkpoint", type=Path)
+    export = command("export", _export, "export the model of a checkpoint as a diffusers folder or as safetensors")
+    export.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
     trust(export)
-    export.add_argument("folder", type=Path)
-    export.add_argument("--weights", default="ema", metavar="ema|raw", help="%(default)s")
+    export.add_argument("folder", type=Path, help="output folder, new or empty")
+    export.add_argument("--weights", default="ema", metavar="ema|raw", help="default: %(default)s")
     export.add_argument(
-        "--format", dest="form", default="diffusers", metavar="diffusers|safetensors", help="%(default)s"
+        "--format", dest="form", default="diffusers", metavar="diffusers|safetensors", help="default: %(default)s"
     )
 
-    about = (
-        "compare the runs in a folder, such as a sweep's: report.html and report.md are written into it; W&B dashboards"
-    )
+    about = "compare the runs in a folder, such as a sweep, in report.html and report.md; build W&B dashboards"
     report = command("report", _report, about)
-    report.add_argument("folder", type=Path, nargs="?")
+    report.add_argument("folder", type=Path, nargs="?", help="folder of runs; the report is written into it")
     trust(report)
-    wandb = "save the dashboard of the runs' W&B project, too; without a folder, only this"
+    wandb = "also build the dashboard of the W&B project; without a folder, only the dashboard"
     report.add_argument("--wandb", action="store_true", help=wandb)
-    report.add_argument("--project", metavar="NAME", help="of --wandb; the runs' own, or ddpm_lightning")
-    report.add_argument("--entity", metavar="NAME", help="of --wandb; the runs' own, or the account's")
+    report.add_argument("--project", metavar="NAME", help="W&B project (default: the runs' own, or ddpm_lightning)")
+    report.add_argument("--entity", metavar="NAME", help="W&B entity (default: the runs' own, or the account's)")
     return parser
 
 
