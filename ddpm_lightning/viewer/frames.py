@@ -1,0 +1,88 @@
+"""The frames of the viewer: which timesteps it shows, and the pixels of x_t and of the estimates of x_0 and ε there."""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.images import to_uint8
+from ddpm_lightning.samplers import Step
+from ddpm_lightning.schedules import NoiseSchedule
+
+__all__ = ["EPSILON_RANGE", "Frame", "choose_frames", "estimated_noise", "is_viewable", "most_images", "pixels_of"]
+
+EPSILON_RANGE = 3.0  # black is −3 and white is 3, in standard deviations of the noise
+_FRAMES = 60
+_IMAGES = 100
+_VALUES = 2**24  # of all pixels on a page, which bounds its size at about 20 MB
+
+
+class Frame(NamedTuple):
+    """A timestep that is shown: x_t = signal · x_0 + noise · ε after so many steps of the sampler.
+
+    step: 0 for x_T; t: the timestep; signal: √ᾱ_t; noise: √(1−ᾱ_t).
+    """
+
+    step: int
+    t: int
+    signal: float
+    noise: float
+
+
+def is_viewable(shape: Sequence[int]) -> bool:
+    """Whether data of this shape are grayscale or color images (C, H, W)."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def most_images(shape: Sequence[int]) -> int:
+    """How many images of this shape a page can show, each in eight frames or more."""
+    return max(1, min(_IMAGES, _VALUES // (8 * 3 * math.prod(shape))))
+
+
+def choose_frames(
+    times: Sequence[int],
+    schedule: NoiseSchedule,
+    *,
+    num_images: int,
+    shape: Sequence[int],
+    most: int = _FRAMES,
+) -> list[Frame]:
+    """Evenly spaced frames, the first and the last included: all of them, or `most`, or as many as keep the page small.
+
+    Args:
+        times: the sampler's, T ... 0.
+        schedule: the denoiser's.
+        num_images: on the page.
+        shape: (C, H, W) of an image.
+        most: at least 2.
+    """
+    count = max(2, min(most, len(times), _VALUES // (3 * num_images * math.prod(shape))))
+    chosen = torch.linspace(0, len(times) - 1, count, dtype=torch.float64).round().int().tolist()
+    a, s = schedule.sqrt_alpha_bar.tolist(), schedule.sqrt_one_minus_alpha_bar.tolist()
+    return [Frame(step, times[step], a[times[step]], s[times[step]]) for step in chosen]
+
+
+def estimated_noise(x_t: Tensor, x0: Tensor, frame: Frame) -> Tensor:
+    """ε̂ = (x_t − √ᾱ_t x̂_0)/√(1−ᾱ_t), from x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε (Ho et al. 2020, Eq. 4); 0 at t = 0, where there is none."""
+    return (x_t - frame.signal * x0) / frame.noise if frame.noise > 0 else torch.zeros_like(x_t)
+
+
+def pixels_of(steps: Iterable[Step], frames: Sequence[Frame]) -> Tensor:
+    """(B, F, 3, C, H, W) uint8 on the CPU: x_t, x̂_0(x_t) and ε̂ in each of F frames.
+
+    x_t and x̂_0 are black at −1 and white at 1, ε̂ at ∓`EPSILON_RANGE`; what lies beyond is clipped. At t = 0 x̂_0 is x_0.
+
+    Args:
+        steps: x_T with any estimate, then each of the sampler's steps, down to t = 0.
+        frames: their choice, in this order.
+    """
+    chosen, pixels = {frame.step: frame for frame in frames}, []
+    for i, (here, after) in enumerate(pairwise(chain(steps, [None]))):
+        if here is not None and (frame := chosen.get(i)):
+            x0 = here.x if after is None else after.x0  # a step holds the estimate that led to it
+            shown = here.x, x0, estimated_noise(here.x, x0, frame) / EPSILON_RANGE
+            pixels.append(torch.stack([to_uint8(part) for part in shown], dim=1).cpu())
+    return torch.stack(pixels, dim=1)
