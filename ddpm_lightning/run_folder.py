@@ -43,7 +43,7 @@ FAILED_JOBS = "failed_jobs"  # in the sweep's folder, one file per failed job
 _LOCK = ".lock"
 _JSON = 2**20  # maximum bytes
 _LEFTOVER = re.compile(  # temporary names of our own files in `replace_file`
-    r"\.((step_\d+|last|best)\.ckpt|config\.yaml|overrides\.yaml|(summary|evaluation\w*)\.json|metrics\.csv|[a-z_\d]+\.(png|gif)|"
+    r"\.((step_\d+|last|best)\.ckpt|config\.yaml|overrides\.yaml|(summary|evaluation\w*)\.json|metrics\.csv|[a-z_\d]+\.(png|gif|html)|"
     r"\d+-\d+\.npz)\.\d+",
     re.ASCII,
 )

@@ -40,6 +40,9 @@ class Periodic(Callback):
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         """Measure or plot, on all ranks."""
 
+    def finish(self, trainer: Trainer) -> None:
+        """Write what is written once, at the end, after the last `on_period`; on all ranks."""
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self._once_per_step(trainer, pl_module)
@@ -47,6 +50,7 @@ class Periodic(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         try:
             self._once_per_step(trainer, pl_module)
+            self.finish(trainer)
         except Exception as error:  # the last checkpoint is still to be saved
             log.warning("%s failed at the end of training (%s: %s)", type(self).__name__, type(error).__name__, error)
 

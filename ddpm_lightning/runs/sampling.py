@@ -12,14 +12,17 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ddpm_lightning import viewer
 from ddpm_lightning.data.source import in_turn
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import contact_sheet, save_image, save_png
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.runs.loading import run_dir_of
 from ddpm_lightning.runs.process_group import ProcessGroup, join_process_group
 from ddpm_lightning.runs.sampling_setup import SamplingSetup, make_out_dir, prepare_sampling
 from ddpm_lightning.runs.schema import Sampling, check_types
+from ddpm_lightning.runs.trials import times_of
 
 __all__ = ["sample"]
 
@@ -37,6 +40,9 @@ def sample(config: DictConfig) -> Path:
     with join_process_group() as group:
         setup = prepare_sampling(config, group)
         require_one_of("format", config.format, _formats(setup), hint=f"the model samples {setup.kind}")
+        if config.format == "html":
+            most, hint = viewer.most_images(setup.shape), "format=html shows every image at every step"
+            require("num_samples", config.num_samples, f"1..{most}", hint=hint)
         out = _out_dir(config, setup, group)
         samples = _sample_batches(config, setup, group)
         if group.rank == 0:
@@ -55,7 +61,11 @@ def _formats(setup: SamplingSetup) -> list[str]:
     """In which the samples can be written as what they are."""
     channels, dtype = setup.shape[0] if len(setup.shape) == 3 else 0, setup.values.dtype
     is_8_bit = channels in (1, 3) and dtype == "uint8"
-    files = {"png": is_8_bit or (channels == 1 and dtype == "uint16"), "tiff": channels == 1 and dtype != "uint8"}
+    files = {
+        "html": viewer.is_viewable(setup.shape),
+        "png": is_8_bit or (channels == 1 and dtype == "uint16"),
+        "tiff": channels == 1 and dtype != "uint8",
+    }
     return ["grid", *(name for name, fits in files.items() if fits), "npz", "npy"]
 
 
@@ -75,29 +85,54 @@ def _out_dir(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -> P
 
 def _ours(out: Path) -> list[Path]:
     """The files of an earlier sampling in a folder."""
-    names = re.compile(r"\d{5,}\.(png|tiff)|grid\.png|scatter\.png|labels\.csv|samples\.np[yz]", re.ASCII)
+    names = re.compile(
+        r"\d{5,}\.(png|tiff)|grid\.png|scatter\.png|reverse_process\.html|labels\.csv|samples\.np[yz]", re.ASCII
+    )
     return [path for path in out.glob("*") if names.fullmatch(path.name)]
 
 
 def _sample_batches(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -> list[Tensor]:
-    """All batches in order on rank zero; in each round every rank samples one, and sends it there."""
+    """All batches in order on rank zero; in each round every rank samples one, and sends it there.
+
+    A batch is (B, C, ...), and with format=html the (B, F, 3, C, H, W) of `viewer.pixels_of`.
+    """
+    frames = _frames(config, setup) if config.format == "html" else None
     collected: list[Tensor] = []
     batches = torch.arange(config.num_samples).split(config.batch_size)
     with group.progress("sampling", len(batches) * setup.steps, "step") as progress:
         for first in range(0, len(batches), group.world_size):
             mine = None
             if first + group.rank < len(batches):
-                mine = setup.samples(config.seed, batches[first + group.rank].tolist(), progress.update)
+                work = config.seed, batches[first + group.rank].tolist(), progress.update
+                mine = viewer.pixels_of(setup.trajectory(*work), frames) if frames else setup.samples(*work)
             found = group.gather(mine)
             progress.update(setup.steps * (len(found) - 1))
             collected += found
     return collected
 
 
+def _frames(config: DictConfig, setup: SamplingSetup) -> list[viewer.Frame]:
+    times = times_of(setup.sampler, setup.denoiser)
+    return viewer.choose_frames(times, setup.denoiser.schedule, num_images=config.num_samples, shape=setup.shape)
+
+
+def _page(pixels: Tensor, config: DictConfig, setup: SamplingSetup) -> str:
+    facts = {"checkpoint": str(setup.path), "weights": config.weights}
+    facts |= viewer.facts_of(
+        setup.sampler, setup.steps, setup.denoiser, seed=config.seed, guidance_scale=setup.guided.scale
+    )
+    captions = viewer.captions_of(len(pixels), setup.labels, setup.data.get("class_names") or ())
+    return viewer.render(pixels, _frames(config, setup), facts=facts, captions=captions)
+
+
 def _write(samples: list[Tensor], out: Path, config: DictConfig, setup: SamplingSetup) -> None:
     """Write all files atomically, in place of those of an earlier sampling."""
     with tempfile.TemporaryDirectory(prefix=".", dir=out) as name:
-        _write_files(torch.cat(samples), Path(name), config.format, setup)
+        if config.format == "html":
+            with replace_file(Path(name) / "reverse_process.html") as file:
+                file.write(_page(torch.cat(samples), config, setup))
+        else:
+            _write_files(torch.cat(samples), Path(name), config.format, setup)
         for path in _ours(out):
             path.unlink()
         for path in Path(name).iterdir():

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ddpm_lightning.runs.loading import load_model, newest_checkpoint, run_dir_o
 from ddpm_lightning.runs.process_group import ProcessGroup
 from ddpm_lightning.runs.processes import total_memory
 from ddpm_lightning.runs.trials import refusal, times_of
-from ddpm_lightning.samplers import Sampler
+from ddpm_lightning.samplers import Sampler, Step
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["SamplingSetup", "count_evaluations", "make_out_dir", "prepare_sampling"]
@@ -95,12 +96,17 @@ class SamplingSetup:
 
     def samples(self, seed: int, indices: Sequence[int], advance: Callable[[], Any]) -> Tensor:
         """Samples with these numbers (B, C, ...), on the CPU, as the data are stored, such as uint8; `advance` is called after each step."""
+        last = deque(self.trajectory(seed, indices, advance), maxlen=1)[0]
+        return self.values.denormalize(last.x).cpu()
+
+    def trajectory(self, seed: int, indices: Sequence[int], advance: Callable[[], Any]) -> Iterator[Step]:
+        """The way there: the noise, with gray as its estimate, then each of the sampler's steps."""
         noise = SeededNoise(seed, indices)
         x, y = noise.draw(self.shape).to(self.device), in_turn(self.condition, indices, self.device)
+        yield Step(self.denoiser.schedule.num_steps, x, torch.zeros_like(x), 0)
         for step in self.sampler.trajectory(self.guided, x, y, randn=noise):
-            x = step.x
             advance()
-        return self.values.denormalize(x).cpu()
+            yield step
 
 
 def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:

@@ -40,7 +40,11 @@ def test_a_run_from_the_command_line(tmp_path, processes):
     often = ["grid_{}.png", "raw_grid_{}.png", "trajectory_{}.png", "trajectory_{}.gif"]
     at_the_end = ["log_snr_{}.png", "neighbours_{}.png"]
     names = {name.format(f"{step:07d}") for step in (2, 4) for name in often + at_the_end * (step == 4)}
-    assert {path.name for path in (folder / "samples").iterdir()} == {*names, "schedule.png"}
+    assert {path.name for path in (folder / "samples").iterdir()} == {
+        *names,
+        "schedule.png",
+        "reverse_process_0000004.html",
+    }
     assert json.loads((folder / "summary.json").read_text())["processes"] == processes
 
     # W&B holds the same: loss history on one axis, the grids with their step, the whole config

@@ -65,7 +65,7 @@ SAMPLING = {
     "guidance_scale=nan": "guidance_scale must be a finite number, got nan",
     "guidance_scale=2": "guidance_scale must be 1 for a model trained without labels, got 2",
     "labels=[1]": "labels",
-    "format=gif": "format must be grid, png, npz or npy, got 'gif'",
+    "format=gif": "format must be grid, html, png, npz or npy, got 'gif'",
     "weights=best": "weights must be ema or raw, got 'best'",
     "device=tpu": "device=tpu is not on this machine",
     "sampler.num_steps=0": "sampler.num_steps must be a positive integer",

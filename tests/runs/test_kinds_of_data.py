@@ -59,6 +59,12 @@ def test_data_come_back_in_the_range_and_type_they_had(tmp_path, name):
     held = np.load(draw(run, tmp_path / "npz", "format=npz", *clip) / "samples.npz")
     assert np.array_equal(held["arrays"], samples)
     assert (draw(run, tmp_path / "grid", *clip) / "grid.png").exists()
+    if name == "16-bit images":
+        assert (draw(run, tmp_path / "html", "format=html") / "reverse_process.html").exists()
+    else:
+        with pytest.raises(UserError, match="format must be grid, npz or npy, got 'html': the model samples arrays"):
+            draw(run, tmp_path / "html", "format=html", *clip)
+    assert bool(list((run / "samples").glob("*.html"))) == (name == "16-bit images")
     if name == "16-bit images":  # what was sampled is a dataset again
         train(tmp_path / "again", "data=arrays", f"data.root={tmp_path / 'npy' / 'samples.npy'}", *form, *overrides)
 
@@ -82,7 +88,9 @@ def test_16_bit_files_to_16_bit_files(tmp_path):
 
 
 def test_a_format_that_cannot_hold_the_samples_is_refused_first(tiny_run, tmp_path):
-    with pytest.raises(UserError, match="format must be grid, png, npz or npy, got 'tiff': the model samples images"):
+    with pytest.raises(
+        UserError, match="format must be grid, html, png, npz or npy, got 'tiff': the model samples images"
+    ):
         draw(tiny_run, tmp_path / "out", "format=tiff")
     assert not (tmp_path / "out").exists()
 

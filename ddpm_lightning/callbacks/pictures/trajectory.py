@@ -1,14 +1,19 @@
-"""The way from noise to image, as a strip and as an animation."""
+"""The way from noise to image, as a strip, an animation and a page to step through."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from ddpm_lightning import viewer
 from ddpm_lightning.callbacks.pictures.base import Pictures
+from ddpm_lightning.data.source import is_labels
+from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import as_pictures, grid, save_gif
 from ddpm_lightning.ranges import require
+from ddpm_lightning.samplers import Step
 
 __all__ = ["Trajectory"]
 
@@ -17,27 +22,42 @@ class Trajectory(Pictures):
     """For each sample two rows: x_t from x_T to x_0, and below it the estimates x̂_0 that led there.
 
     The same as an animation, x_t on the left and x̂_0 on the right, goes to `<folder>/trajectory_<step>.gif` and as
-    `samples/trajectory_animation` to every logger that takes videos.
+    `samples/trajectory_animation` to every logger that takes videos. For images, training ends with a page to step through,
+    `<folder>/reverse_process_<step>.html`.
 
     Args:
         num_columns: points on the way that are shown, the first and the last included; the others are those of `Pictures`.
         num_frames: pictures of the animation, likewise; None for no animation.
+        viewer_frames: timesteps on the page, likewise; None for no page. Large images have fewer, see `viewer.choose_frames`.
     """
 
     name = "trajectory"
 
-    def __init__(self, *args: Any, num_columns: int = 10, num_frames: int | None = 26, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        num_columns: int = 10,
+        num_frames: int | None = 26,
+        viewer_frames: int | None = 60,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         require("num_columns", num_columns, "2..1000")
         require("num_frames", num_frames, "2..1000", optional=True)
+        require("viewer_frames", viewer_frames, "2..1000", optional=True)
         self.num_columns = num_columns
         self.num_frames = num_frames
+        self.viewer_frames = viewer_frames
+        self._page: _Page | None = None
 
     def draw(self, pl_module: Any) -> Tensor:
-        pairs = [torch.stack([step.x, step.x0], dim=1) for step in self.steps(pl_module)]
-        if self.num_frames is not None and pl_module.trainer.is_global_zero:
-            self._animate(pl_module.trainer, _evenly(pairs, self.num_frames))
-        shown = _evenly(pairs, self.num_columns)
+        steps = list(self.steps(pl_module))
+        if pl_module.trainer.is_global_zero:
+            if self.num_frames is not None:
+                self._animate(pl_module.trainer, _evenly(steps, self.num_frames))
+            if self.viewer_frames is not None and viewer.is_viewable(self.shape):
+                self._page = self._view(pl_module, steps, self.viewer_frames)
+        shown = _evenly(steps, self.num_columns)
         return grid(as_pictures(torch.stack(shown, dim=2).flatten(0, 2)), columns=len(shown))
 
     def _animate(self, trainer: Trainer, pairs: list[Tensor]) -> None:
@@ -47,8 +67,40 @@ class Trajectory(Pictures):
             if log_video := getattr(logger, "log_video", None):
                 log_video(f"samples/{self.name}_animation", [str(path)], step=trainer.global_step)
 
+    def _view(self, pl_module: Any, steps: Sequence[Step], most: int) -> "_Page":
+        count, denoiser = min(self.num_samples, viewer.most_images(self.shape)), pl_module.denoiser
+        times = [step.t for step in steps]
+        frames = viewer.choose_frames(times, denoiser.schedule, num_images=count, shape=self.shape, most=most)
+        shown = (Step(step.t, step.x[:count], step.x0[:count], step.evaluations) for step in steps)
+        at = pl_module.trainer.global_step
+        facts = {"training step": f"{at:,}", "weights": "raw" if self._ema is None else "ema"}
+        facts |= viewer.facts_of(
+            self.sampler, len(steps) - 1, denoiser, seed=self.seed, guidance_scale=self.guidance_scale
+        )
+        return _Page(at, viewer.pixels_of(shown, frames), frames, facts)
 
-def _evenly(pairs: list[Tensor], wanted: int) -> list[Tensor]:
-    """So many of them, the first and the last included."""
-    chosen = torch.linspace(0, len(pairs) - 1, min(wanted, len(pairs))).round().int()
-    return [pairs[i] for i in chosen]
+    def finish(self, trainer: Trainer) -> None:
+        if (page := self._page) is None:
+            return
+        labels = self.condition.tolist() if isinstance(self.condition, Tensor) and is_labels(self.condition) else None
+        captions = viewer.captions_of(len(page.pixels), labels)
+        text = viewer.render(page.pixels, page.frames, facts=page.facts, captions=captions)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        prefix = "raw_" if self.weights == "raw" else ""
+        with replace_file(self.folder / f"{prefix}reverse_process_{page.step:07d}.html") as file:
+            file.write(text)
+
+
+class _Page(NamedTuple):
+    """What a page is written of, and the optimizer step that it shows."""
+
+    step: int
+    pixels: Tensor
+    frames: Sequence[viewer.Frame]
+    facts: Mapping[str, str]
+
+
+def _evenly(steps: Sequence[Step], wanted: int) -> list[Tensor]:
+    """x and the estimate of x_0 (B, 2, ...) of so many of the steps, the first and the last included."""
+    chosen = torch.linspace(0, len(steps) - 1, min(wanted, len(steps))).round().int().tolist()
+    return [torch.stack([steps[i].x, steps[i].x0], dim=1) for i in chosen]

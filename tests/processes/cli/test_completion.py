@@ -24,6 +24,7 @@ def test_the_shell_is_answered_however_the_script_is_called(call):
 def test_the_shell_is_answered_for_the_script_of_its_line_and_the_place_of_its_cursor():
     assert complete("python sample.py format=") == [
         "format=grid",
+        "format=html",
         "format=npy",
         "format=npz",
         "format=png",

@@ -61,6 +61,12 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(run, tmp_path):
     assert picture.read_bytes() == (run / "samples" / picture.name).read_bytes()
 
 
+def test_points_have_no_page_of_the_reverse_process(run, tmp_path):
+    with pytest.raises(UserError, match="format must be grid, npz or npy, got 'html': the model samples points"):
+        draw(run, tmp_path / "out", "format=html")
+    assert not list(run.rglob("*.html"))
+
+
 def test_samples_are_points_and_their_scatter_plot(run, tmp_path):
     found = np.load(draw(run, tmp_path / "npz", "format=npz", "sampler.clip=null") / "samples.npz")
     assert (found["points"].shape, found["points"].dtype) == ((6, 2), np.float32)

@@ -10,7 +10,9 @@ from PIL import Image
 
 from ddpm_lightning import runs
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.images import SeededNoise, to_uint8
 from tests.helpers.configs import config_of
+from tests.helpers.viewer import data_of, pixels_in
 
 
 def draw(run, out, *overrides):
@@ -54,6 +56,31 @@ def test_formats(tiny_run, tmp_path):
     sheet = np.asarray(Image.open(draw(tiny_run, tmp_path / "grid") / "grid.png"))
     assert sheet.shape == (2 * 34 + 2, 3 * 34 + 2, 3)
     assert (sheet[2:34:4, 2:34:4, 0] == npz[0, :, :, 0]).all()
+
+
+def test_a_page_of_the_reverse_process_begins_with_the_noise_and_ends_with_the_samples(tiny_run, tmp_path):
+    npz = images(draw(tiny_run, tmp_path / "npz", "format=npz"))
+    out = draw(tiny_run, tmp_path / "html", "format=html", "batch_size=4")
+    assert os.listdir(out) == ["reverse_process.html"]
+    html = (out / "reverse_process.html").read_text()
+    assert [frame[:2] for frame in data_of(html)["frames"]] == [[0, 1000], [1, 750], [2, 500], [3, 250], [4, 0]]
+    pixels = pixels_in(html)
+    assert pixels.shape == (6, 5, 3, 1, 8, 8)
+    for shown in (pixels[:, -1, 0], pixels[:, -1, 1]):
+        assert np.abs(shown[:, 0].numpy().astype(int) - npz[..., 0]).max() <= 1  # another batch size
+    noise = torch.cat([SeededNoise(0, [i]).draw((1, 8, 8)) for i in range(6)])
+    assert torch.equal(pixels[:, 0, 0], to_uint8(noise))
+    for fact in (f"{tiny_run}/checkpoints/last.ckpt", "ema", "DDIM", "4 of T = 1,000", "0", "epsilon"):
+        assert f"<dd>{fact}</dd>" in html
+    assert len(html) < 40_000
+
+
+def test_a_page_that_cannot_be_is_refused_before_anything_is_sampled(tiny_run, tmp_path):
+    with pytest.raises(
+        UserError, match="num_samples must be an integer from 1 to 100, got 101: format=html shows every image"
+    ):
+        draw(tiny_run, tmp_path / "out", "format=html", "num_samples=101")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_newest_run_is_found(tiny_run, monkeypatch):
@@ -179,7 +206,7 @@ def test_a_folder_with_samples_is_refused_or_cleared_by_a_word(tiny_run, tmp_pat
         draw(tiny_run, out, "overwrite=perhaps")
 
 
-@pytest.mark.parametrize("form", ["png", "npz", "grid"])
+@pytest.mark.parametrize("form", ["png", "npz", "grid", "html"])
 def test_samples_are_written_whole_or_not_at_all(tiny_run, tmp_path, monkeypatch, form):
     out = draw(tiny_run, tmp_path / "out", f"format={form}")
     before = {path.name: path.read_bytes() for path in out.iterdir()}

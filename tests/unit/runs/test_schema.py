@@ -40,7 +40,8 @@ true | model.scale_shift_norm model.xavier_init model.zero_init sample:overwrite
 true | train:compile train:learned_variance
 null true | optimizer.fused trainer.benchmark trainer.deterministic trainer.enable_model_summary trainer.enable_progress_bar
 # Nothing of that kind, or all of it.
-null | callbacks.trajectory.num_frames data.dataset.condition data.num_classes data.value_range evaluate:bits_images
+null | callbacks.trajectory.num_frames callbacks.trajectory.viewer_frames
+null | data.dataset.condition data.num_classes data.value_range evaluate:bits_images
 null | evaluate:reference_images loss.variance model.condition_channels model.condition_size model.head_channels
 null | model.time_hidden_channels sampler.dynamic_threshold sampler.num_steps trainer.check_val_every_n_epoch
 # -1 is Lightning's "all" or "without end"; times and log SNR may be negative.

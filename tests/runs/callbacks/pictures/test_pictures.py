@@ -14,6 +14,7 @@ from ddpm_lightning.metrics.distances import nearest
 from tests.helpers.configs import config_of, train_config
 from tests.helpers.log_snr import errors_of_the_last, logged
 from tests.helpers.resuming import interrupted
+from tests.helpers.viewer import data_of, pixels_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number of training batches")
 
@@ -59,6 +60,28 @@ def test_the_animation_ends_as_the_strip_does_and_holds(tiny_run):
     for frame, column in ((0, 0), (-1, 2)):
         shown = cells(torch.from_numpy(frames[frame][0].copy())[None], (8, 8), cell=64)[:, 0, ::8, ::8]
         assert torch.equal(shown.reshape(2, 2, 8, 8), strip[:, :, column])
+
+
+def test_training_ends_with_a_page_of_the_reverse_process_as_sample_writes_it(tiny_run, tmp_path):
+    (page,) = (tiny_run / "samples").glob("*.html")
+    assert page.name == "reverse_process_0000004.html"
+    html = page.read_text()
+    options = [f"ckpt_path={tiny_run}", "sampler=ddim", "sampler.num_steps=4", "num_samples=2", f"out_dir={tmp_path}"]
+    runs.sample(config_of(*options, "format=html", name="sample"))
+    assert torch.equal(pixels_in(html), pixels_in((tmp_path / "reverse_process.html").read_text()))
+    for name, fact in [("training step", "4"), ("weights", "ema"), ("sampler", "DDIM"), ("steps", "4 of T = 1,000")]:
+        assert f"<dt>{name}</dt><dd>{fact}</dd>" in html
+
+
+def test_a_page_is_written_where_it_is_wanted(tmp_path):
+    runs.train(train_config(tmp_path / "none", "callbacks.trajectory.viewer_frames=null"))
+    assert not list((tmp_path / "none").rglob("*.html"))
+    few = ["callbacks.trajectory.viewer_frames=3", "data.num_classes=10", "callbacks.trajectory.every_n_steps=null"]
+    runs.train(train_config(tmp_path / "few", *few))
+    html = (tmp_path / "few" / "samples" / "reverse_process_0000004.html").read_text()
+    assert [frame[1] for frame in data_of(html)["frames"]] == [1000, 500, 0]
+    assert [image["caption"] for image in data_of(html)["images"]] == ["sample 0: label 0", "sample 1: label 1"]
+    assert "<dt>guidance scale</dt><dd>1</dd>" in html
 
 
 def test_tensorboard_has_the_same_scalars_pictures_and_the_animation(tmp_path):

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number 
         (LogSNRCurve, {"every_n_steps": 0}),
         (lambda folder, **kw: Neighbours(DDIM(2), (1, 8, 8), folder, num_samples=1, **kw), {"num_neighbours": 0}),
         (lambda folder, **kw: Trajectory(DDIM(2), (1, 8, 8), folder, num_samples=1, **kw), {"num_frames": 1}),
+        (lambda folder, **kw: Trajectory(DDIM(2), (1, 8, 8), folder, num_samples=1, **kw), {"viewer_frames": 1}),
         (lambda folder, **kw: SampleGrid(DDIM(2), (1, 8, 8), folder, num_samples=1, **kw), {"weights": "best"}),
     ],
 )
