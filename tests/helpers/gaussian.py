@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ddpm_lightning.denoiser import PREDICTIONS
+from ddpm_lightning.denoiser import INPUTS, PREDICTIONS
 from ddpm_lightning.schedules import NoiseSchedule
 
 
@@ -17,13 +17,23 @@ class GaussianModel(nn.Module):
         self.mean, self.std = mean, std
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        t = (t + 1).reshape(-1, *[1] * (x.ndim - 1))
+        x, t = self._as_diffused(x, t)
         a, s = self.schedule.sqrt_alpha_bar[t], self.schedule.sqrt_one_minus_alpha_bar[t]
         variance = (a * self.std) ** 2 + s**2
         x0 = self.mean + a * self.std**2 / variance * (x - a * self.mean)
         eps = s / variance * (x - a * self.mean)
         p, q = PREDICTIONS[self.prediction](a, s, 0.5)
         return p * x0 + q * eps
+
+    def _as_diffused(self, given: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and t of what the network was given."""
+        shape = (-1, *[1] * (given.ndim - 1))
+        if self.prediction not in INPUTS:
+            return given, (time + 1).reshape(shape)
+        tables = self.schedule.sqrt_alpha_bar[1:], self.schedule.sqrt_one_minus_alpha_bar[1:]
+        scales, times = INPUTS[self.prediction](*tables, 0.5)
+        index = (times - time[:, None]).abs().argmin(1)
+        return given / scales[index].reshape(shape), (index + 1).reshape(shape)
 
 
 def law_of(sampler, denoiser, *, times=None):
