@@ -159,7 +159,7 @@ class DDPM(LightningModule):
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # set by strategies that shard the weights
             if next(self.loss.parameters(), None) is not None:
-                raise UserError("trainer=fsdp cannot train a loss with parameters of its own: use trainer=ddp")
+                raise UserError("trainer=fsdp does not support losses with their own parameters: use trainer=ddp")
             shard(self.denoiser.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> dict[str, Any]:

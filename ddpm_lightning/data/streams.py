@@ -97,8 +97,7 @@ class Stream(Source):
         sizes: see `find_shards`.
         val_shards: the number of shards to hold out.
         buffer: shuffle buffer, in samples over all segments; the workers hold up to twice as many, undecoded.
-        segments: maximum number of segments, also limited by the shards and the images per step; with fewer segments than
-            workers, several workers read the same shards.
+        segments: maximum number of segments, also limited by the shards and images per step; if below `workers`, shards are shared.
         workers: reading processes per training process; 0 reads in the training process.
         max_damaged: the fraction of damaged images above which the run stops.
 

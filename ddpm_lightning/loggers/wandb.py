@@ -83,7 +83,7 @@ class WandbLogger(LightningWandbLogger):
         id: str | None = None,
     ):
         require_one_of("log_model", log_model, (True, False, "all"))
-        require_one_of("offline", offline, (True, False, None), hint="null is offline where no key is found")
+        require_one_of("offline", offline, (True, False, None), hint="null is offline if no key is found")
         super().__init__(
             name=name,
             save_dir=save_dir,

@@ -238,9 +238,7 @@ def _quieten() -> None:
     """Silence Lightning's messages that users cannot act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(
-        logging.INFO
-    )  # which is only there where it was asked for
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # only set on request
     for message in (
         r".*treespec.*deprecated",
         "The number of training batches",

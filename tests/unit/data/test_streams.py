@@ -279,7 +279,9 @@ def test_what_will_not_do_is_said_in_a_sentence(shards, tmp_path, monkeypatch):
     assert "must be an integer from 0 to 1, got b'" in refused(shards, num_classes=2, label_key="png")
     assert "segments must be an integer from 1 to 65536, got 0" in refused(shards, segments=0)
     assert "the number of processes must be an integer from 1 to 10, got 16" in refused(shards, world_size=16)
-    assert "val_shards must be an integer from 0 to 5, got 6: one of the 6 shards" in refused(shards, val_shards=6)
+    assert "val_shards must be an integer from 0 to 5, got 6: at least one of the 6 shards" in refused(
+        shards, val_shards=6
+    )
     assert "workers must be an integer from 0 to 1024, got -1" in refused(shards, workers=-1)
     assert "buffer must be an integer from 1 to 100000000, got 0" in refused(shards, buffer=0)
     assert "max_damaged must be a number in [0, 1], got 2" in refused(shards, max_damaged=2)

@@ -98,7 +98,7 @@ def test_a_strangers_logger_is_refused(sweep, tmp_path, change):
     config.logger = {"wandb": {**node, **change}}
     OmegaConf.save(config, run / "config.yaml")
     said = publish(compare(run)).where
-    assert said.startswith("has not taken the report (UserError: ")
+    assert said.startswith("did not receive the report (UserError: ")
     assert "refused" in said
 
 
