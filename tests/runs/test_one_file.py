@@ -79,4 +79,5 @@ def test_its_command_line_trains_tells_and_saves(example, tmp_path, monkeypatch,
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("step     2  loss ")
     assert last == str(tmp_path / "x.png")
-    assert Image.open(last).size == (2 * 34 + 2, 2 * 34 + 2)
+    with Image.open(last) as sheet:
+        assert sheet.size == (2 * 34 + 2, 2 * 34 + 2)
