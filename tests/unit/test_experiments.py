@@ -77,5 +77,3 @@ def test_the_improved_sampler_spreads_its_steps_over_four_thousand():
 def test_every_experiment_is_explained():
     page = (ROOT / "docs" / "experiments.md").read_text()
     assert all(f"`{name}`" in page for name in LONG)
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"`{path.stem}`" in readme for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
