@@ -82,7 +82,7 @@ def test_the_readme_is_two_screens():
     assert len(GUIDES["README.md"].splitlines()) <= 120
 
 
-@pytest.mark.parametrize("page", sorted(GUIDES))
+@pytest.mark.parametrize("page", sorted(GUIDES.keys() - {"docs/equations.md"}))  # whose links test_equations.py checks
 def test_links_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", GUIDES[page]):
         if not target.startswith("https:"):
