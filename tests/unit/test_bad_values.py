@@ -278,14 +278,14 @@ trainer.use_distributed_sampler=true
 EXPLAINED = {
     "features=custom": "features=custom only works in evaluate.py",
     "trainer.strategy=fast": "trainer: ",
-    "prediction=score": "prediction must be epsilon, x0 or v, got 'score'",
+    "prediction=score": "prediction must be epsilon, x0, v, flow or edm, got 'score'",
     "model.in_channels=3": "data.image_size=[8, 8], data.channels=1: the images have 1 channels, but the model has in_channels=3",
     "model.base_channels=30": "model.base_channels must be a multiple of norm_groups=4, got 30",
     "sampler.num_steps=1001": "sampler.num_steps must be an integer from 1 to 1000, got 1001",
     "data.num_classes=7": "data.num_classes must be at least 10, or null, got 7: the labels range from 0 to 9",
     "loss=hybrid": "learned_variance",
     "schedule=betas": "schedule.betas has no default",
-    "schedule=linear_zero_snr": "prediction must be x0 or v, got 'epsilon': the schedule has zero terminal SNR",
+    "schedule=linear_zero_snr": "prediction must be x0, v or flow, got 'epsilon': the schedule has zero terminal SNR",
     "data=two_moons": "model._target_=ddpm_lightning.models.UNet is for images, and data.channels=2, data.image_size=[1, 1] "
     "are points: choose model=mlp",
 }

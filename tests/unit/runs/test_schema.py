@@ -85,6 +85,7 @@ BESIDE = {
     "schedule=alpha_bar": ["schedule.alpha_bar=[0.8,0.4,0.001]", "sampler.num_steps=2"],
     "schedule=betas": ["schedule.betas=[0.1,0.2,0.9]", "sampler.num_steps=2"],
     "schedule=linear_zero_snr": ["prediction=v"],
+    "schedule=flow": ["prediction=flow"],
     "callbacks=scatter": ["data=two_moons", "model=mlp", "model.hidden_size=8"],
     "callbacks=points": ["data=two_moons", "model=mlp", "model.hidden_size=8"],
     "callbacks=generation_metrics": ["callbacks=fid"],
