@@ -18,7 +18,7 @@ KEYS = {
     "seed=": ["seed=0"],
     "compile=": ["compile=auto", "compile=false", "compile=graphs", "compile=true"],
     "model.checkpointing=": ["model.checkpointing=false", "model.checkpointing=true"],
-    "prediction=": ["prediction=epsilon", "prediction=v", "prediction=x0"],
+    "prediction=": [f"prediction={name}" for name in ("edm", "epsilon", "flow", "v", "x0")],
     "data.num_classes=": [],
     "model.in_channels=": [],
     "~optim": ["~optimized_metric", "~optimizer", "~optimizer."],
