@@ -52,6 +52,9 @@ def render(pixels: Tensor, frames: Sequence[Frame], *, facts: Mapping[str, str],
         facts: how the images were sampled, by name.
         captions: one for each of the B images.
     """
+    total = frames[-1].step + 1
+    if len(frames) < total:
+        facts = {**facts, "shown": f"{len(frames)} of {total:,} timesteps"}
     rows = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items()]
     data = {
         "frames": [[f.step, f.t, round(f.signal, 4), round(f.noise, 4)] for f in frames],

@@ -112,6 +112,14 @@ def test_facts_say_how_the_images_were_sampled():
     assert facts_of(DDIM(50), 50, denoiser, seed=7, guidance_scale=2.5)["guidance scale"] == "2.5"
 
 
+def test_a_page_says_where_timesteps_are_left_out():
+    pixels, whole = page(count=3)
+    assert "timesteps" not in whole.partition("<noscript>")[0]
+    frames = [Frame(0, 1000, 0.0, 1.0), Frame(500, 500, 0.6, 0.8), Frame(1000, 0, 1.0, 0.0)]
+    html = render(pixels, frames, facts={}, captions=captions_of(2))
+    assert "<dt>shown</dt><dd>3 of 1,001 timesteps</dd>" in html
+
+
 def test_captions_have_the_labels_in_turn_by_their_names():
     assert captions_of(2) == ["sample 0", "sample 1"]
     assert captions_of(3, [7, 1]) == ["sample 0: label 7", "sample 1: label 1", "sample 2: label 7"]
