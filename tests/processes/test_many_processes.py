@@ -148,6 +148,12 @@ def test_two_nodes_of_two_processes_train_one_run_and_sample_the_images_of_one_p
     one, four = (np.load(tmp_path / name / "samples.npz")["images"] for name in ("one", "four"))
     assert one.shape == (10, 8, 8, 1)
     assert np.array_equal(one, four)
+    page = [*drawing, "format=html", "overwrite=true"]
+    codes, said = torchrun("sample.py", *page, "out_dir=four", cwd=tmp_path)
+    assert codes == [0, 0], said
+    assert script("sample.py", *page, "out_dir=one", cwd=tmp_path).returncode == 0
+    one, four = ((tmp_path / name / "reverse_process.html").read_bytes() for name in ("one", "four"))
+    assert one == four
 
     # and the grid of five that four processes drew in training is the one that a single process draws
     grid = ["sampler=ddim", "sampler.num_steps=4", "num_samples=5", "format=grid", "out_dir=grid"]
