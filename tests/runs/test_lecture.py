@@ -1,0 +1,32 @@
+"""docs/lecture.ipynb runs to its end, where every assertion in it holds, and is the one that docs/lecture.py makes."""
+
+import sys
+import time
+
+import nbformat
+import pytest
+
+from tests.helpers.configs import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+import build_lecture
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Jupyter libraries
+def test_the_lecture_runs_in_three_minutes():
+    began = time.monotonic()
+    made = build_lecture.execute(build_lecture.notebook(), seconds=180)
+    assert time.monotonic() - began < 180
+    printed = "".join(output.get("text", "") for cell in made.cells for output in cell.get("outputs", ()))
+    assert printed.count("largest difference") >= 9
+    assert "Traceback" not in printed
+
+
+def test_the_stored_notebook_is_the_one_of_the_script_and_has_its_outputs():
+    stored, made = nbformat.read(build_lecture.NOTEBOOK, as_version=4), build_lecture.notebook()
+    assert [cell.source for cell in stored.cells] == [cell.source for cell in made.cells], (
+        "python docs/build_lecture.py"
+    )
+    outputs = [output for cell in stored.cells for output in cell.get("outputs", ())]
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 10
