@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lightning import environment
 from ddpm_lightning.cli import completion, help, menu, own_packages
 from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, split_flags
-from ddpm_lightning.cli.mistakes import check_groups, is_foreseen, sentence
+from ddpm_lightning.cli.mistakes import check_typed, is_foreseen, sentence
 from ddpm_lightning.cli.pipes import outlive_readers
 from ddpm_lightning.cli.resume import complete_arguments
 from ddpm_lightning.cli.sweeps import Sweep
@@ -43,7 +43,7 @@ def run(program: Callable[[DictConfig], Any]) -> None:
             return
         end_with_parent()
         check_sweep_allowed(sys.argv[1:])
-        check_groups(sys.argv[1:])
+        check_typed(sys.argv[1:])
         flags, overrides = split_flags(complete_arguments(sys.argv[1:]))
         sys.argv[1:] = [*flags, *overrides]  # Hydra's parser does not read overrides before a flag and behind it
         hydra.main(version_base="1.3", config_path=str(menu.conf_folder()), config_name=name)(program)()

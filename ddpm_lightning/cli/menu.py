@@ -18,6 +18,8 @@ __all__ = [
     "conf_folder",
     "folders",
     "groups",
+    "members",
+    "parts",
     "programs",
     "settings",
 ]
@@ -25,6 +27,7 @@ __all__ = [
 CONFIG_DIR = ("--config-dir", "-cd")
 
 _DEFAULTS = re.compile(r"^defaults:\n(?:  - .*\n?)*", re.MULTILINE)
+_MEMBER = re.compile(r"^  - (\w+)(?: +# .*)?$", re.MULTILINE)
 _DEFAULT = re.compile(r"^  - /?([\w/]+): ([\w/]+)(?: +# (.*))?$", re.MULTILINE)
 _SETTING = re.compile(r"^(\w+): +(.+?)(?: +# (.*))?$", re.MULTILINE)
 
@@ -107,6 +110,18 @@ def all_groups(confs: Sequence[Path]) -> list[str]:
 def choices(confs: Sequence[Path], group: str) -> list[str]:
     """The names of a group's files."""
     return sorted({path.stem for conf in confs for path in (conf / group).glob("*.yaml")})
+
+
+def parts(confs: Sequence[Path], group: str) -> list[str]:
+    """Those of a group's files that are single parts: others list several of them, as callbacks/default.yaml does."""
+    lists = {name: members(confs, f"{group}/{name}") for name in choices(confs, group)}
+    return sorted({name for listed in lists.values() if listed[1:] for name in listed if not lists.get(name)})
+
+
+def members(confs: Sequence[Path], name: str) -> list[str]:
+    """The files of its own group that a config's defaults list names."""
+    listed = _DEFAULTS.search(_text(confs, name))
+    return [member for member in _MEMBER.findall(listed[0]) if member != "_self_"] if listed else []
 
 
 def about(confs: Sequence[Path], name: str) -> str:

@@ -148,9 +148,9 @@ def test_a_sweep_of_jobs_with_two_processes_starts_each_once(tmp_path):
     [
         (["--help"], 0, "schedule"),
         (["--cfg", "job"], 0, "beta_end: 0.02"),
-        (["model=unet_smal"], 1, "error: model=unet_smal does not exist: did you mean unet_small?"),
-        (["trainer.max_step=3"], 1, "error: there is no key trainer.max_step: did you mean max_steps?"),
-        (["modle=unet_small"], 1, "error: there is no key modle: did you mean model?"),
+        (["model=unet_smal"], 1, "error: model=unet_smal does not exist: did you mean model=unet_small?"),
+        (["trainer.max_step=3"], 1, "error: there is no key trainer.max_step: did you mean trainer.max_steps=3?"),
+        (["modle=unet_small"], 1, "error: there is no key modle: did you mean model=unet_small?"),
     ],
 )
 def test_the_command_line_answers_at_once(tmp_path, args, code, says):

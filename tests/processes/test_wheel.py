@@ -185,7 +185,7 @@ def test_help_and_mistakes_know_the_projects_choices(programs, project):
     assert "white bars, upright or level" in text
     result = run(programs, "ddpm-train", "--config-dir", "conf", "model=mixr", cwd=project)
     assert result.returncode == 1
-    assert "did you mean mixer?" in result.stderr
+    assert "did you mean model=mixer?" in result.stderr
     line = "ddpm-train --config-dir conf model=mi"
     env = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_WORDBREAKS": ""}
     assert done(run(programs, "ddpm-train", "-sc", "query=bash", cwd=project, **env)) == "model=mixer\n"

@@ -91,7 +91,7 @@ def test_the_classifier_is_trained_from_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "own classifier (5 steps on this data set, test accuracy" in done.stdout
     assert len(list((tmp_path / "classifiers").glob("*.pt"))) == 1
-    for words, said in ((["cache_dir=x"], "data=... is required"), (["data=digit"], "did you mean digits")):
+    for words, said in ((["cache_dir=x"], "data=... is required"), (["data=digit"], "did you mean data=digits")):
         done = subprocess.run(
             [sys.executable, "-m", "ddpm_lightning", "features", *words],
             cwd=tmp_path,
