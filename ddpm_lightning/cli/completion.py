@@ -122,7 +122,8 @@ def _keys(confs: Sequence[Path], program: str, words: Sequence[str], begun: str,
 def _values(confs: Sequence[Path], program: str, words: Sequence[str], key: str, begun: str) -> Iterator[str]:
     before, comma, last = begun.rpartition(",")
     settings = {setting.key: setting.values for setting in menu.settings(confs, program)}
-    if listed := _options(confs, key) or settings.get(key):
+    parts = {*menu.parts(confs, key)}  # which stand in a list, `callbacks=[default,scatter]`
+    if listed := [name for name in _options(confs, key) if name not in parts] or settings.get(key):
         yield from (f"{key}={before}{comma}{each}" for each in listed if each.startswith(last))
         return
     value = None if begun else _entry(_compose(confs, program, words), key)

@@ -96,11 +96,20 @@ def _filled(rows: dict[str, str], names: dict[str, str]) -> list[tuple[str, str]
 def _group(confs: Sequence[Path], group: menu.Group, width: int) -> list[str]:
     head = f"{'' if group.listed else '+'}{group.name}="
     lines = _wrap(f"{head}  {group.about}".rstrip(), "  ", width)
+    parts = menu.parts(confs, group.name)
     rows = [
         (f"{'*' if name == group.default else ' '} {name}", menu.about(confs, f"{group.name}/{name}"))
         for name in menu.choices(confs, group.name)
     ]
-    return [*lines, *_table(rows, width, indent="    ")]
+    whole = [row for row in rows if row[0][2:] not in parts]
+    lines += _table(whole, width, indent="    ")
+    if parts:
+        more = next(
+            (name for name in parts if name not in menu.members(confs, f"{group.name}/{group.default}")), parts[0]
+        )
+        lines += _wrap(f"and single parts, to add to one of these: {head}[{group.default},{more}]", "    ", width)
+        lines += _table((row for row in rows if row not in whole), width, indent="    ")
+    return lines
 
 
 def _examples(examples: list[tuple[str, str]], width: int) -> Iterator[str]:

@@ -30,7 +30,8 @@ def test_every_choice_of_every_group_is_shown_with_what_it_is(name):
     assert starts == sorted(starts)  # in the defaults list's order
     for group, default in defaults_of(name).items():
         shown = re.findall(r"^    [* ] (\w+)(.*)", section(text, group), re.MULTILINE)
-        assert [choice for choice, _ in shown] == files(group)
+        parts = menu.parts([CONF], group)
+        assert [choice for choice, _ in shown] == [name for name in files(group) if name not in parts] + parts
         assert re.findall(r"^    \* (\w+)", section(text, group), re.MULTILINE) == [default] * (default is not None)
     plain = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     for key, value in plain.items():
@@ -48,6 +49,15 @@ def test_no_group_is_left_out_and_every_file_has_a_line_about_it():
         assert menu.about([CONF], path.relative_to(CONF).with_suffix("").as_posix()), (
             f"{path} says nothing of itself: write what it is in its first line, as a comment"
         )
+
+
+def test_single_callbacks_are_told_apart_from_whole_choices():
+    whole, single = section(help_text([CONF], "train", does="", width=100), "callbacks").split("single parts")
+    assert re.findall(r"^    [* ] (\w+)", whole, re.MULTILINE) == ["default", "fid", "points"]
+    assert single.startswith(", to add to one of these: callbacks=[default,generation_metrics]\n")
+    assert re.search(r"^      ema +the weights' moving average", single, re.MULTILINE)
+    assert [group.name for group in menu.groups([CONF], "train") if menu.parts([CONF], group.name)] == ["callbacks"]
+    assert completions([CONF], "train", [], "callbacks=") == ["callbacks=default", "callbacks=fid", "callbacks=points"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
