@@ -1,9 +1,10 @@
 """Lightning callbacks: EMA, checkpoints, metrics, figures and guards."""
 
-from ddpm_lightning.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, NewestCheckpoint
+from ddpm_lightning.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, NewestCheckpoint, SaveBeforeFigures
 from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.generation_metrics import GenerationMetrics
 from ddpm_lightning.callbacks.loss_guard import LossGuard
+from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.pictures.grid import SampleGrid
 from ddpm_lightning.callbacks.pictures.log_snr import LogSNRCurve
 from ddpm_lightning.callbacks.pictures.neighbours import Neighbours
@@ -24,9 +25,11 @@ __all__ = [
     "LossGuard",
     "Neighbours",
     "NewestCheckpoint",
+    "Periodic",
     "Progress",
     "Randomness",
     "SampleGrid",
+    "SaveBeforeFigures",
     "Scatter",
     "ScheduleCurves",
     "StopSignals",

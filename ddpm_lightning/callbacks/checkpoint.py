@@ -2,18 +2,21 @@
 
 import os
 import shutil
+import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from ddpm_lightning.callbacks.ema import EMA
 from ddpm_lightning.callbacks.finite import refuse_broken
 from ddpm_lightning.callbacks.loss_guard import LossGuard
+from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.steps import has_stepped
 from ddpm_lightning.callbacks.stop_signals import StopSignals
 from ddpm_lightning.errors import Stopped, UserError, brief
@@ -22,7 +25,7 @@ from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.records.torch import load_plain
 from ddpm_lightning.run_folder import by_step, newest_intact
 
-__all__ = ["AtomicCheckpointIO", "BestCheckpoint", "NewestCheckpoint"]
+__all__ = ["AtomicCheckpointIO", "BestCheckpoint", "NewestCheckpoint", "SaveBeforeFigures"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -142,6 +145,7 @@ class NewestCheckpoint(Checkpoint):
         self.folder = Path(dirpath)
         self.file = self.folder / "last.ckpt"
         self._ema, self._loss_guard, self._stop_signals = ema, loss_guard, stop_signals or StopSignals()
+        self._stop_signals.has_saver = True
         self._every_n_steps = every_n_train_steps
         self._every_n_seconds = None if every_n_minutes is None else 60 * every_n_minutes
         self._keep = save_top_k
@@ -162,19 +166,34 @@ class NewestCheckpoint(Checkpoint):
         if not has_stepped(trainer):
             return  # between micro-batches there are gradients that no checkpoint holds
         self._due = self._is_due(trainer)
-        if self._due and not self._validation_follows(trainer):
+        if self._due and not self.validation_follows(trainer):
             self._save_and_stop(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._due and not trainer.sanity_checking:
+        stops = self._stop_signals.agreed is not None and trainer.global_step != trainer.max_steps
+        if (self._due or stops) and not trainer.sanity_checking:
             self._save_and_stop(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save(trainer, pl_module)
+        self._stop_signals.is_saved = True
+
+    def save_early(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the run as it stops or ends, before its last figures and validation, behind which it is saved again.
+
+        Raises:
+            Stopped: where a second Ctrl-C has asked to skip them.
+        """
+        if trainer.global_step != self._saved_step:
+            self._save(trainer, pl_module, tell=False)
+            self._saved_step = -1
+        self._stop_signals.is_saved = True
+        if trainer.strategy.broadcast(self._stop_signals.presses > 1):
+            raise Stopped(signal.SIGINT)
 
     @staticmethod
-    def _validation_follows(trainer: Trainer) -> bool:
+    def validation_follows(trainer: Trainer) -> bool:
         """Whether validation follows this step, which a run resumed from here would skip; only Lightning knows."""
         loop = trainer.fit_loop.epoch_loop
         return loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip
@@ -192,9 +211,10 @@ class NewestCheckpoint(Checkpoint):
     def _save_and_stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, pl_module)
         if self._stop_signals.agreed is not None:
+            self._stop_signals.is_saved = True
             raise Stopped(self._stop_signals.agreed)
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _save(self, trainer: Trainer, pl_module: LightningModule, *, tell: bool = True) -> None:
         if self._loss_guard is not None:
             self._loss_guard.check(trainer)
         refuse_broken(trainer, pl_module, self._ema)
@@ -208,7 +228,31 @@ class NewestCheckpoint(Checkpoint):
                 outdated = by_step(self.folder, "step", ".ckpt")[: -self._keep]
                 for old in {*outdated} - {*self.by_steps_alone()[:1]}:
                     old.unlink()
-        _tell(trainer, self)
+        if tell:
+            _tell(trainer, self)
+
+
+class SaveBeforeFigures(Callback):
+    """Has a run saved before the last figures are sampled, where it stops and at its end: they may take long, and Ctrl-C ends them.
+
+    Args:
+        newest: which saves it, and once more behind them.
+        figures: the callbacks that follow this one.
+        stop_signals: on which the run stops.
+    """
+
+    def __init__(self, newest: NewestCheckpoint, figures: Sequence[Periodic], stop_signals: StopSignals):
+        self._newest, self._figures, self._stop_signals = newest, figures, stop_signals
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._stop_signals.agreed is None or not has_stepped(trainer) or trainer.global_step == trainer.max_steps:
+            return
+        if self._newest.validation_follows(trainer) or any(figure.is_due(trainer) for figure in self._figures):
+            self._newest.save_early(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._figures:
+            self._newest.save_early(trainer, pl_module)
 
 
 def _tell(trainer: Trainer, callback: Checkpoint) -> None:

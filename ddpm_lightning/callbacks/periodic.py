@@ -44,8 +44,13 @@ class Periodic(Callback):
         """Write what is written once, at the end, after the last `on_period`; on all ranks."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+        if self.is_due(trainer):
             self._once_per_step(trainer, pl_module)
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether a step has a figure; that of the last step comes at the end, behind its validation and a checkpoint."""
+        step = trainer.global_step
+        return bool(self.every_n_steps and step and step % self.every_n_steps == 0 and step != trainer.max_steps)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         try:

@@ -8,7 +8,15 @@ from hydra.utils import get_object
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
-from ddpm_lightning.callbacks import EMA, LossGuard, NewestCheckpoint, Randomness, StopSignals
+from ddpm_lightning.callbacks import (
+    EMA,
+    LossGuard,
+    NewestCheckpoint,
+    Periodic,
+    Randomness,
+    SaveBeforeFigures,
+    StopSignals,
+)
 from ddpm_lightning.callbacks.stopwatch import Stopwatch
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.instantiate import build
@@ -61,6 +69,12 @@ def build_callbacks(config: DictConfig, sampler: Sampler, data: Mapping[str, Any
         built[name] = callback
     chosen = [built[name] for name in nodes]
     chosen.sort(key=lambda callback: (isinstance(callback, NewestCheckpoint), callback is not handed.get("ema")))
+    figures, newest = (
+        [callback for callback in chosen if isinstance(callback, Periodic)],
+        first(chosen, NewestCheckpoint),
+    )
+    if figures and newest is not None:
+        chosen.insert(chosen.index(figures[0]), SaveBeforeFigures(newest, figures, handed["stop_signals"]))
     return [_without_empty_hooks(callback) for callback in (Randomness(config.seed), handed["stop_signals"], *chosen)]
 
 

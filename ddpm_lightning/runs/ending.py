@@ -48,7 +48,9 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
         if signum == getattr(signal, "SIGUSR1", 0):
             requeue()  # before W&B, which may use up the time left by SLURM
     exit_code = 0 if status == "finished" else 1
-    uploads = [logger.finish(exit_code) for logger in run.loggers if isinstance(logger, WandbLogger)]
+    uploads: list[str | None] = []
+    with suppress(KeyboardInterrupt):  # which ends the upload, and not the final message
+        uploads += [logger.finish(exit_code) for logger in run.loggers if isinstance(logger, WandbLogger)]
     if status != "failed":
         say(_final_message(run, summary, uploads))
     return summary
@@ -66,11 +68,17 @@ def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str |
     places += [("samples", path) for path in figures[-1:]]
     lines += [f"  {name:<11} {path}" for name, path in places if path.exists()]
     lines += [f"  {'W&B':<11} {where}" for where in uploads if where]
+    trust = environment.trust_argument(packages_to_trust(run.record.config))
+    if summary["status"] == "interrupted" and not environment.current().job:  # a sweep says how it resumes as a whole
+        resume = ["Resume with:", environment.command("train"), shlex.quote(f"resume={folder}"), trust]
+        lines.append(
+            " ".join(filter(None, resume)) + ("" if checkpoint.exists() else ", from the start: nothing was saved")
+        )
     if checkpoint.exists():
         plain = re.fullmatch(r"[\w./-]+", str(checkpoint))
         argument = f"ckpt_path={checkpoint}" if plain else shlex.quote(f'ckpt_path="{checkpoint}"')
         more = [] if first(run.callbacks, EMA) else ["weights=raw"]
-        more.append(environment.trust_argument(packages_to_trust(run.record.config)))
+        more.append(trust)
         lines.append(" ".join(["Next:", environment.command("sample"), argument, *filter(None, more)]))
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -112,6 +113,10 @@ def _begin(run: Run) -> None:
         say(run.estimate.sentence(_batches_left(run)))
     if argument := environment.trust_argument(packages_to_trust(run.record.config)):
         say(f"This run uses classes from outside ddpm_lightning: to resume, sample or evaluate it, add {argument}")
+    if first(run.callbacks, Checkpoint) is None:
+        say(
+            "Warning: no checkpoint will be saved: this run can be neither resumed nor sampled from; callbacks=default saves some"
+        )
     trainer.loggers = [run.csv, *run.loggers]
     keep_wandb_id(run.folder, run.loggers)
     _write_yaml(run.folder / "config.yaml", run.record.config)
@@ -143,8 +148,9 @@ def _fit(run: Run) -> dict[str, Any]:
     try:
         _fit_and_go_back(run)
     except BaseException as error:
-        # Lightning raises SystemExit(1) on a second Ctrl-C; a launcher at its time limit raises another one.
-        ending = Stopped(signal.SIGINT) if isinstance(error, SystemExit) and error.code == 1 else error
+        # Lightning turns a KeyboardInterrupt into SystemExit(1); a launcher at its time limit raises another one.
+        by_hand = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 1)
+        ending = Stopped(signal.SIGINT) if by_hand else error
         interrupted = isinstance(ending, Stopped | SystemExit)
         lost = ranks.lost(seconds=2) if isinstance(error, RuntimeError) and run.trainer.world_size > 1 else ""
         ranks.end()

@@ -38,7 +38,8 @@ def start_all(starts):
 
     Args:
         starts: {"argv": the script and its arguments, or ["-m", "ddpm_lightning", ...], "cwd": a folder}, and, where they are
-            not these, "env": the environment, "seconds": how long it may take.
+            not these, "env": the environment, "seconds": how long it may take, "signals": [[a file's name, or a pattern of it, seconds
+            behind its appearance, a signal], ...], which are sent in this order.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "OMP", "HYDRA", "DDPM"))}
     env = {**kept, "OMP_NUM_THREADS": "1", "NETRC": "no-netrc", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -59,7 +60,7 @@ def _server():
     return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def one(argv, cwd, env, seconds):
+def one(argv, cwd, env, seconds, signals=()):
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began, pid = time.monotonic(), os.fork()
         if pid == 0:
@@ -67,7 +68,11 @@ def one(argv, cwd, env, seconds):
         while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
             if time.monotonic() - began > seconds:
                 os.kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
+            if signals and any(Path(cwd).glob(signals[0][0])):
+                _, wait, number = signals.pop(0)
+                time.sleep(wait)
+                os.kill(pid, number)
+            time.sleep(0.005)
         for file in (out, err):
             file.seek(0)
         code = os.waitstatus_to_exitcode(ended[1])

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
 from torch import nn
 
+from ddpm_lightning.callbacks import NewestCheckpoint, Periodic
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
@@ -72,7 +73,11 @@ def test_optimizers_and_their_rates(choice, lr_scheduler):
 def test_callbacks(choice):
     config = of("callbacks", choice)
     built = build_callbacks(config, DDIM(2))
-    assert len(built) == 2 + len(config.callbacks)  # with Randomness and StopSignals
+    with_figures = any(isinstance(callback, Periodic) for callback in built)
+    saves = any(isinstance(callback, NewestCheckpoint) for callback in built)
+    assert len(built) == 2 + len(config.callbacks) + (
+        with_figures and saves
+    )  # Randomness, StopSignals, SaveBeforeFigures
     assert all(isinstance(callback, Callback) for callback in built)
 
 
