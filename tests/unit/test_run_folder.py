@@ -14,6 +14,7 @@ from ddpm_lightning.run_folder import (
     is_going_on,
     refuse_pipes,
     release,
+    remove_leftovers,
     remove_unbegun,
 )
 
@@ -27,6 +28,15 @@ def test_steps_are_compared_by_number(tmp_path):
     steps = [int(path.stem[5:]) for path in by_step(tmp_path, "step", ".ckpt")]
     assert steps == [2, 9_999_999, 10_000_000, 12_345_678]
     assert [path.name for path in checkpoints_in(tmp_path)][::4] == ["step_12345678.ckpt", "last.ckpt"]
+
+
+def test_what_a_killed_process_left_of_a_sample_is_removed(tmp_path):
+    (tmp_path / "samples").mkdir()
+    names = ["grid_0000004.png", "trajectory_0000004.gif", "reverse_process_0000004.html"]
+    for name in [*names, ".mine.html", *(f".{name}.123" for name in names)]:
+        (tmp_path / "samples" / name).touch()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {*names, ".mine.html"}
 
 
 def test_links_out_of_a_folder_are_refused_at_any_depth(tmp_path):
