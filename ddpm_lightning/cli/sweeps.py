@@ -81,13 +81,14 @@ class Jobs(Callback):
 
 
 class Report(Callback):
-    """Ends a sweep of `train.py` with a page that compares its runs; the sweep succeeds without the page, too."""
+    """Ends a sweep of `train.py` with its best setting and a page that compares its runs; the sweep succeeds without the page, too."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             from ddpm_lightning.report import report_sweep  # torch and matplotlib are imported only when there is work
 
-            print("", *report_sweep(Path(config.hydra.sweep.dir)), sep="\n", flush=True)
+            found = report_sweep(Path(config.hydra.sweep.dir), metric=config.get("optimized_metric"))
+            print("", *found, sep="\n", flush=True)
         except Exception as error:
             print(f"no report: {error}", file=sys.stderr, flush=True)
 

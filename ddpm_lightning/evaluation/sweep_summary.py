@@ -59,7 +59,10 @@ def _write(folder: Path) -> None:
     protocol = named[0][1]["protocol"]
     metric = f"FID ({protocol['features'].split(' (')[0]}, {protocol['num_samples']:,} samples)"
     draw_study(folder / "study.png", curves, metric=metric)
-    print(f"\n{table}\n{folder / 'study.md'}\n{folder / 'study.png'}", flush=True)
+    name, best = min(named, key=lambda pair: pair[1]["metrics"]["fid"]["value"])
+    fid, steps = best["metrics"]["fid"]["value"], best["protocol"]["steps"]
+    print(f"\n{table}\n\nBest FID (lower is better): {fid:.4g} with {name}, {steps} steps")
+    print(f"{folder / 'study.md'}\n{folder / 'study.png'}", flush=True)
 
 
 def _evaluations(summary: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import brief, optional_package
 from ddpm_lightning.images import open_image
-from ddpm_lightning.report.ranking import measured, rankings
+from ddpm_lightning.report.ranking import measured, rankings, winner
 from ddpm_lightning.report.reading import Setting, flat
 from ddpm_lightning.report.writing import Report, compare, write
 from ddpm_lightning.run_folder import SWEEP
@@ -31,16 +31,22 @@ class Published(NamedTuple):
     group: str | None = None
 
 
-def report_sweep(folder: Path) -> list[str]:
+def report_sweep(folder: Path, *, metric: str | None = None) -> list[str]:
     """Write a sweep's report, publish it to W&B if its runs were logged there, and return one line for each.
+
+    Args:
+        folder: the sweep's.
+        metric: names the best setting in the first line; None for no such line.
 
     Raises:
         UserError: if the folder holds no run of train.py.
     """
     report = compare(folder)
     written = [str(path) for path in write(report)]
+    best = winner(metric, report.settings) if metric else ""
     published = publish(report)
-    return written if published is None else [*written, f"W&B: {published.where}"]
+    where = [] if published is None else [f"W&B: {published.where}"]
+    return [*filter(None, [best]), *written, *where]
 
 
 def report_with_dashboard(folder: Path | None, *, project: str | None, entity: str | None) -> Iterator[str]:

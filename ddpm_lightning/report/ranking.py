@@ -6,7 +6,7 @@ from typing import Any
 from ddpm_lightning.report.comparison import Distance, Mean
 from ddpm_lightning.report.reading import Setting, part
 
-__all__ = ["METRICS", "incomparable", "measured", "rankings", "verdict"]
+__all__ = ["METRICS", "incomparable", "measured", "rankings", "verdict", "winner"]
 
 METRICS = ("val/bits_per_dim", "val/fid", "val/kid", "val/loss")  # lower is better
 
@@ -32,6 +32,19 @@ def measured(settings: Sequence[Setting]) -> list[str]:
 def rankings(settings: Sequence[Setting]) -> dict[str, list[tuple[Setting, Mean]]]:
     """The rankings by each comparable metric."""
     return {metric: ranking(metric, settings) for metric in measured(settings) if not incomparable(metric, settings)}
+
+
+def winner(metric: str | None, settings: Sequence[Setting]) -> str:
+    """The best setting by a metric, or by the first that can be compared, in a line; empty where nothing can."""
+    ranked = rankings(settings)
+    metric = metric if metric in ranked else next(iter(ranked), None)
+    if metric is None:
+        return ""
+    setting, mean = ranked[metric][0]
+    seeds = f" over {mean.n} seeds" if mean.n > 1 else ""
+    if len(settings) == 1:
+        return f"{metric}: {mean}{seeds}"
+    return f"Best {metric} (lower is better): {mean}{seeds} with {setting.name}"
 
 
 def ranking(metric: str, settings: Sequence[Setting]) -> list[tuple[Setting, Mean]]:

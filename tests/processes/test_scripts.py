@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -138,7 +139,10 @@ def test_a_sweep_of_jobs_with_two_processes_starts_each_once(tmp_path):
     assert result.returncode == 0, result.stderr
     folders = run_folders(tmp_path, "multirun")
     assert [folder.name for folder in folders] == ["0_seed_0", "1_seed_1"]
-    assert result.stdout.count("Launching 2 jobs") == 1
+    assert [result.stdout.count(f"Job {i} of 2: seed={i - 1}") for i in (1, 2)] == [1, 1]
+    assert "HYDRA" not in result.stdout
+    assert "#0 :" not in result.stdout
+    assert re.search(r"\nval/loss: \S+ ± \S+ over 2 seeds\n\S+/report.html\n", result.stdout)
     for folder in folders:
         assert json.loads((folder / "summary.json").read_text())["processes"] == 2
 

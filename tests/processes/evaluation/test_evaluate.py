@@ -66,6 +66,8 @@ def test_a_study_ends_in_one_table_and_one_plot(run, tmp_path):
         "sampler=ddim,heun", "sampler.num_steps=2,4", "hydra.sweep.dir=study", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "\nBest FID (lower is better): " in done.stdout
+    assert "HYDRA" not in done.stdout
     table = (tmp_path / "study" / "study.md").read_text()
     rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
     assert [row[:3] for row in rows[2:]] == [

@@ -17,7 +17,7 @@ from ddpm_lightning.images import cells, grid, rows_by_label, save_png
 from ddpm_lightning.report import write_report
 from ddpm_lightning.report.comparison import Distance, Mean
 from ddpm_lightning.report.figures import curves, last_samples
-from ddpm_lightning.report.ranking import incomparable, verdict
+from ddpm_lightning.report.ranking import incomparable, verdict, winner
 from ddpm_lightning.report.reading import read_runs, settings_of
 from tests.helpers.reports import fabricate, rows_of
 
@@ -65,6 +65,15 @@ def test_jobs_that_differ_in_their_seed_only_are_one_setting(sweep):
     ]
     assert [[run.seed for run in setting.runs] for setting in settings] == [[0, 1, 2]] * 3 + [[0, 1]]
     assert [run.status for run in settings[3].runs] == ["interrupted", "killed"]
+
+
+def test_a_sweep_ends_with_its_best_setting(sweep):
+    """By the metric that was asked for, or else one that compares; a single setting has no other to be better than."""
+    settings = settings_of(read_runs(sweep))
+    best = "Best val/bits_per_dim (lower is better): 2.45 ± 0.21 over 3 seeds with schedule=cosine"
+    assert winner("val/bits_per_dim", settings) == winner("val/loss", settings) == best
+    assert winner("val/bits_per_dim", settings_of(settings[1].runs)) == "val/bits_per_dim: 2.45 ± 0.21 over 3 seeds"
+    assert winner("val/loss", settings[3:]) == ""
 
 
 def test_the_table_holds_mean_and_deviation_and_how_far_the_best_is(pages):
