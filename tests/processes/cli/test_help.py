@@ -56,3 +56,26 @@ def test_a_terminal_without_greek_letters_is_no_error(tmp_path):
     result = script("train.py", "--help", cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert result.returncode == 0
     assert "linear           ? in equal steps" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "line", ["sample.py ckpt_path=nowhere.ckpt", "train.py resume=nowhere", "evaluate.py sampler=ddpm"]
+)
+def test_a_terminal_hears_of_pytorch_before_it_is_imported(line, tmp_path):
+    """What is refused before that says nothing else."""
+    name, *args = line.split()
+    code = (
+        "import io, sys, runpy\n"
+        "class Terminal(io.StringIO):\n"
+        "    isatty = lambda self: True\n"
+        "    def write(self, text): print(repr(text), 'torch' in sys.modules)\n"
+        f"sys.argv, sys.stderr = ['{ROOT / name}', *{args}], Terminal()\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: print(end)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    if name == "sample.py":
+        assert said.startswith("'Loading PyTorch ...' False\n")
+        assert "'Loading the checkpoint ...' True\n" in said
+    else:
+        assert said.startswith("error: ")
