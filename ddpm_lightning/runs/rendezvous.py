@@ -35,7 +35,7 @@ def check_rendezvous(environment: ClusterEnvironment | None, world_size: int) ->
         socket.getaddrinfo(address, port)
     except OSError as error:
         raise UserError(
-            f"MASTER_ADDR must be a host name or an address of the first node, got {address}, which this node cannot resolve ({error.strerror})"
+            f"MASTER_ADDR must be a host name or address of the first node that resolves here, got {address} ({error.strerror})"
         ) from error
     if environment.global_rank() == 0:
         _check_free(port)
@@ -55,7 +55,7 @@ def _check_free(port: int) -> None:
             listener.bind(("", port))
         except OSError as error:
             raise UserError(
-                f"MASTER_PORT must be a free port on the first node, got {port} ({error.strerror}): choose the same other port on all nodes"
+                f"MASTER_PORT must be a free port on the first node, got {port} ({error.strerror}): choose another port on all nodes"
             ) from error
 
 
