@@ -12,22 +12,18 @@ from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["INPUTS", "PREDICTIONS", "Denoiser", "Guided"]
 
-# What a network predicts: the pair (p, q) of its target p·x_0 + q·ε, from a = √ᾱ_t, s = √(1−ᾱ_t) and the data's σ.
+# The prediction types, as the pair (p, q) of the target p·x_0 + q·ε, from a = √ᾱ_t, s = √(1−ᾱ_t) and the data's σ.
 PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor | float, Tensor | float]]] = {
     "epsilon": lambda a, s, d: (0.0, 1.0),  # Ho et al. 2020
     "x0": lambda a, s, d: (1.0, 0.0),
     "v": lambda a, s, d: (-s, a),  # Salimans & Ho 2022
-    "flow": lambda a, s, d: (
-        -1.0,
-        1.0,
-    ),  # the velocity dx/dτ of x = (1−τ) x_0 + τ ε: Liu et al. 2023, Lipman et al. 2023
-    "edm": lambda a, s, d: (
-        s / d / _rms(a, s, d),
-        -d * a / _rms(a, s, d),
-    ),  # (x_0 − c_skip x)/c_out of Karras et al. 2022
+    # the velocity dx/dτ of x = (1−τ) x_0 + τ ε (Liu et al. 2023; Lipman et al. 2023)
+    "flow": lambda a, s, d: (-1.0, 1.0),
+    # (x_0 − c_skip x)/c_out (Karras et al. 2022)
+    "edm": lambda a, s, d: (s / d / _rms(a, s, d), -d * a / _rms(a, s, d)),
 }
 
-# What those that do not see x_t and t−1 are given: the factor of x_t, and their time, as in the code of their source.
+# Networks that take other inputs than x_t and t−1: the factor of x_t, and their time, as in the code of their source.
 INPUTS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
     "flow": lambda a, s, d: (1 / (a + s), 1000 * s / (a + s)),  # (1−τ) x_0 + τ ε, and 1000 τ (Esser et al. 2024)
     "edm": lambda a, s, d: (1 / _rms(a, s, d), (s / a).log() / 4),  # c_in of x_0 + σ ε, and c_noise = ln σ/4, σ = s/a
@@ -47,16 +43,16 @@ class Denoiser(nn.Module):
     variance: log σ² = (1+v)/2 · log β_{t|u} + (1−v)/2 · log β̃_{t|u} (Nichol & Dhariwal 2021, Eq. 15).
 
     Args:
-        model: called as model(x, t, y) with t of shape (B,): integers in 0..T−1, or what `INPUTS` says. A model with labels says
-            `num_classes`; one with another condition has a method `null(y)`, which gives the condition that stands for none, shaped as y.
+        model: called as model(x, t, y) with t of shape (B,): integers in 0..T−1, or what `INPUTS` says. A model with labels has
+            an attribute `num_classes`; a model with another condition has a method `null(y)`, which returns the null condition, shaped like y.
         schedule: the forward process.
         prediction: "epsilon", "x0", "v", "flow" or "edm".
-        learned_variance: whether the second half of the network's output is the variance's v.
-        sigma_data: the standard deviation of the data, which only "edm" uses.
+        learned_variance: whether the second half of the network's output is v.
+        sigma_data: standard deviation of the data, for "edm".
 
     Raises:
-        ValueError: for an unknown prediction, or where ᾱ_T = 0 for "epsilon", which says nothing of x_0 there, and for "edm",
-            whose σ is infinite.
+        ValueError: for an unknown prediction, or with ᾱ_T = 0 for "epsilon", which does not determine x_0 there, and "edm", whose σ
+            is infinite.
     """
 
     def __init__(
@@ -108,7 +104,7 @@ class Denoiser(nn.Module):
         return self.x0_from(self.split(self.predict(x_t, t, y))[0], x_t, t)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
-        """The network's raw output; the one place where it is given its time, t−1 ("t == 0 is diffused for one step") or another.
+        """The network's raw output, and the only place that passes it its time: t−1 ("t == 0 is diffused for one step") or another.
 
         Raises:
             ValueError: if t would broadcast along the wrong axis.
@@ -147,7 +143,7 @@ class Denoiser(nn.Module):
         return share * large + (1 - share) * small
 
     def log_variances(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log β̃_{t|u} and log β_{t|u}; at u = 0, where β̃ = 0, β̃_2 stands in its place, as in Ho et al.'s code."""
+        """log β̃_{t|u} and log β_{t|u}; at u = 0, where β̃ = 0, β̃_2 replaces it, as in Ho et al.'s code."""
         small, large = self.schedule.step_variances(t, u)
         two = torch.full_like(t, min(2, self.schedule.num_steps))
         floor = self.schedule.step_variances(two, two - 1)[int(self.schedule.num_steps == 1)]
