@@ -10,7 +10,7 @@ __all__ = ["ALIASES"]
 
 # Rows that stand at several names.
 _STEPS = "trainer.max_steps={} # of training; sampler.num_steps={} are the sampler's, and schedule.num_steps={} is T"
-_CHECKPOINT = "resume={} # goes on with a run's folder; init_from={} takes its weights alone"
+_CHECKPOINT = "resume={} # resumes a run's folder; init_from={} takes its weights alone"
 _FIGURES = (
     "callbacks.sample_grid.num_samples={} # in the run's figures; sample.py num_samples={} samples from a finished run"
 )
