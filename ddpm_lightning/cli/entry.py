@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lightning import environment
 from ddpm_lightning.cli import completion, help, menu, own_packages
 from ddpm_lightning.cli.launch import check_sweep_allowed, end_with_parent, split_flags
-from ddpm_lightning.cli.mistakes import check_typed, is_foreseen, sentence
+from ddpm_lightning.cli.mistakes import is_foreseen, sentence
 from ddpm_lightning.cli.pipes import outlive_readers
 from ddpm_lightning.cli.resume import complete_arguments
 from ddpm_lightning.cli.sweeps import Sweep
 from ddpm_lightning.cli.typed import as_hydra_reads
+from ddpm_lightning.cli.words import check_typed
 from ddpm_lightning.records.moved import targets_in
 from ddpm_lightning.run_folder import SWEEP, remove_unbegun
 

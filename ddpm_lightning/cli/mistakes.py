@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,9 +14,19 @@ from ddpm_lightning import environment
 from ddpm_lightning.cli import menu
 from ddpm_lightning.cli.aliases import ALIASES
 from ddpm_lightning.errors import UserError, brief
-from ddpm_lightning.ranges import require_one_of
 
-__all__ = ["check_typed", "is_foreseen", "meant", "sentence"]
+__all__ = [
+    "config_folders",
+    "group_names",
+    "is_foreseen",
+    "known_settings",
+    "meant",
+    "near_names",
+    "plain",
+    "sentence",
+    "shortened_value",
+    "suggestion",
+]
 
 _NO_NULL = "Config group override must be"  # Hydra raises it as a ValueError
 
@@ -28,37 +37,7 @@ _EXTRAS = {  # Hydra's plugins, and what installs them
     "hydra/launcher/submitit_slurm": "submitit",
 }
 
-_ACTIONS = {name: action for action in get_args_parser()._actions for name in action.option_strings}
 _VALUE = 60  # characters of a value that are said again
-
-
-def check_typed(argv: Sequence[str]) -> None:
-    """Refuse what Hydra would read as something else, or would say less of: words that are no KEY=VALUE, and other names of values.
-
-    Raises:
-        UserError: that says what to type instead.
-    """
-    words = [*argv]
-    for i, argument in enumerate(words):
-        if takes_value(words[i - 1]) and i:
-            continue
-        if argument.startswith("-"):
-            _check_flag(argument, words[i + 1 :])
-        elif argument[:1] not in ("~", ""):
-            _check_word(argument, words[i + 1 :])
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        group = key.lstrip("+").replace(".", "/")
-        if "." in key and value in menu.choices(_confs(), group):
-            raise UserError(f"{argument} sets a key, and {group} is a config group: did you mean {group}={value}?")
-        if equals:
-            _check_value(key, value)
-            _check_part(key, value)
-
-
-def takes_value(flag: str) -> bool:
-    """Whether the word behind a flag of Hydra's may be its value."""
-    return flag in _ACTIONS and _ACTIONS[flag].nargs in (None, "?")
 
 
 def is_foreseen(error: BaseException) -> bool:
@@ -96,17 +75,17 @@ def meant(program: str, typed: str) -> tuple[str, str]:
     rows, found, note = ALIASES.get(program, {}), "", ""
     for _ in range(4):
         key, _, value = typed.partition("=")
-        row = rows.get(_plain(typed)) or rows.get(f"{_plain(key)}=")
+        row = rows.get(plain(typed)) or rows.get(f"{plain(key)}=")
         if row is None:
             break
-        value = _short(value.strip("[]'\" ")) or "..."
+        value = shortened_value(value.strip("[]'\" ")) or "..."
         now, _, more = row.replace("{}", value).partition("# ")
         found, note = now.strip(), more or note
         typed = found
     return found, note
 
 
-def _meant(typed: str) -> str:
+def suggestion(typed: str) -> str:
     """The question that names it; empty where nothing is known."""
     found, note = meant(environment.current().program, typed)
     if not found:
@@ -114,82 +93,14 @@ def _meant(typed: str) -> str:
     return f"did you mean {found} ({note})?" if note else f"did you mean {found}?"
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name as the table of other names has it."""
     return name.lower().replace("-", "_")
 
 
-def _short(value: str) -> str:
+def shortened_value(value: str) -> str:
+    """A value as it is said again; dots for a long one."""
     return value if len(value) <= _VALUE else "..."
-
-
-def _check_flag(flag: str, behind: Sequence[str]) -> None:
-    """Refuse a flag that Hydra does not have, as in `--schedule cosine`; a flag may be shortened, or hold its value."""
-    name, equals, value = flag.partition("=")
-    shortened = flag.startswith("--") and any(known.startswith(name) for known in _ACTIONS)
-    if name in _ACTIONS or shortened or (flag[:2] in _ACTIONS and not equals and takes_value(flag[:2])):
-        return
-    key = name.lstrip("-")
-    if not equals and behind and not behind[0].startswith("-") and "=" not in behind[0]:
-        equals, value = "=", behind[0]
-        flag = f"{flag} {value}"
-    raise UserError(f"there is no flag {_short(flag)}: {_as_setting(key + equals + value)}")
-
-
-def _check_word(word: str, behind: Sequence[str]) -> None:
-    """Refuse a word without `=`, such as `cuda`, or one that belongs to the next, as in `schedule cosine`."""
-    key, equals, value = word.partition("=")
-    if key and value:
-        return
-    said, following = word, behind[0] if behind and not behind[0].startswith("-") else ""
-    if following == "=":  # key = value
-        word, following = f"{word} =", behind[1] if behind[1:] else ""
-    if key and following and ("=" not in following or (following.startswith("=") and not equals)):
-        value, said = following.lstrip("="), f"{word} {following}"
-    elif key and equals:
-        return  # an empty value
-    elif ":" in key:
-        key, _, value = key.partition(":")
-    typed = f"{key}={value}" if value else key
-    raise UserError(f"{_short(said)} must be KEY=VALUE, without spaces: {_as_setting(typed)}")
-
-
-def _as_setting(typed: str) -> str:
-    """What is typed for words that are no setting: the nearest one."""
-    if said := _meant(typed):
-        return said
-    key, _, value = typed.partition("=")
-    names = [*_groups(), *_settings()]
-    near = [_plain(key)] if "." in key else _near(key, names)
-    if near:
-        return f"did you mean {near[0]}={_short(value) or '...'}?"
-    return "give settings as in sampler.num_steps=20; --help lists them"
-
-
-def _check_value(key: str, value: str) -> None:
-    """Refuse another name of a setting's value; of a group the user may have a choice of that name."""
-    program, settings = environment.current().program, _settings()
-    if key in _groups() or not ("." in key or key in settings):
-        return
-    for one in value.split(","):
-        if f"{_plain(key)}={_plain(one)}" in ALIASES.get(program, {}):
-            said = _meant(f"{key}={one}")
-            if listed := settings[key].values if key in settings else []:
-                require_one_of(key, one, listed, hint=said)
-            else:
-                raise UserError(f"there is no {key}={one}: {said}")
-
-
-def _check_part(group: str, value: str) -> None:
-    """Refuse a single part in place of a group's whole list: a run with `callbacks=ema` alone would save no checkpoint."""
-    found = next((one for one in menu.groups(_confs(), environment.current().program) if one.name == group), None)
-    parts = menu.parts(_confs(), group) if found else []
-    for one in value.split(","):
-        if found and one in parts:
-            fix = f"did you mean {group}=[{found.default},{one}]?"
-            if one in menu.members(_confs(), f"{group}/{found.default}"):
-                fix = f"leave it out, since {group}={found.default} includes it, or list all parts, as in {group}=[{one},...]"
-            whole = ", ".join(name for name in menu.choices(_confs(), group) if name not in parts)
-            raise UserError(f"{group}={one} is a single part: {fix} (choose from {whole})")
 
 
 def _lacks_memory(error: BaseException) -> bool:
@@ -203,7 +114,7 @@ def _missing_choice(error: BaseException) -> str:
     if extra := _EXTRAS.get(error.missing_cfg_file):
         return f'{group}={choice} is not installed: pip install "ddpm_lightning[{extra}]"'
     said = f"{group}={choice}"
-    whole = {*error.options} - {*menu.parts(_confs(), group)} or error.options
+    whole = {*error.options} - {*menu.parts(config_folders(), group)} or error.options
     return f"{said} does not exist: {_way_out(choice, whole, f'{group}=', typed=said)}"
 
 
@@ -213,8 +124,8 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
     key, names = cause.full_key or str(cause.key), {str(name) for name in cause.parent_node}
     if "not in struct" in str(cause):
         if cause.parent_node._get_parent() is None:  # at the top, where groups can be given, too
-            if key in (groups := {*_groups()}):
-                files = ", ".join(menu.choices(_confs(), key))
+            if key in (groups := {*group_names()}):
+                files = ", ".join(menu.choices(config_folders(), key))
                 return f"nothing is chosen for {key}: choose one of its files ({files}), and leave ~{key} away"
             names = (names | groups) - {"hydra"}
             names |= {"hydra/launcher", "hydra/sweeper"} if key.startswith("hydra") else set()
@@ -234,11 +145,11 @@ def _unknown_group(text: str) -> str:
         return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         group, rest = unknown[1], _behind(unknown[1])
-        said = _way_out(group, _groups(), typed=group + rest, rest=rest)
+        said = _way_out(group, group_names(), typed=group + rest, rest=rest)
         return f"{environment.current().program} has no config group {group}: {said}"
     if unknown := re.match(r"Could not delete (?:from config\. )?'(([^'=]+)=?([^']*))'", text):
         typed, key, choice = unknown.groups()
-        names = menu.choices(_confs(), key) if choice else [*_groups(), *_settings()]
+        names = menu.choices(config_folders(), key) if choice else [*group_names(), *known_settings()]
         return f"~{typed} takes nothing away: {_way_out(choice or key, names, f'~{key}=' if choice else '~')}"
     return ""
 
@@ -248,7 +159,7 @@ def _unreadable(error: BaseException) -> str:
         return f"{error.override} cannot be read: unbalanced bracket, or a value with spaces or = that needs quotes: 'key=\"a b\"'"
     if several := re.match(r"Ambiguous value for argument '([^'=]+)=([^']+)'", str(error)):
         key, values = several[1], several[2]
-        if key not in {*_groups(), *_settings()} and (said := _meant(f"{key}={values}")):
+        if key not in {*group_names(), *known_settings()} and (said := suggestion(f"{key}={values}")):
             return f"there is no key {key}: {said}"
         return f"{key}={values} holds several values: give -m for a job with each, or {key}=[{values}] for a list"
     return ""
@@ -275,17 +186,17 @@ def _way_out(
     """
     names = sorted(set(valid))
     listed = f"(choose from {', '.join(names)})"
-    if typed and (said := _meant(typed)):
+    if typed and (said := suggestion(typed)):
         return f"{said} {listed}" if before.endswith("=") else said
     elsewhere = [path for path in _paths(everything) if path.endswith(f".{wrong}")]
-    close, far = ([before + name for name in _near(wrong, names, cutoff)] for cutoff in (0.8, 0.6))
+    close, far = ([before + name for name in near_names(wrong, names, cutoff)] for cutoff in (0.8, 0.6))
     near = close or elsewhere or far
     return f"did you mean {near[0]}{rest}? {listed}" if near else listed
 
 
-def _near(wrong: str, names: Sequence[str], cutoff: float = 0.6) -> list[str]:
+def near_names(wrong: str, names: Sequence[str], cutoff: float = 0.6) -> list[str]:
     """The nearest of the names, whatever the case of the letters."""
-    return get_close_matches(_plain(wrong), names, n=1, cutoff=cutoff)
+    return get_close_matches(plain(wrong), names, n=1, cutoff=cutoff)
 
 
 def _behind(key: str) -> str:
@@ -304,13 +215,16 @@ def _paths(node: object, above: str = "") -> Iterator[str]:
             yield from _paths(child, f"{path}.")
 
 
-def _groups() -> list[str]:
-    return [group.name for group in menu.groups(_confs(), environment.current().program)]
+def group_names() -> list[str]:
+    """The groups of the program that runs."""
+    return [group.name for group in menu.groups(config_folders(), environment.current().program)]
 
 
-def _settings() -> dict[str, menu.Setting]:
-    return {setting.key: setting for setting in menu.settings(_confs(), environment.current().program)}
+def known_settings() -> dict[str, menu.Setting]:
+    """Its settings, by their keys."""
+    return {setting.key: setting for setting in menu.settings(config_folders(), environment.current().program)}
 
 
-def _confs() -> list[Path]:
+def config_folders() -> list[Path]:
+    """The config folders of this command line."""
     return menu.folders(sys.argv[1:])

@@ -1,0 +1,125 @@
+"""What is refused of a command line before Hydra reads it: words that are no KEY=VALUE, other names of values, and single parts."""
+
+from collections.abc import Sequence
+
+from hydra._internal.utils import get_args_parser
+
+from ddpm_lightning import environment
+from ddpm_lightning.cli import menu
+from ddpm_lightning.cli.aliases import ALIASES
+from ddpm_lightning.cli.mistakes import (
+    config_folders,
+    group_names,
+    known_settings,
+    near_names,
+    plain,
+    shortened_value,
+    suggestion,
+)
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import require_one_of
+
+__all__ = ["check_typed"]
+
+_ACTIONS = {name: action for action in get_args_parser()._actions for name in action.option_strings}
+
+
+def check_typed(argv: Sequence[str]) -> None:
+    """Refuse what Hydra would read as something else, or would say less of: words that are no KEY=VALUE, and other names of values.
+
+    Raises:
+        UserError: that says what to type instead.
+    """
+    words = [*argv]
+    for i, argument in enumerate(words):
+        if _takes_value(words[i - 1]) and i:
+            continue
+        if argument.startswith("-"):
+            _check_flag(argument, words[i + 1 :])
+        elif argument[:1] not in ("~", ""):
+            _check_word(argument, words[i + 1 :])
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        group = key.lstrip("+").replace(".", "/")
+        if "." in key and value in menu.choices(config_folders(), group):
+            raise UserError(f"{argument} sets a key, and {group} is a config group: did you mean {group}={value}?")
+        if equals:
+            _check_value(key, value)
+            _check_part(key, value)
+
+
+def _takes_value(flag: str) -> bool:
+    """Whether the word behind a flag of Hydra's may be its value."""
+    return flag in _ACTIONS and _ACTIONS[flag].nargs in (None, "?")
+
+
+def _check_flag(flag: str, behind: Sequence[str]) -> None:
+    """Refuse a flag that Hydra does not have, as in `--schedule cosine`; a flag may be shortened, or hold its value."""
+    name, equals, value = flag.partition("=")
+    shortened = flag.startswith("--") and any(known.startswith(name) for known in _ACTIONS)
+    if name in _ACTIONS or shortened or (flag[:2] in _ACTIONS and not equals and _takes_value(flag[:2])):
+        return
+    key = name.lstrip("-")
+    if not equals and behind and not behind[0].startswith("-") and "=" not in behind[0]:
+        equals, value = "=", behind[0]
+        flag = f"{flag} {value}"
+    raise UserError(f"there is no flag {shortened_value(flag)}: {_as_setting(key + equals + value)}")
+
+
+def _check_word(word: str, behind: Sequence[str]) -> None:
+    """Refuse a word without `=`, such as `cuda`, or one that belongs to the next, as in `schedule cosine`."""
+    key, equals, value = word.partition("=")
+    if key and value:
+        return
+    said, following = word, behind[0] if behind and not behind[0].startswith("-") else ""
+    if following == "=":  # key = value
+        word, following = f"{word} =", behind[1] if behind[1:] else ""
+    if key and following and ("=" not in following or (following.startswith("=") and not equals)):
+        value, said = following.lstrip("="), f"{word} {following}"
+    elif key and equals:
+        return  # an empty value
+    elif ":" in key:
+        key, _, value = key.partition(":")
+    typed = f"{key}={value}" if value else key
+    raise UserError(f"{shortened_value(said)} must be KEY=VALUE, without spaces: {_as_setting(typed)}")
+
+
+def _as_setting(typed: str) -> str:
+    """What is typed for words that are no setting: the nearest one."""
+    if said := suggestion(typed):
+        return said
+    key, _, value = typed.partition("=")
+    names = [*group_names(), *known_settings()]
+    near = [plain(key)] if "." in key else near_names(key, names)
+    if near:
+        return f"did you mean {near[0]}={shortened_value(value) or '...'}?"
+    return "give settings as in sampler.num_steps=20; --help lists them"
+
+
+def _check_value(key: str, value: str) -> None:
+    """Refuse another name of a setting's value; of a group the user may have a choice of that name."""
+    program, settings = environment.current().program, known_settings()
+    if key in group_names() or not ("." in key or key in settings):
+        return
+    for one in value.split(","):
+        if f"{plain(key)}={plain(one)}" in ALIASES.get(program, {}):
+            said = suggestion(f"{key}={one}")
+            if listed := settings[key].values if key in settings else []:
+                require_one_of(key, one, listed, hint=said)
+            else:
+                raise UserError(f"there is no {key}={one}: {said}")
+
+
+def _check_part(group: str, value: str) -> None:
+    """Refuse a single part in place of a group's whole list: a run with `callbacks=ema` alone would save no checkpoint."""
+    found = next(
+        (one for one in menu.groups(config_folders(), environment.current().program) if one.name == group), None
+    )
+    parts = menu.parts(config_folders(), group) if found else []
+    for one in value.split(","):
+        if found and one in parts:
+            fix = f"did you mean {group}=[{found.default},{one}]?"
+            if one in menu.members(config_folders(), f"{group}/{found.default}"):
+                fix = f"leave it out, since {group}={found.default} includes it, or list all parts, as in {group}=[{one},...]"
+            whole = ", ".join(name for name in menu.choices(config_folders(), group) if name not in parts)
+            raise UserError(f"{group}={one} is a single part: {fix} (choose from {whole})")
