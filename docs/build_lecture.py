@@ -27,7 +27,9 @@ def execute(made: NotebookNode, *, seconds: int) -> NotebookNode:
         CellExecutionError: where a cell fails, an assertion included.
         CellTimeoutError: where a cell takes longer.
     """
-    NotebookClient(made, timeout=seconds, kernel_name="python3", record_timing=False).execute()
+    client = NotebookClient(made, timeout=seconds, kernel_name="python3", record_timing=False)
+    client.create_kernel_manager().transport = "ipc"  # TCP can be listened to by others on the machine
+    client.execute()
     return made
 
 

@@ -2,12 +2,11 @@
 # # The lecture as a notebook
 #
 # AIL 862, lecture 25, line by line: the forward process, training and sampling, each written out in plain PyTorch
-# first and then done by
-# `ddpm_lightning`, with an assertion that both agree to $10^{-5}$. Equation numbers are those of Murphy,
-# [*Probabilistic Machine Learning: Advanced Topics*](https://probml.github.io/pml-book/book2.html), section 25.2. The
-# code fragments of the slides come from
-# tsmatz's notebook [`02-ddpm.ipynb`](https://github.com/tsmatz/diffusion-tutorials/blob/master/02-ddpm.ipynb); the
-# lines below are our own.
+# first and then done by `ddpm_lightning`, with an assertion that both agree to $10^{-5}$. Equation numbers are those
+# of Murphy, [*Probabilistic Machine Learning: Advanced Topics*](https://probml.github.io/pml-book/book2.html),
+# section 25.2. The code fragments of the slides come from tsmatz's notebook
+# [`02-ddpm.ipynb`](https://github.com/tsmatz/diffusion-tutorials/blob/master/02-ddpm.ipynb); the lines below are our
+# own.
 #
 # Everything runs on a CPU in about two minutes and downloads nothing. Models are small and trained briefly: they show
 # what happens, not how good it can get.
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from ddpm_lightning import DDPM, MLP, Ancestral, Denoiser, Loss, UNet, schedules
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.data.points import two_moons
-from ddpm_lightning.images import from_uint8, grid, to_uint8
+from ddpm_lightning.images import SeededNoise, from_uint8, grid, to_uint8
 from ddpm_lightning.models.layers import ResBlock
 
 torch.manual_seed(0)
@@ -48,9 +47,8 @@ def agree(plain, framework, tolerance=1e-5):
 # ## The forward process
 #
 # **Eq. 25.4.** $\alpha_t = 1 - \beta_t$ and $\bar\alpha_t = \prod_{s \le t} \alpha_s$, with $\beta_t$ in equal steps
-# from $10^{-4}$ to $0.02$.
-# In the plain lines index 0 is $t = 1$. The framework's table has $T + 1$ entries, and index 0 is clean data,
-# $\bar\alpha_0 = 1$.
+# from $10^{-4}$ to $0.02$. In the plain lines index 0 is $t = 1$. The framework's table has $T + 1$ entries, and
+# index 0 is clean data, $\bar\alpha_0 = 1$.
 
 # %%
 beta = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
@@ -190,7 +188,7 @@ agree(both[0] / both[1].abs().max(), both[1] / both[1].abs().max())
 
 
 # %%
-def train(network, data, *, steps, num_steps=T, prediction="epsilon", rate=2e-3, batch_size=64):
+def train(network, data, *, steps, num_steps=T, prediction="epsilon", rate=2e-3, batch_size=32):
     """Algorithm 25.1 with Adam and a linear warm-up."""
     denoiser, loss = Denoiser(network, schedules.linear(num_steps), prediction=prediction), Loss()
     optimizer = torch.optim.Adam(network.parameters(), lr=rate)
@@ -253,18 +251,17 @@ def clipped(network, x, randn, *, clip):
     return x
 
 
-def seeded():
-    """Noise that is the same for whoever asks, one draw after the other."""
-    generator = torch.Generator().manual_seed(0)
-    return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+def seeded(count):
+    """Noise of `count` images, the same for whoever asks: image i's depends on i and on how often it was asked for."""
+    return SeededNoise(0, range(count))
 
 
 x_T = torch.randn(2, 1, 8, 8, dtype=torch.float64)
-denoiser.double()
+_ = denoiser.double()
 with torch.no_grad():
-    agree(algorithm_25_2(denoiser.model, x_T, seeded()), Ancestral(clip=None)(denoiser, x_T, randn=seeded()))
-    agree(clipped(denoiser.model, x_T, seeded(), clip=1), Ancestral(clip=1)(denoiser, x_T, randn=seeded()))
-denoiser.float()
+    agree(algorithm_25_2(denoiser.model, x_T, seeded(2)), Ancestral(clip=None)(denoiser, x_T, randn=seeded(2)))
+    agree(clipped(denoiser.model, x_T, seeded(2), clip=1), Ancestral(clip=1)(denoiser, x_T, randn=seeded(2)))
+_ = denoiser.float()
 
 # %% [markdown]
 # A grid of 10 × 10 samples by Algorithm 25.2 as printed, all 1,000 steps, no clipping of $\hat x_0$.
@@ -272,7 +269,7 @@ denoiser.float()
 # %%
 x_T = torch.randn(100, 1, 8, 8)
 outside = {}
-for step in Ancestral(clip=None).trajectory(denoiser, x_T, randn=seeded()):
+for step in Ancestral(clip=None).trajectory(denoiser, x_T, randn=seeded(100)):
     if step.t in (999, 799, 599, 399, 199, 0):  # estimated at t = step.t + 1
         outside[step.t + 1] = (step.x0.abs() > 1).float().mean().item()
 unclipped = step.x
@@ -282,10 +279,8 @@ show(grid(to_uint8(unclipped), columns=10, cell=16), "Algorithm 25.2, as printed
 # ### What clipping changes
 #
 # The share of the pixels of $\hat x_0$ outside $[-1, 1]$ along that trajectory; then twenty samples from the same
-# noise with and without `clip=1`.
-# "Nearest" is the mean distance of a sample to the real digit nearest to it, per pixel (lower is closer), and that of
-# real digits to the
-# nearest other one.
+# noise with and without `clip=1`. "Nearest" is the mean distance of a sample to the real digit nearest to it, per
+# pixel (lower is closer), and that of real digits to the nearest other one.
 
 
 # %%
@@ -297,7 +292,7 @@ def nearest(samples, real=images):
 
 for t, share in sorted(outside.items(), reverse=True):
     print(f"t = {t:4d}: {share:6.1%} of the pixels of x_0's estimate lie outside [−1, 1]")
-pair = {clip: Ancestral(clip=clip)(denoiser, x_T[:20], randn=seeded()) for clip in (None, 1)}
+pair = {None: unclipped[:20], 1: Ancestral(clip=1)(denoiser, x_T[:20], randn=seeded(20))}
 for clip, samples in pair.items():
     print(
         f"clip={clip}: {(samples.abs() > 1).float().mean():.1%} of the samples' pixels outside, nearest {nearest(samples):.3f}"
@@ -314,22 +309,23 @@ show(
 # %% [markdown]
 # ## Three slips in the slides
 #
-# 1. **A lost bar**: $\sqrt{1-\alpha_t}$ in place of $\sqrt{1-\bar\alpha_t}$ is up to ten times too small, so each step subtracts
-#    too much. The samples still look like digits, but much alike: variety is lost.
-# 2. **One letter for two things**: $\epsilon$ is both the network's prediction and the fresh noise. Read literally, the step
-#    adds part of the prediction back and no fresh noise, and diverges.
+# 1. **A lost bar**: $\sqrt{1-\alpha_t}$ in place of $\sqrt{1-\bar\alpha_t}$ is up to ten times too small, so each
+#    step subtracts too much. The samples still look like digits, but much alike: variety is lost.
+# 2. **One letter for two things**: $\epsilon$ is both the network's prediction and the fresh noise. Read literally,
+#    the step adds part of the prediction back and no fresh noise, and diverges.
 # 3. **Two names for one thing**: `alpha_bars` and `alphaBars` are both $\bar\alpha$.
 #
 # The first row is right, the second lacks the bar, the third takes the prediction for the fresh noise.
 
 # %%
 with torch.no_grad():
-    right = algorithm_25_2(denoiser.model, x_T[:8], seeded())
-    lost_bar = algorithm_25_2(denoiser.model, x_T[:8], seeded(), lost_bar=True)
-    one_letter = algorithm_25_2(denoiser.model, x_T[:8], seeded(), one_letter=True)
-for name, samples in {"right": right, "lost bar": lost_bar, "one letter": one_letter}.items():
-    print(f"{name:<11} standard deviation of a pixel {samples.std():8.3f} (real digits: {images.std():.3f})")
-show(grid(to_uint8(torch.cat([right, lost_bar, one_letter])), columns=8), "right, lost bar, one letter", size=4.0)
+    lost_bar = algorithm_25_2(denoiser.model, x_T[:8], seeded(8), lost_bar=True)
+    one_letter = algorithm_25_2(denoiser.model, x_T[:8], seeded(8), one_letter=True)
+rows = {"right": unclipped[:8], "lost bar": lost_bar, "one letter": one_letter}
+print("              std of a pixel   std over samples")
+for name, samples in {**rows, "real digits": images}.items():
+    print(f"{name:<12} {samples.std():14.2f} {samples.std(0).mean():18.2f}")
+show(grid(to_uint8(torch.cat([*rows.values()])), columns=8), "right, lost bar, one letter", size=4.0)
 
 alphaBars = alpha_bars = alpha_bar  # slip 3
 assert alphaBars is alpha_bars
@@ -338,15 +334,15 @@ assert alphaBars is alpha_bars
 # ## Exercises
 #
 # Each changes one thing, on digits and on two moons: points in the plane, where a sample's error is easy to see.
-# First the moons' own model, and the function that shows an answer. All sample with `clip=1`
-# but for the last exercise. "Nearest" is as above; the moons have the energy distance $2E|X-Y| - E|X-X'| - E|Y-Y'|$
-# to real points (lower is better).
+# First the moons' own model, and the function that shows an answer. All sample with `clip=1` but for the last
+# exercise. "Nearest" is as above; the moons have the energy distance $2E|X-Y| - E|X-X'| - E|Y-Y'|$ to real points
+# (lower is better).
 
 # %%
 moons = two_moons(4000).images  # (4000, 2, 1, 1)
 torch.manual_seed(0)
 moons_T = torch.randn(500, 2, 1, 1)
-moons_denoiser, _ = train(MLP(2, 2, hidden_size=64), moons, steps=1000, batch_size=256)
+moons_denoiser, _ = train(MLP(2, 2, hidden_size=64), moons, steps=700, batch_size=256)
 
 
 def energy(samples, real=moons[:1000]):
@@ -367,7 +363,7 @@ def answer(title, figures, points):
 
 
 def sampled(denoiser, noise, *, clip=1, variance="small"):
-    return Ancestral(clip=clip, variance=variance)(denoiser, noise, randn=seeded())
+    return Ancestral(clip=clip, variance=variance)(denoiser, noise, randn=seeded(len(noise)))
 
 
 answer("T = 1000, ε, small variance, clip=1", pair[1], sampled(moons_denoiser, moons_T))
@@ -375,22 +371,22 @@ answer("T = 1000, ε, small variance, clip=1", pair[1], sampled(moons_denoiser, 
 # %% [markdown]
 # **1. What happens with T = 100 and the same $\beta$?** Train and sample again.
 #
-# *Answer.* $\bar\alpha_{100} = 0.36$: 60 % of $x_0$ is still in $x_T$, but sampling starts from noise alone, which the
-# network has never seen at $t = T$. The digits keep gray remains of that noise; on the moons little shows.
+# *Answer.* $\bar\alpha_{100} = 0.36$: 60 % of $x_0$ is still in $x_T$, but sampling starts from noise alone, which
+# the network has never seen at $t = T$. The digits keep gray remains of that noise; on the moons little shows.
 # `schedules.linear(100, rescale=True)`, with betas ten times as large, is the remedy.
 
 # %%
 torch.manual_seed(0)
 short_digits, _ = train(digits_network(), images, steps=300, num_steps=100)
-short_moons, _ = train(MLP(2, 2, hidden_size=64), moons, steps=1000, num_steps=100, batch_size=256)
+short_moons, _ = train(MLP(2, 2, hidden_size=64), moons, steps=700, num_steps=100, batch_size=256)
 answer("T = 100", sampled(short_digits, x_T[:20]), sampled(short_moons, moons_T))
 
 # %% [markdown]
 # **2. What does `variance="large"`, $\sigma_t^2 = \beta_t$, change?** Nothing has to be trained anew.
 #
-# *Answer.* Next to nothing with all 1,000 steps: $\tilde\beta_t/\beta_t = (1-\bar\alpha_{t-1})/(1-\bar\alpha_t)$ differs
-# from 1 at the first few $t$ only, where both variances are small, and the last step adds no noise either way. With few
-# steps (`Ancestral(20)`) the two are far apart.
+# *Answer.* Next to nothing with all 1,000 steps: $\tilde\beta_t/\beta_t = (1-\bar\alpha_{t-1})/(1-\bar\alpha_t)$
+# differs from 1 at the first few $t$ only, where both variances are small, and the last step adds no noise either
+# way. With few steps the large variance is much the worse (Song et al. 2021, Table 1).
 
 # %%
 print("   t   small/large variance")
@@ -406,24 +402,24 @@ answer(
 # %% [markdown]
 # **3. What if the network predicts $x_0$ and not $\epsilon$?**
 #
-# *Answer.* The sampler is the same, since it asks for $\hat x_0$ only. What changes is the weight of the timesteps: the
-# squared error of $\epsilon$ is $\bar\alpha_t/(1-\bar\alpha_t)$ times that of $x_0$, so that $L_{simple}$ on $x_0$ cares more about
-# noisy timesteps, which decide the shape, and less about clean ones, which decide the details. The digits come out smooth
-# after a third of the training steps; the moons get too thin.
+# *Answer.* The sampler is the same, since it asks for $\hat x_0$ only. What changes is the weight of the timesteps:
+# the squared error of $\epsilon$ is $\bar\alpha_t/(1-\bar\alpha_t)$ times that of $x_0$, so that $L_{simple}$ on
+# $x_0$ cares more about noisy timesteps, which decide the shape, and less about clean ones, which decide the details.
+# The digits come out smooth after a third of the training steps; the moons get too thin.
 
 # %%
 torch.manual_seed(0)
 x0_digits, _ = train(digits_network(), images, steps=300, prediction="x0")
-x0_moons, _ = train(MLP(2, 2, hidden_size=64), moons, steps=1000, prediction="x0", batch_size=256)
+x0_moons, _ = train(MLP(2, 2, hidden_size=64), moons, steps=700, prediction="x0", batch_size=256)
 answer("prediction=x0", sampled(x0_digits, x_T[:20]), sampled(x0_moons, moons_T))
 
 # %% [markdown]
 # **4. What does `clip=null` change?**
 #
-# *Answer.* At large $t$ the estimate $\hat x_0$ divides the error of $\epsilon_\theta$ by $\sqrt{\bar\alpha_t}$, 0.006 at $t = 1000$:
-# most pixels of it lie far outside $[-1, 1]$, as counted above. Yet the samples hardly change, since the mean of
-# $q(x_{t-1} \mid x_t, \hat x_0)$ gives $\hat x_0$ little weight at such $t$, and the 1,000 steps correct each other. With few steps
-# clipping matters more.
+# *Answer.* At large $t$ the estimate $\hat x_0$ divides the error of $\epsilon_\theta$ by $\sqrt{\bar\alpha_t}$,
+# 0.006 at $t = 1000$: most pixels of it lie far outside $[-1, 1]$, as counted above. Yet the samples hardly change,
+# since the mean of $q(x_{t-1} \mid x_t, \hat x_0)$ gives $\hat x_0$ little weight at such $t$, and the 1,000 steps
+# correct each other.
 
 # %%
 answer("clip=null", pair[None], sampled(moons_denoiser, moons_T, clip=None))

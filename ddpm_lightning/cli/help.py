@@ -80,7 +80,7 @@ def help_text(confs: Sequence[Path], program: str, *, does: str, width: int) -> 
     parts = [
         [*_wrap(f"{does.rstrip('.')}.", "", width), "", f"  {run} GROUP=CHOICE ... KEY=VALUE ..."],
         ["Examples", *_examples(_filled(_EXAMPLES[program], names), width)],
-        ["Groups, and what each of them can be (* is the default)"],
+        ["Groups and their choices (* is the default)"],
         *(_group(confs, group, width) for group in groups),
         ["Settings, with their defaults", *_table(settings, width)],
         ["More", *_table(_filled(_MORE, names), width)],
