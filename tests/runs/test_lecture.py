@@ -1,6 +1,5 @@
 """docs/lecture.ipynb runs to its end, where every assertion in it holds, and is the one that docs/lecture.py makes."""
 
-import resource
 import sys
 
 import nbformat
@@ -10,12 +9,6 @@ from tests.helpers.configs import ROOT
 
 sys.path.insert(0, str(ROOT / "docs"))
 import build_lecture
-
-
-def seconds_of_children():
-    """What processes that this one has started and that have ended took: on a busy machine, less than the clock says."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Jupyter libraries
