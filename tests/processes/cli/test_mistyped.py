@@ -16,7 +16,7 @@ TRAIN = {
     "schedule=scaled_linear": "did you mean schedule=quadratic?",
     "noise_schedule=cosine": "did you mean schedule=cosine?",
     "beta_schedule=squaredcos_cap_v2": "did you mean schedule=cosine?",
-    "prediction=eps": "prediction must be epsilon, x0 or v, got 'eps': did you mean prediction=epsilon?",
+    "prediction=eps": "prediction must be epsilon, x0, v, flow or edm, got 'eps': did you mean prediction=epsilon?",
     "prediction=v_prediction": "did you mean prediction=v?",
     "prediction=noise": "did you mean prediction=epsilon?",
     "prediction_type=v_prediction": "did you mean prediction=v?",
