@@ -416,10 +416,10 @@ answer("prediction=x0", sampled(x0_digits, x_T[:20]), sampled(x0_moons, moons_T)
 # %% [markdown]
 # **4. What does `clip=null` change?**
 #
-# *Answer.* At large $t$ the estimate $\hat x_0$ divides the error of $\epsilon_\theta$ by $\sqrt{\bar\alpha_t}$,
-# 0.006 at $t = 1000$: most pixels of it lie far outside $[-1, 1]$, as counted above. Yet the samples hardly change,
-# since the mean of $q(x_{t-1} \mid x_t, \hat x_0)$ gives $\hat x_0$ little weight at such $t$, and the 1,000 steps
-# correct each other.
+# *Answer.* At large $t$ the estimate $\hat x_0$ divides the error of $\epsilon_\theta$ by $\sqrt{\bar\alpha_t}$, 0.006 at
+# $t = 1000$: most pixels of it lie far outside $[-1, 1]$, as counted above. Yet the digits hardly change, since the mean
+# of $q(x_{t-1} \mid x_t, \hat x_0)$ gives $\hat x_0$ little weight at such $t$, and the 1,000 steps correct each other. Of the
+# moons' points a few end far outside, and their energy distance doubles.
 
 # %%
 answer("clip=null", pair[None], sampled(moons_denoiser, moons_T, clip=None))
