@@ -69,12 +69,6 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    def trust(command: argparse.ArgumentParser) -> None:
-        about = "packages of your own that the checkpoint may name, as in --trust mylab"
-        command.add_argument(
-            "--trust", metavar="PACKAGE", action="extend", type=lambda text: text.split(","), default=[], help=about
-        )
-
     for name, about in _PROGRAMS.items():  # listed here, and run before this parser
         commands.add_parser(name, help=about)
 
@@ -86,17 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         "--num-steps", type=int, default=1000, metavar="T", help="number of timesteps (default: %(default)s)"
     )
 
-    about = "evaluate bits per dimension on the validation images of a checkpoint's run, term by term and by t"
-    likelihood = command("likelihood", _likelihood, about)
-    likelihood.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
-    trust(likelihood)
-    likelihood.add_argument("--weights", default="ema", metavar="ema|raw", help="default: %(default)s")
-    likelihood.add_argument("--num-images", type=int, metavar="N", help="number of images (default: all)")
-    likelihood.add_argument(
-        "--variance",
-        metavar="small|large",
-        help="of the reverse process (default: learned if the network predicts it, else small)",
-    )
+    _add_checkpoint_commands(command)
 
     about = "train the feature classifier of evaluate.py on the labels of a dataset, and cache it"
     features = command("features", _features, about)
@@ -105,24 +89,46 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="+", metavar="data=NAME", help="the dataset, and other overrides of evaluate.py"
     )
 
+    about = "compare the runs in a folder, such as a sweep, in report.html and report.md; build W&B dashboards"
+    report = command("report", _report, about)
+    report.add_argument("folder", type=Path, nargs="?", help="folder of runs; the report is written into it")
+    _add_trust(report)
+    wandb = "also build the dashboard of the W&B project; without a folder, only the dashboard"
+    report.add_argument("--wandb", action="store_true", help=wandb)
+    report.add_argument("--project", metavar="NAME", help="W&B project (default: the runs' own, or ddpm_lightning)")
+    report.add_argument("--entity", metavar="NAME", help="W&B entity (default: the runs' own, or the account's)")
+    return parser
+
+
+def _add_checkpoint_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Those that read a checkpoint."""
+    about = "evaluate bits per dimension on the validation images of a checkpoint's run, term by term and by t"
+    likelihood = command("likelihood", _likelihood, about)
+    likelihood.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
+    _add_trust(likelihood)
+    likelihood.add_argument("--weights", default="ema", metavar="ema|raw", help="default: %(default)s")
+    likelihood.add_argument("--num-images", type=int, metavar="N", help="number of images (default: all)")
+    likelihood.add_argument(
+        "--variance",
+        metavar="small|large",
+        help="of the reverse process (default: learned if the network predicts it, else small)",
+    )
+
     export = command("export", _export, "export the model of a checkpoint as a diffusers folder or as safetensors")
     export.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
-    trust(export)
+    _add_trust(export)
     export.add_argument("folder", type=Path, help="output folder, new or empty")
     export.add_argument("--weights", default="ema", metavar="ema|raw", help="default: %(default)s")
     export.add_argument(
         "--format", dest="form", default="diffusers", metavar="diffusers|safetensors", help="default: %(default)s"
     )
 
-    about = "compare the runs in a folder, such as a sweep, in report.html and report.md; build W&B dashboards"
-    report = command("report", _report, about)
-    report.add_argument("folder", type=Path, nargs="?", help="folder of runs; the report is written into it")
-    trust(report)
-    wandb = "also build the dashboard of the W&B project; without a folder, only the dashboard"
-    report.add_argument("--wandb", action="store_true", help=wandb)
-    report.add_argument("--project", metavar="NAME", help="W&B project (default: the runs' own, or ddpm_lightning)")
-    report.add_argument("--entity", metavar="NAME", help="W&B entity (default: the runs' own, or the account's)")
-    return parser
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    about = "packages of your own that the checkpoint may name, as in --trust mylab"
+    command.add_argument(
+        "--trust", metavar="PACKAGE", action="extend", type=lambda text: text.split(","), default=[], help=about
+    )
 
 
 def _schedules(out: Path, num_steps: int) -> Iterator[Path]:

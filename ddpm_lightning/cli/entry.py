@@ -1,7 +1,9 @@
 """What the entry points share: from the command line to Hydra, and from an error to one sentence; nothing heavy to import."""
 
+import atexit
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,6 +57,8 @@ def run(program: Callable[[DictConfig], Any]) -> None:
         sys.exit(130)
     except Exception as error:
         _end(error)
+    finally:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # other libraries' ends are not to be broken off
 
 
 @contextmanager

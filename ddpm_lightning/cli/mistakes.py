@@ -104,6 +104,8 @@ def shortened_value(value: str) -> str:
 
 
 def _lacks_memory(error: BaseException) -> bool:
+    if isinstance(error, UserError):  # which says itself what is short
+        return False
     return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
 
 

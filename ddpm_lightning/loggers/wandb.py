@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -75,7 +75,7 @@ class WandbLogger(LightningWandbLogger):
         name: str | None = None,
         save_dir: str | Path = ".",
         offline: bool | None = None,
-        log_model: bool | Literal["all"] = False,
+        log_model: bool | str = False,
         group: str | None = None,
         job_type: str | None = None,
         tags: Sequence[str] = (),

@@ -95,7 +95,7 @@ class Network(nn.Module, ABC):
             raise ValueError(f"the images have {x.shape[1]} channels, but the model has in_channels={self.in_channels}")
         emb = self.time_embedding(t)
         if (classes := self.class_embedding) is not None:
-            emb = emb + classes(torch.full_like(t, classes.num_embeddings - 1) if y is None else y)
+            emb = emb + classes(torch.full_like(t, classes.num_embeddings - 1, dtype=torch.long) if y is None else y)
         elif self.condition_embedding is not None:
             if y is not None:
                 self._check_condition(y, (self.condition_size,))

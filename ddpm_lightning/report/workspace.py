@@ -112,7 +112,10 @@ def _sections() -> list[ws.Section]:
             "Report of a sweep",
             [
                 wr.WeavePanelSummaryTable(table_name="report/results"),
-                *(wr.MediaBrowser(media_keys=[f"report/{name}"]) for name in ("samples", "curves", "error_by_log_snr")),
+                *(
+                    wr.MediaBrowser(media_keys=[f"report/{name}"])
+                    for name in ("samples", "curves", "noise_prediction_error_vs_log_snr")
+                ),
             ],
             columns=2,
             rows=2,

@@ -4,6 +4,7 @@ from torch import nn
 
 from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import PREDICTIONS, Denoiser
+from ddpm_lightning.models import UNet
 from tests.helpers.recorder import Recorder
 
 
@@ -110,3 +111,13 @@ def test_a_flat_t_is_refused():
     denoiser = Denoiser(Recorder(None), schedules.linear())
     with pytest.raises(ValueError, match=r"t must be shaped \(B, 1, 1, 1\) or \(\), got \(4,\)"):
         denoiser(torch.zeros(4, 1, 4, 4), torch.ones(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_model_with_labels_is_asked_without_one(prediction):
+    """Also where its time is not an integer."""
+    model = UNet(1, base_channels=8, channel_multipliers=[1], norm_groups=4, num_classes=2)
+    denoiser = Denoiser(model, schedules.linear(), prediction=prediction)
+    x_t, t = torch.randn(3, 1, 8, 8), torch.tensor(7)
+    none = denoiser(x_t, t, torch.full((3,), 2))
+    torch.testing.assert_close(denoiser(x_t, t), none)

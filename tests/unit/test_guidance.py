@@ -25,7 +25,7 @@ class ByLabel(nn.Module):
         self.asked, self.learned = [], learned
 
     def forward(self, x, t, y=None):
-        y = torch.full_like(t, 2) if y is None else y
+        y = torch.full_like(t, 2, dtype=torch.long) if y is None else y
         self.asked.append((len(x), t.tolist(), y.tolist()))
         out = x / 2 + torch.tensor([0.1, -0.3, 0.7], dtype=x.dtype)[y][:, None, None, None]
         return torch.cat([out, out.sign() / 3], dim=1) if self.learned else out

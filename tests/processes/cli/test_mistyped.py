@@ -60,7 +60,7 @@ TRAIN = {
     # runs
     "resume": "did you mean resume=auto?",
     "resume=true": "there is no resume=true: did you mean resume=auto?",
-    "checkpoint=outputs/a/b": "did you mean resume=outputs/a/b (goes on with a run's folder; init_from=outputs/a/b takes its weights alone)?",
+    "checkpoint=outputs/a/b": "did you mean resume=outputs/a/b (resumes a run's folder; init_from=outputs/a/b takes its weights alone)?",
     "ckpt=outputs/a/b": "did you mean resume=outputs/a/b",
     "output_dir=here": "did you mean hydra.run.dir=here?",
     "config=mine.yaml": "did you mean experiment=mine.yaml (a file of conf/experiment/, or of the folder that --config-dir names)?",
@@ -96,7 +96,7 @@ SAMPLE = {
     "output=here": "did you mean out_dir=here?",
     "n=16": "did you mean num_samples=16?",
     "-n 16": "did you mean num_samples=16?",
-    "format=jpg": "format must be grid, png, tiff, npz or npy, got 'jpg': did you mean format=png?",
+    "format=jpg": "format must be grid, html, png, tiff, npz or npy, got 'jpg': did you mean format=png?",
     "device=gpu": "did you mean device=cuda?",
     "model=unet_tiny": "the checkpoint holds its own model",
     "schedule.num_steps=9": "did you mean sampler.num_steps=9",

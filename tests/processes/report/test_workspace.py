@@ -66,8 +66,8 @@ def test_a_sweeps_report_is_a_run_of_its_group(sweep, published):
         f"schedule={name}, seed {seed}" for name in ("linear", "cosine") for seed in (0, 1)
     ]
     assert {key[0] for key in history if key[0].startswith("report/")} == {
-        *(f"report/{name}" for name in ("results", "samples", "curves", "error_by_log_snr")),
-        *(f"report/{name}" for name in ("loss_by_quarter_of_t", "schedules")),
+        *(f"report/{name}" for name in ("results", "samples", "curves", "noise_prediction_error_vs_log_snr")),
+        *(f"report/{name}" for name in ("loss_by_quartile_of_t", "schedules")),
     }
     artifacts = [r.artifact for r in records if r.HasField("artifact")]
     (page,) = [artifact for artifact in artifacts if artifact.type == "report"]

@@ -69,7 +69,7 @@ def test_a_killed_worker_is_named(shards):
 
 def workers_of(pid):
     """The processes that a process's forkserver has forked."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
     servers = {row[0] for row in rows if row[1] == str(pid) and "forkserver" in row[2]}
     return [int(row[0]) for row in rows if row[1] in servers]

@@ -66,7 +66,7 @@ def test_the_numbers_are_those_of_the_samples_that_sample_draws(run, tmp_path, c
     assert (out / "grid.png").exists()
     printed = capsys.readouterr().out
     assert "180 network evaluations" not in printed
-    assert "60 samples of 3 network evaluations" in printed
+    assert "60 samples (3 network evaluations each)" in printed
     assert f"own classifier (5 steps on this data set, test accuracy {model.test_accuracy:.1%})" in printed
 
 
@@ -113,7 +113,7 @@ def test_what_is_on_the_disk_is_not_drawn_again(run, tmp_path, monkeypatch, caps
     shards[1].write_bytes(shards[1].read_bytes()[:300])  # cut off, as by a full disk
     capsys.readouterr()
     assert read(evaluate(run, tmp_path, "repeats=2")) == before
-    assert "20 samples of 3" in capsys.readouterr().out
+    assert "20 samples (3 network evaluations each)" in capsys.readouterr().out
     assert shards[0].stat().st_mtime_ns == old
     evaluate(run, tmp_path, "repeats=2")
     assert "All samples exist" in capsys.readouterr().out

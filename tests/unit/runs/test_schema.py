@@ -66,8 +66,9 @@ text null -1 digit huge | features.weights logger.tensorboard.name logger.wandb.
 text null -1 empty digit huge | logger.tensorboard.version
 text -1 digit huge | logger.wandb.project
 null true | logger.wandb.offline
-true | logger.wandb.log_model
 list | logger.wandb.tags
+# Refused when the logger is built, before a folder is made: tests/processes/cli/test_sweeps.py.
+text -1 true digit huge | logger.wandb.log_model
 # Refused when the classifier is made, before anything is sampled: tests/runs/evaluation/test_pipeline.py.
 -1 huge | features.num_steps features.seed
 list | evaluate:trust sample:trust train:trust
