@@ -21,7 +21,7 @@ from ddpm_lightning import schedules
 from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.ranges import require
-from ddpm_lightning.schedules import NoiseSchedule
+from ddpm_lightning.schedules import NoiseSchedule, families
 
 __all__ = [
     "FAMILIES",
@@ -40,7 +40,7 @@ __all__ = [
 
 def _families() -> Iterator[tuple[str, Callable[[int], NoiseSchedule]]]:
     """The schedules with default settings, in order of definition, and two that require a value."""
-    for name in (name for name in vars(schedules) if name in schedules.__all__):
+    for name in (name for name in vars(families) if name in families.__all__):
         family = getattr(schedules, name)
         given = [p.name for p in inspect.signature(family).parameters.values() if p.default is p.empty]
         if not given:

@@ -155,7 +155,7 @@ PARTS = {
         """,
     "conf/schedule/square.yaml": """
         # alpha_bar falls as a parabola
-        _target_: ddpm_lightning.schedules.square
+        _target_: ddpm_lightning.schedules.families.square
         num_steps: 50
         """,
     "conf/experiment/new_parts.yaml": """
@@ -198,7 +198,7 @@ def project(tmp_path_factory):
     for name, text in PARTS.items():
         assert not (root / name).exists()
         (root / name).write_text(textwrap.dedent(text).lstrip())
-    with (root / "ddpm_lightning" / "schedules.py").open("a") as file:
+    with (root / "ddpm_lightning" / "schedules" / "families.py").open("a") as file:
         file.write(SCHEDULE)
     denoiser = root / "ddpm_lightning" / "denoiser.py"
     text = denoiser.read_text()

@@ -116,7 +116,7 @@ def test_a_flat_t_is_refused():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_model_with_labels_is_asked_without_one(prediction):
     """Also where its time is not an integer."""
-    model = UNet(1, base_channels=8, channel_multipliers=[1], norm_groups=4, num_classes=2)
+    model = UNet(1, base_channels=8, channel_multipliers=[1, 1], norm_groups=4, num_classes=2)
     denoiser = Denoiser(model, schedules.linear(), prediction=prediction)
     x_t, t = torch.randn(3, 1, 8, 8), torch.tensor(7)
     none = denoiser(x_t, t, torch.full((3,), 2))
