@@ -41,7 +41,7 @@ __all__ = [
 def _families() -> Iterator[tuple[str, Callable[[int], NoiseSchedule]]]:
     """The schedules with default settings, in order of definition, and two that require a value."""
     for name in (name for name in vars(families) if name in families.__all__):
-        family = getattr(schedules, name)
+        family = getattr(families, name)
         given = [p.name for p in inspect.signature(family).parameters.values() if p.default is p.empty]
         if not given:
             yield name, family
