@@ -144,7 +144,8 @@ def _batches_left(run: Run) -> int | None:
 def _fit(run: Run) -> dict[str, Any]:
     """Train, report the outcome, and return the run's summary."""
     ranks = Ranks(run.trainer, partial(_give_up, run))
-    ranks.start()
+    if run.trainer.world_size > 1:
+        ranks.start()
     try:
         _fit_and_go_back(run)
     except BaseException as error:

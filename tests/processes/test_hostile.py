@@ -552,7 +552,7 @@ def named_like_a_part_that_is_not_searched(yard):
 
 
 def evaluations_elsewhere(yard):
-    (yard.run / "evaluations").mkdir()
+    (yard.run / "evaluations").mkdir(exist_ok=True)
     (yard.run / "evaluations" / "bits_epsilon_small_0123456789ab").symlink_to(yard.victim)
     options = ["num_samples=10", "sampler.num_steps=2", "features.num_steps=1", "bits_images=1", "device=cpu"]
     return ["evaluate.py", f"ckpt_path={yard.run}", f"cache_dir={yard.run / 'cache'}", *options], "is a link to"
