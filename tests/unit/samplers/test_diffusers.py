@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ddpm_lightning import schedules
-from ddpm_lightning.denoiser import PREDICTIONS, Denoiser
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.interop.layout import PREDICTION_TYPES
 from ddpm_lightning.samplers import DDIM, Ancestral, DPMSolver2M, UniPC
 from tests.helpers.samplers import gaussian, learned
 
@@ -27,7 +28,7 @@ class Reference:
 
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("variance", ["small", "large"])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
 def test_ancestral_equals_diffusers_step_by_step(prediction, variance, clip):
     schedule = schedules.linear().double()
     names = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -58,7 +59,7 @@ def test_ancestral_equals_diffusers_step_by_step(prediction, variance, clip):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
 def test_ddim_equals_diffusers_step_by_step(prediction, spacing, eta):
     schedule = schedules.linear().double()
     names = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -89,7 +90,7 @@ THEIRS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
 @pytest.mark.parametrize("v", [-1.0, 0.3, 1.0])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
 def test_learned_variance_equals_diffusers(prediction, v):
     schedule = schedules.linear().double()
     reference = Reference(
@@ -113,7 +114,7 @@ def test_learned_variance_equals_diffusers(prediction, v):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
 @pytest.mark.parametrize(
     ("kind", "make", "options"),
     [
