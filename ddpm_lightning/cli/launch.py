@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from hydra._internal.utils import get_args_parser
-
 from ddpm_lightning import environment
+from ddpm_lightning.cli.typed import FLAGS
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
 
@@ -23,6 +22,14 @@ __all__ = [
     "split_flags",
     "value_of",
 ]
+
+_SWEEPS = {  # those of conf/sweep, and their program
+    "samplers": "evaluate",
+    "schedules": "train",
+    "predictions": "train",
+    "processes": "train",
+    "optuna": "train",
+}
 
 
 def run_name() -> str:
@@ -51,9 +58,7 @@ def check_sweep_allowed(argv: Sequence[str]) -> None:
             "-m: a sweep starts its jobs' processes itself, so start it without torchrun or srun, "
             f"as in `{environment.command('train')} -m seed=0,1 trainer=ddp trainer.devices=2`"
         )
-    right = {"samplers": "evaluate", **dict.fromkeys(("schedules", "predictions", "processes", "optuna"), "train")}.get(
-        preset
-    )
+    right = _SWEEPS.get(preset)
     if right and program in ("train", "evaluate"):
         require_one_of(f"the program for sweep={preset}", program, [right])
 
@@ -88,13 +93,12 @@ def agreed(key: str, value: Callable[[], str]) -> str:
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command line's flags, each followed by its value where it has one of its own, and the overrides."""
-    valued = {name for action in get_args_parser()._actions if action.nargs is None for name in action.option_strings}
     flags: list[str] = []
     overrides: list[str] = []
     left = iter(argv)
     for argument in left:
         (flags if argument.startswith("-") else overrides).append(argument)
-        if argument in valued:
+        if argument in FLAGS and FLAGS[argument].nargs is None:
             flags += [value for value in [next(left, None)] if value is not None]
     return flags, overrides
 

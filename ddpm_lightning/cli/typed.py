@@ -8,9 +8,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-__all__ = ["as_hydra_reads"]
+__all__ = ["FLAGS", "as_hydra_reads"]
 
-_FLAGS = {name for action in get_args_parser()._actions for name in action.option_strings}
+FLAGS = {name: action for action in get_args_parser()._actions for name in action.option_strings}  # Hydra's own
 
 
 def as_hydra_reads(argv: Sequence[str]) -> list[str]:
@@ -24,7 +24,7 @@ def as_hydra_reads(argv: Sequence[str]) -> list[str]:
 
 def _one(argument: str, parser: OverridesParser) -> str:
     flag, _, _ = argument.partition("=")
-    if argument.startswith("--") and "=" in argument and flag not in _FLAGS:
+    if argument.startswith("--") and "=" in argument and flag not in FLAGS:
         argument = argument[2:]
     key, equals, value = argument.partition("=")
     if argument.startswith("-") or not equals:

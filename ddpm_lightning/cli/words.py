@@ -1,8 +1,7 @@
 """What is refused of a command line before Hydra reads it: words that are no KEY=VALUE, other names of values, and single parts."""
 
 from collections.abc import Sequence
-
-from hydra._internal.utils import get_args_parser
+from pathlib import Path
 
 from ddpm_lightning import environment
 from ddpm_lightning.cli import menu
@@ -16,12 +15,11 @@ from ddpm_lightning.cli.mistakes import (
     shortened_value,
     suggestion,
 )
+from ddpm_lightning.cli.typed import FLAGS
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["check_typed"]
-
-_ACTIONS = {name: action for action in get_args_parser()._actions for name in action.option_strings}
 
 
 def check_typed(argv: Sequence[str]) -> None:
@@ -30,34 +28,36 @@ def check_typed(argv: Sequence[str]) -> None:
     Raises:
         UserError: that says what to type instead.
     """
-    words = [*argv]
-    for i, argument in enumerate(words):
-        if _takes_value(words[i - 1]) and i:
+    confs = config_folders()
+    groups = {group.name: group for group in menu.groups(confs, environment.current().program)}
+    for i, argument in enumerate(argv):
+        if i and _takes_value(argv[i - 1]):
             continue
         if argument.startswith("-"):
-            _check_flag(argument, words[i + 1 :])
+            _check_flag(argument, argv[i + 1 :])
         elif argument[:1] not in ("~", ""):
-            _check_word(argument, words[i + 1 :])
+            _check_word(argument, argv[i + 1 :])
     for argument in argv:
         key, equals, value = argument.partition("=")
         group = key.lstrip("+").replace(".", "/")
-        if "." in key and value in menu.choices(config_folders(), group):
+        if "." in key and value in menu.choices(confs, group):
             raise UserError(f"{argument} sets a key, and {group} is a config group: did you mean {group}={value}?")
-        if equals:
+        if equals and key in groups:
+            _check_part(confs, groups[key], value)
+        elif equals:
             _check_value(key, value)
-            _check_part(key, value)
 
 
 def _takes_value(flag: str) -> bool:
     """Whether the word behind a flag of Hydra's may be its value."""
-    return flag in _ACTIONS and _ACTIONS[flag].nargs in (None, "?")
+    return flag in FLAGS and FLAGS[flag].nargs in (None, "?")
 
 
 def _check_flag(flag: str, behind: Sequence[str]) -> None:
     """Refuse a flag that Hydra does not have, as in `--schedule cosine`; a flag may be shortened, or hold its value."""
     name, equals, value = flag.partition("=")
-    shortened = flag.startswith("--") and any(known.startswith(name) for known in _ACTIONS)
-    if name in _ACTIONS or shortened or (flag[:2] in _ACTIONS and not equals and _takes_value(flag[:2])):
+    shortened = flag.startswith("--") and any(known.startswith(name) for known in FLAGS)
+    if name in FLAGS or shortened or (flag[:2] in FLAGS and not equals and _takes_value(flag[:2])):
         return
     key = name.lstrip("-")
     if not equals and behind and not behind[0].startswith("-") and "=" not in behind[0]:
@@ -98,28 +98,24 @@ def _as_setting(typed: str) -> str:
 
 def _check_value(key: str, value: str) -> None:
     """Refuse another name of a setting's value; of a group the user may have a choice of that name."""
-    program, settings = environment.current().program, known_settings()
-    if key in group_names() or not ("." in key or key in settings):
-        return
-    for one in value.split(","):
-        if f"{plain(key)}={plain(one)}" in ALIASES.get(program, {}):
-            said = suggestion(f"{key}={one}")
-            if listed := settings[key].values if key in settings else []:
-                require_one_of(key, one, listed, hint=said)
-            else:
-                raise UserError(f"there is no {key}={one}: {said}")
+    program = environment.current().program
+    others = [one for one in value.split(",") if f"{plain(key)}={plain(one)}" in ALIASES.get(program, {})]
+    settings = known_settings() if others else {}
+    for one in others if "." in key or key in settings else ():
+        said = suggestion(f"{key}={one}")
+        if listed := settings[key].values if key in settings else []:
+            require_one_of(key, one, listed, hint=said)
+        else:
+            raise UserError(f"there is no {key}={one}: {said}")
 
 
-def _check_part(group: str, value: str) -> None:
+def _check_part(confs: Sequence[Path], group: menu.Group, value: str) -> None:
     """Refuse a single part in place of a group's whole list: a run with `callbacks=ema` alone would save no checkpoint."""
-    found = next(
-        (one for one in menu.groups(config_folders(), environment.current().program) if one.name == group), None
-    )
-    parts = menu.parts(config_folders(), group) if found else []
+    name, default, parts = group.name, group.default, menu.parts(confs, group.name)
     for one in value.split(","):
-        if found and one in parts:
-            fix = f"did you mean {group}=[{found.default},{one}]?"
-            if one in menu.members(config_folders(), f"{group}/{found.default}"):
-                fix = f"leave it out, since {group}={found.default} includes it, or list all parts, as in {group}=[{one},...]"
-            whole = ", ".join(name for name in menu.choices(config_folders(), group) if name not in parts)
-            raise UserError(f"{group}={one} is a single part: {fix} (choose from {whole})")
+        if one in parts:
+            fix = f"did you mean {name}=[{default},{one}]?"
+            if one in menu.members(confs, f"{name}/{default}"):
+                fix = f"leave it out, since {name}={default} includes it, or list all parts, as in {name}=[{one},...]"
+            whole = ", ".join(choice for choice in menu.choices(confs, name) if choice not in parts)
+            raise UserError(f"{name}={one} is a single part: {fix} (choose from {whole})")
