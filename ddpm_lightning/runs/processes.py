@@ -10,7 +10,6 @@ import platform
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -152,8 +151,8 @@ class Ranks(Thread):
         """Stop watching, and terminate the ranks still running after `seconds`."""
         self.lost()  # includes ranks just started
         self._over.set()
-        if self.is_alive() and threading.current_thread() is not self:
-            self.join(5)  # at the interpreter's end a thread that still runs could abort it
+        if self.is_alive():
+            self.join(5)  # a thread that still runs at the interpreter's end could abort it
         deadline = time.monotonic() + seconds
         for process in self._processes:
             try:

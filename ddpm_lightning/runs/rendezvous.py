@@ -49,7 +49,7 @@ def check_rendezvous(environment: ClusterEnvironment | None, world_size: int) ->
 
 
 def _check_free(port: int) -> None:
-    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET, socket.SOCK_STREAM) as listener:
+    with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("", port))

@@ -162,7 +162,7 @@ def _fit(run: Run) -> dict[str, Any]:
             reason = lost or f"the connection to another process was lost ({brief(error)})"
             raise UserError(f"{reason}; {_resume_hint(run)}") from error
         raise
-    ranks.end(seconds=0 if run.trainer.world_size == 1 else 20)
+    ranks.end()
     return tell(run, "finished")
 
 
