@@ -12,7 +12,16 @@ from ddpm_lightning.images import to_uint8
 from ddpm_lightning.samplers import Step
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["EPSILON_RANGE", "Frame", "choose_frames", "estimated_noise", "is_viewable", "most_images", "pixels_of"]
+__all__ = [
+    "EPSILON_RANGE",
+    "Frame",
+    "choose_frames",
+    "estimated_noise",
+    "evenly",
+    "is_viewable",
+    "most_images",
+    "pixels_of",
+]
 
 EPSILON_RANGE = 3.0  # black is −3 and white is 3, in standard deviations of the noise
 _FRAMES = 60
@@ -60,9 +69,14 @@ def choose_frames(
         most: at least 2.
     """
     count = max(2, min(most, len(times), _VALUES // (3 * num_images * math.prod(shape))))
-    chosen = torch.linspace(0, len(times) - 1, count, dtype=torch.float64).round().int().tolist()
     a, s = schedule.sqrt_alpha_bar.tolist(), schedule.sqrt_one_minus_alpha_bar.tolist()
-    return [Frame(step, times[step], a[times[step]], s[times[step]]) for step in chosen]
+    return [Frame(step, times[step], a[times[step]], s[times[step]]) for step in evenly(len(times), count)]
+
+
+def evenly(total: int, wanted: int) -> list[int]:
+    """Positions 0..total−1, evenly spaced, the first and the last included: as many as are wanted, or all."""
+    positions: list[int] = torch.linspace(0, total - 1, min(wanted, total)).round().int().tolist()
+    return positions
 
 
 def estimated_noise(x_t: Tensor, x0: Tensor, frame: Frame) -> Tensor:

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from string import Template
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -78,15 +79,8 @@ def render(pixels: Tensor, frames: Sequence[Frame], *, facts: Mapping[str, str],
 def sprite_sheet(images: Tensor) -> Tensor:
     """One image (C, H', W') with images (F, C, H, W) row by row in a nearly square grid without gaps, black where there is none."""
     columns = _columns(len(images))
-    missing = -len(images) % columns
-    cells = images if not missing else _padded(images, missing)
+    cells = torch.cat([images, images.new_zeros(-len(images) % columns, *images.shape[1:])])
     return cells.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-
-
-def _padded(images: Tensor, missing: int) -> Tensor:
-    padded = images.new_zeros(len(images) + missing, *images.shape[1:])
-    padded[: len(images)] = images
-    return padded
 
 
 def _columns(count: int) -> int:

@@ -102,5 +102,4 @@ class _Page(NamedTuple):
 
 def _evenly(steps: Sequence[Step], wanted: int) -> list[Tensor]:
     """x and the estimate of x_0 (B, 2, ...) of so many of the steps, the first and the last included."""
-    chosen = torch.linspace(0, len(steps) - 1, min(wanted, len(steps))).round().int().tolist()
-    return [torch.stack([steps[i].x, steps[i].x0], dim=1) for i in chosen]
+    return [torch.stack([steps[i].x, steps[i].x0], dim=1) for i in viewer.evenly(len(steps), wanted)]
