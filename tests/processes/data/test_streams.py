@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import islice
 
 import pytest
 import torch
 
 from tests.helpers.configs import ROOT, TINY
-from tests.helpers.scripts import script
+from tests.helpers.scripts import script, until
 from tests.helpers.shards import SHORT, endless, loader
 
 
@@ -62,11 +61,11 @@ def test_workers_end_with_their_run_and_not_before_it(shards, tmp_path, number):
         command, cwd=tmp_path, env=clean, start_new_session=True, stderr=subprocess.DEVNULL
     ) as process:
         metrics = tmp_path / "run" / "metrics.csv"
-        waited(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2)
+        until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2)
         # as SLURM does, to all at once; the run's last step wants a batch of its workers
         os.killpg(process.pid, number) if number == signal.SIGTERM else process.kill()
         assert process.wait(60) == (128 + number if number == signal.SIGTERM else -number)
-        waited(lambda: not others(process.pid))
+        until(lambda: not others(process.pid))
     if number == signal.SIGTERM:
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
 
@@ -77,13 +76,6 @@ def others(group):
     return [line for line in listed if line.split()[0] == str(group) and "Z" not in line.split()[1]]
 
 
-def waited(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)
-
-
 FIRST = """
 import signal
 from ddpm_lightning.data.streams import _processes
@@ -92,8 +84,10 @@ from ddpm_lightning.errors import STOP_SIGNALS
 if __name__ == "__main__":
     context, before = _processes(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert not {*STOP_SIGNALS} & before  # this process takes its signals
-    with context.Pool(1) as pool:
-        held = pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, []))
+    pool = context.Pool(1)
+    held = pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, []))
+    pool.close()  # not terminate, which sends one of these signals, and waits
+    pool.join()
     assert {*STOP_SIGNALS} <= held, held
 """
 
