@@ -53,9 +53,8 @@ class StopSignals(Callback):
                 raise Stopped(self.agreed)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size == 1 and has_stepped(
-            trainer
-        ):  # a signal during validation need not wait for another step
+        # A signal during validation need not wait for another step.
+        if trainer.world_size == 1 and has_stepped(trainer):
             self.agreed = self._received
 
     def _agree(self, trainer: Trainer) -> signal.Signals | None:

@@ -57,9 +57,7 @@ class Decoder(NamedTuple):
                 y = None if self.num_classes is None else torch.tensor(labels)
                 yield WorkerBatch(Batch(x0, y, torch.tensor(ids)), tuple(damaged))
                 damaged.clear()
-        except (
-            UserError
-        ) as error:  # returned as a value, since a worker's exception arrives with its traceback as message
+        except UserError as error:  # as a value: a worker's exception arrives with its traceback for a message
             yield WorkerBatch(None, tuple(damaged), str(error))
 
     def label(self, sample: Sample) -> int:

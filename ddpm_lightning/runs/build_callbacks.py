@@ -69,10 +69,8 @@ def build_callbacks(config: DictConfig, sampler: Sampler, data: Mapping[str, Any
         built[name] = callback
     chosen = [built[name] for name in nodes]
     chosen.sort(key=lambda callback: (isinstance(callback, NewestCheckpoint), callback is not handed.get("ema")))
-    figures, newest = (
-        [callback for callback in chosen if isinstance(callback, Periodic)],
-        first(chosen, NewestCheckpoint),
-    )
+    figures = [callback for callback in chosen if isinstance(callback, Periodic)]
+    newest = first(chosen, NewestCheckpoint)
     if figures and newest is not None:
         chosen.insert(chosen.index(figures[0]), SaveBeforeFigures(newest, figures, handed["stop_signals"]))
     return [_without_empty_hooks(callback) for callback in (Randomness(config.seed), handed["stop_signals"], *chosen)]

@@ -33,6 +33,9 @@ TINY = (
     "lr_scheduler.total_iters=2",
 )
 
+FIGURES = ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
+NO_FIGURES = tuple(f"callbacks.{name}=null" for name in FIGURES)
+
 IMAGES_ALONE = ("callbacks.sample_grid", "callbacks.raw_grid", "callbacks.neighbours", "callbacks.trajectory")
 
 TINY_POINTS = (

@@ -1,13 +1,14 @@
 """Runs without pictures whose losses are spoiled."""
 
+from tests.helpers.configs import NO_FIGURES
 from tests.helpers.resuming import state
 
-PLAIN = tuple(  # without pictures, of which nothing here depends
-    f"callbacks.{name}=null"
-    for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
+EACH = (
+    *NO_FIGURES,
+    "callbacks.checkpoint.every_n_train_steps=2",
+    "trainer.max_steps=8",
+    "trainer.val_check_interval=4",
 )
-
-EACH = (*PLAIN, "callbacks.checkpoint.every_n_train_steps=2", "trainer.max_steps=8", "trainer.val_check_interval=4")
 
 ROLLBACK = (*EACH, "callbacks.loss_guard.rollback=3")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.helpers.configs import ROOT, TINY
-from tests.helpers.loss_guard import PLAIN, ROLLBACK, final
+from tests.helpers.configs import NO_FIGURES, ROOT, TINY
+from tests.helpers.loss_guard import ROLLBACK, final
 from tests.helpers.resuming import assert_equal, state
 from tests.helpers.scripts import script
 
@@ -25,7 +25,7 @@ DDPM.training_step = broken
 
 def test_all_processes_go_back_where_one_of_them_diverges(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(PATCH)  # which each of the processes reads when it starts
-    plain = [text for text in TINY if not text.startswith(tuple(name.removesuffix("=null") for name in PLAIN))]
+    plain = [text for text in TINY if not text.startswith(tuple(name.removesuffix("=null") for name in NO_FIGURES))]
     options = [*plain, *ROLLBACK, "trainer=ddp_cpu", "logger=none", "data.batch_size=8"]
     for name in ("one", "two"):
         env = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}

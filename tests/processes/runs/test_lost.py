@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,19 +13,14 @@ from ddpm_lightning.data.source import Form, Share
 from ddpm_lightning.data.streams import Stream
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs import processes
-from tests.helpers.configs import ROOT, TINY
-from tests.helpers.scripts import script_started
+from tests.helpers.configs import NO_FIGURES, ROOT, TINY
+from tests.helpers.scripts import script_started, until
 from tests.helpers.shards import endless
-
-QUIET = [
-    f"callbacks.{name}=null"
-    for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
-]
 
 
 def test_a_killed_rank_ends_the_run_with_a_sentence(tmp_path):
     steps = [text for text in TINY if not text.startswith(("trainer.max_steps", "callbacks"))]
-    command = [*steps, *QUIET, "trainer.max_steps=100000", "trainer=ddp_cpu", "logger=none", "hydra.run.dir=run"]
+    command = [*steps, *NO_FIGURES, "trainer.max_steps=100000", "trainer=ddp_cpu", "logger=none", "hydra.run.dir=run"]
     with script_started("train.py", *command, cwd=tmp_path) as process:
         until((tmp_path / "run" / "metrics.csv").exists)
         listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
@@ -95,10 +89,3 @@ open({str(tmp_path / "whole")!r}, "w").close()
         process.stdin.close()
         assert process.wait(60) == 0
     assert (tmp_path / "whole").exists()
-
-
-def until(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)

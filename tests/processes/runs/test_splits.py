@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.helpers.configs import TINY
+from tests.helpers.configs import NO_FIGURES, TINY
 from tests.helpers.scripts import script
 
 STEPS = 50
@@ -22,10 +22,7 @@ GIVEN = [
     "data.num_classes=10",
     "data.flip=true",
     "logger=none",
-    *(
-        f"callbacks.{name}=null"
-        for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
-    ),
+    *NO_FIGURES,
 ]
 
 

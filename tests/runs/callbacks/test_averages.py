@@ -5,16 +5,11 @@ import torch
 from omegaconf import open_dict
 
 from ddpm_lightning import UserError, runs
-from tests.helpers.configs import train_config
-
-QUICK = [
-    f"callbacks.{name}=null"
-    for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
-]
+from tests.helpers.configs import NO_FIGURES, train_config
 
 
 def trained(folder, *overrides, **averages):
-    config = train_config(folder, *QUICK, *overrides)
+    config = train_config(folder, *NO_FIGURES, *overrides)
     with open_dict(config):
         for name, node in averages.items():
             config.callbacks[name] = {"_target_": "ddpm_lightning.callbacks.EMA", **node}

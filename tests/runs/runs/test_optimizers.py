@@ -8,7 +8,7 @@ from omegaconf import OmegaConf, open_dict
 from torch.optim import lr_scheduler
 
 from ddpm_lightning import runs
-from tests.helpers.configs import train_config
+from tests.helpers.configs import NO_FIGURES, train_config
 from tests.helpers.resuming import interrupted
 
 NOT_ONE_PASS = ("LBFGS", "SparseAdam", "Muon")  # which asks for a closure, for sparse gradients, for matrices alone
@@ -30,14 +30,10 @@ RATES = {
     "PolynomialLR": {"total_iters": 6},
     "StepLR": {"step_size": 2},
 }
-QUICK = [
-    f"callbacks.{name}=null"
-    for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
-]
 
 
 def config_of(folder, part, *overrides):
-    config = train_config(folder, *QUICK, "trainer.val_check_interval=6", *overrides)
+    config = train_config(folder, *NO_FIGURES, "trainer.val_check_interval=6", *overrides)
     with open_dict(config):
         for key, node in part.items():
             OmegaConf.update(config, key, node, merge=False, force_add=True)

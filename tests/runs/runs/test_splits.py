@@ -7,12 +7,7 @@ from ddpm_lightning import runs
 from ddpm_lightning.losses.noise import NoiseDraw
 from ddpm_lightning.module import DDPM
 from ddpm_lightning.runs import build
-from tests.helpers.configs import train_config
-
-QUIET = [
-    f"callbacks.{name}=null"
-    for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
-]
+from tests.helpers.configs import NO_FIGURES, train_config
 
 
 def trained(folder, batches, *overrides, monkeypatch, steps=4):
@@ -28,7 +23,9 @@ def trained(folder, batches, *overrides, monkeypatch, steps=4):
         patch.setattr(DDPM, "learn", watched)
         patch.setattr(build, "_try_steps", lambda *_: None)
         split = [f"data.batch_size={32 // batches}", f"trainer.accumulate_grad_batches={batches}"]
-        runs.train(train_config(folder, f"trainer.max_steps={steps}", "data.flip=true", *split, *QUIET, *overrides))
+        runs.train(
+            train_config(folder, f"trainer.max_steps={steps}", "data.flip=true", *split, *NO_FIGURES, *overrides)
+        )
     steps = [seen[i : i + batches] for i in range(0, len(seen), batches)]
     drawn = [[torch.cat(parts) for parts in zip(*step, strict=True)] for step in steps]
     return drawn, torch.load(folder / "checkpoints" / "last.ckpt")["state_dict"]
