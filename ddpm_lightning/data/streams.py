@@ -146,9 +146,8 @@ class Stream(Source):
         self._decoder = self._decoder._replace(num_classes=form.num_classes)
         self._passes = self._passes._replace(seed=form.seed, flip=form.flip)
         first = next(read_samples(slice_shards(self._parts["train"], 0, 1)))
-        if endings := dotted_endings(
-            first.files, self._decoder.image_keys, self._decoder.label_key
-        ):  # not counted for URLs
+        # Of shards behind URLs, which are not counted, no names are known before.
+        if endings := dotted_endings(first.files, self._decoder.image_keys, self._decoder.label_key):
             self._parts = {
                 name: [shard._replace(endings=endings) for shard in part] for name, part in self._parts.items()
             }

@@ -57,8 +57,8 @@ def report_with_dashboard(folder: Path | None, *, project: str | None, entity: s
         project: the W&B project; None is the runs' own, or the default.
         entity: the W&B entity; None is the runs' own, or the account's.
 
-        Yields:
-           One line for each thing done.
+    Yields:
+        One line for each thing done.
 
     Raises:
         UserError: if wandb-workspaces is not installed, the folder holds no run, or W&B denies access.
