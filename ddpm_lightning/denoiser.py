@@ -43,7 +43,7 @@ class Denoiser(nn.Module):
     variance: log σ² = (1+v)/2 · log β_{t|u} + (1−v)/2 · log β̃_{t|u} (Nichol & Dhariwal 2021, Eq. 15).
 
     Args:
-        model: called as model(x, t, y) with t of shape (B,): integers in 0..T−1, or what `INPUTS` says. A model with labels has
+        model: called as model(x, t, y) with t of shape (B,): t−1, or what `INPUTS` says. A model with labels has
             an attribute `num_classes`; a model with another condition has a method `null(y)`, which returns the null condition, shaped like y.
         schedule: the forward process.
         prediction: "epsilon", "x0", "v", "flow" or "edm".
@@ -100,7 +100,7 @@ class Denoiser(nn.Module):
         return torch.full_like(y, self.num_classes or 0)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
-        """The estimate of x_0, shaped like x_t; t: 1..T, (B, 1, 1, 1) or (); y: labels (B,), another condition or None."""
+        """The estimate of x_0, shaped like x_t; t in 1..T or a float, (B, 1, 1, 1) or (); y: labels (B,), another condition or None."""
         return self.x0_from(self.split(self.predict(x_t, t, y))[0], x_t, t)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
@@ -113,7 +113,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"t must be shaped (B, 1, 1, 1) or (), got {tuple(t.shape)} for x_t {tuple(x_t.shape)}")
         time = t - 1
         if given := INPUTS.get(self.prediction):
-            scale, time = given(*self._scales(t), self.sigma_data)
+            scale, time = given(*self.schedule.scales(t), self.sigma_data)
             x_t = scale * x_t
         return self.model(x_t, time.reshape(-1).expand(len(x_t)), y)
 
@@ -159,16 +159,19 @@ class Denoiser(nn.Module):
         a, s, p, q = self._coefficients(t)
         return (s / (a * q - s * p)) ** 2
 
+    def ratio(self, t: Tensor, prediction: str) -> Tensor:
+        """The error of another prediction type per error of the network's output: (a·q' − s·p')/(a·q − s·p)."""
+        a, s, p, q = self._coefficients(t)
+        other_p, other_q = PREDICTIONS[prediction](a, s, self.sigma_data)
+        return (a * other_q - s * other_p) / (a * q - s * p)
+
     def extra_repr(self) -> str:
         return f"prediction={self.prediction}, learned_variance={self.learned_variance}"
 
     def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor | float]:
         """a and s of x_t = a·x_0 + s·ε, and p and q of the target p·x_0 + q·ε."""
-        a, s = self._scales(t)
+        a, s = self.schedule.scales(t)
         return a, s, *PREDICTIONS[self.prediction](a, s, self.sigma_data)
-
-    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.schedule.sqrt_alpha_bar[t], self.schedule.sqrt_one_minus_alpha_bar[t]
 
 
 class Guided(nn.Module):

@@ -70,7 +70,7 @@ class TrainingMetrics(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         losses, t = outputs["losses"], outputs["t"]
-        quartile = ((t - 1) * 4).div(pl_module.denoiser.schedule.num_steps, rounding_mode="floor")
+        quartile = ((t - 1) * 4).div(pl_module.denoiser.schedule.num_steps, rounding_mode="floor").long()
         new = torch.zeros_like(self._sums)
         new[0].index_add_(0, quartile, losses)
         new[1].index_add_(0, quartile, torch.ones_like(losses))

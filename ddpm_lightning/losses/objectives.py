@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lightning.data.source import Condition
-from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.likelihood import VARIANCES, vlb_term
+from ddpm_lightning.denoiser import PREDICTIONS, Denoiser
+from ddpm_lightning.likelihood import VARIANCES, continuous_term, vlb_term
 from ddpm_lightning.losses.noise import NoiseDraw
 from ddpm_lightning.losses.times import TimeDraw, Uniform
 from ddpm_lightning.losses.weightings import Simple, Weighting
@@ -84,11 +84,22 @@ class Loss(Objective):
     Args:
         weighting: the factor at t.
         distance: between output and target; only with MSE is a weighting the same for all prediction types.
+        space: the prediction type in which the distance is taken, such as "v" for x0-prediction with the loss of v (Salimans & Ho
+            2022, section 4); None for the network's own.
         draw: see `Draw`.
     """
 
-    def __init__(self, weighting: Weighting | None = None, *, distance: Distance | None = None, **draw: Unpack[Draw]):
+    def __init__(
+        self,
+        weighting: Weighting | None = None,
+        *,
+        distance: Distance | None = None,
+        space: str | None = None,
+        **draw: Unpack[Draw],
+    ):
         super().__init__(**draw)
+        require_one_of("space", space, [*PREDICTIONS, None])
+        self.space = space
         self.weighting = weighting if weighting is not None else Simple()
         self.distance = distance if distance is not None else MSE()
 
@@ -100,12 +111,18 @@ class Loss(Objective):
 
     def of_output(self, denoiser: Denoiser, out: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The loss per image, (B,), from the network's output."""
-        error = self.distance(out - denoiser.target(x0, noise, t))
-        return self.weighting(denoiser, t).flatten() * error.flatten(1).mean(1)
+        error = out - denoiser.target(x0, noise, t)
+        weight = self.weighting(denoiser, t)
+        if self.space not in (None, denoiser.prediction):
+            ratio = denoiser.ratio(t, self.space)
+            error, weight = ratio * error, weight if self.weighting.on_output else weight / ratio**2
+        return weight.flatten() * self.distance(error).flatten(1).mean(1)
 
 
 class VLB(Objective):
     """T·L_{t−1} in bits per dimension, whose mean over uniform t is the bound without its constant prior term (Ho et al. 2020, Eq. 5).
+
+    In continuous time it is −(T−1) SNR'(t)/2 ‖x_0 − x̂_0‖², whose mean also lacks the decoder's (Kingma et al. 2021, Eq. 17).
 
     Args:
         variance: the reverse variance, "small" or "large"; None is the learned variance if there is one, else "small".
@@ -117,10 +134,16 @@ class VLB(Objective):
         require_one_of("variance", variance, [*VARIANCES, None])
         self.variance = variance
 
+    def check(self, denoiser: Denoiser) -> None:
+        super().check(denoiser)
+        _refuse_continuous(self.times, denoiser)
+
     def forward(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
     ) -> Tensor:
         raw = denoiser.predict(x_t, t, y)
+        if t.is_floating_point():
+            return (denoiser.schedule.num_steps - 1) * continuous_term(denoiser, raw, x0, x_t, t)
         return denoiser.schedule.num_steps * vlb_term(denoiser, raw, x0, x_t, t, variance=self.variance)
 
 
@@ -133,6 +156,7 @@ class Hybrid(Loss):
         vlb_weight: λ.
         weighting: the weighting of L_simple, see `Loss`.
         distance: the distance of L_simple, see `Loss`.
+        space: the space of L_simple, see `Loss`.
         draw: see `Draw`.
     """
 
@@ -142,9 +166,10 @@ class Hybrid(Loss):
         *,
         weighting: Weighting | None = None,
         distance: Distance | None = None,
+        space: str | None = None,
         **draw: Unpack[Draw],
     ):
-        super().__init__(weighting, distance=distance, **draw)
+        super().__init__(weighting, distance=distance, space=space, **draw)
         require("vlb_weight", vlb_weight, "[0, inf)")
         self.vlb_weight = vlb_weight
 
@@ -152,6 +177,7 @@ class Hybrid(Loss):
         super().check(denoiser)
         if not denoiser.learned_variance:
             raise ValueError("the hybrid loss requires a learned variance: set learned_variance=true")
+        _refuse_continuous(self.times, denoiser)
 
     def forward(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
@@ -160,6 +186,13 @@ class Hybrid(Loss):
         assert v is not None
         vlb = vlb_term(denoiser, torch.cat([out.detach(), v], dim=1), x0, x_t, t)
         return self.of_output(denoiser, out, x0, noise, t) + self.vlb_weight * denoiser.schedule.num_steps * vlb
+
+
+def _refuse_continuous(times: TimeDraw, denoiser: Denoiser) -> None:
+    if times.continuous and denoiser.learned_variance:
+        raise ValueError(
+            "a learned variance requires times.continuous=false: in continuous time the bound has no reverse variance"
+        )
 
 
 def _in_full(raw: Tensor, denoiser: Denoiser) -> Tensor:

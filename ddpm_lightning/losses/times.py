@@ -15,14 +15,15 @@ __all__ = ["Importance", "LogNormal", "Stratified", "TimeDraw", "Uniform"]
 class TimeDraw(ABC):
     """Samples t for the images of an optimizer step: each process samples for all and takes its own part.
 
-    `adaptive` is true if `update` learns from the losses.
+    `adaptive` is true if `update` learns from the losses, `continuous` if t is a float in [1, T].
     """
 
     adaptive: ClassVar[bool] = False
+    continuous: bool = False
 
     @abstractmethod
     def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        """Sample t in 1..T, (B, 1, 1, 1), and the weight of each image's loss, (B,), on the schedule's device.
+        """Sample t in 1..T or [1, T], (B, 1, 1, 1), and the weight of each image's loss, (B,), on the schedule's device.
 
         Args:
             batch_size: B, the number of images in the step.
@@ -37,10 +38,16 @@ class TimeDraw(ABC):
 
 
 class Uniform(TimeDraw):
-    """t ~ U{1, …, T}, with weight 1 (Murphy 2023, Algorithm 25.1)."""
+    """t ~ U{1, …, T}, with weight 1 (Murphy 2023, Algorithm 25.1); t ~ U[1, T] in continuous time."""
+
+    def __init__(self, continuous: bool = False):
+        self.continuous = continuous
 
     def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         device = schedule.alpha_bar.device
+        if self.continuous:
+            u = torch.rand(batch_size, 1, 1, 1, device=device, dtype=schedule.alpha_bar.dtype)
+            return 1 + (schedule.num_steps - 1) * u, torch.ones(batch_size, device=device)
         t = torch.randint(1, schedule.num_steps + 1, (batch_size, 1, 1, 1), device=device)
         return t, torch.ones(batch_size, device=device)
 
@@ -49,11 +56,21 @@ class Stratified(TimeDraw):
     """t_j = 1 + ⌊T·frac(u + j/N)⌋ for the N images of a step, with one u ~ U[0, 1) for all (Kingma et al. 2021, appendix I.1).
 
     Each t_j is uniform, and together they are evenly spaced in 1..T, which reduces the variance of the mean loss. Weights are 1.
+    In continuous time t_j = 1 + (T−1)·frac(u + j/N).
     """
+
+    def __init__(self, continuous: bool = False):
+        self.continuous = continuous
 
     def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         # In integers, U = ⌊N·T·u⌋, without rounding errors; U is sampled on the CPU, without waiting for the device.
         T, N, device = schedule.num_steps, batch_size, schedule.alpha_bar.device
+        if self.continuous:
+            u = (
+                torch.rand((), dtype=torch.float64).item()
+                + torch.arange(N, device=device, dtype=schedule.alpha_bar.dtype) / N
+            )
+            return (1 + (T - 1) * u.frac())[:, None, None, None], torch.ones(N, device=device)
         offset = int(torch.randint(N * T, ()))
         t = 1 + (offset + torch.arange(N, device=device) * T) % (N * T) // N
         return t[:, None, None, None], torch.ones(N, device=device)
@@ -120,20 +137,24 @@ class Importance(nn.Module, TimeDraw):
 class LogNormal(TimeDraw):
     """ln σ ~ N(P_mean, P_std²) with σ = √((1−ᾱ)/ᾱ), mapped to the t with the nearest ln σ_t (Karras et al. 2022, Table 1).
 
+    In continuous time σ_t is exactly the one drawn. On the path (1−τ) x_0 + τ ε, where σ = τ/(1−τ), this is the logit-normal draw of τ
+    (Esser et al. 2024, Eq. 19).
+
     All weights are 1: unlike importance sampling, this changes the training distribution, with more of the middle and less
     of both ends than U{1, …, T}. Values beyond the table are mapped to its ends; a σ_T far above e^{P_mean + 4 P_std} = 37,
     or infinite with zero terminal SNR, is almost never sampled.
     """
 
-    def __init__(self, mean: float = -1.2, std: float = 1.2):
+    def __init__(self, mean: float = -1.2, std: float = 1.2, continuous: bool = False):
         require("mean", mean, "[-20, 20]")
         require("std", std, "(0, 20]")
         self.mean = mean
         self.std = std
+        self.continuous = continuous
 
     def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         log_sigma = -schedule.log_snr[1:] / 2
         halfway = (log_sigma[1:] + log_sigma[:-1]) / 2
         draws = self.mean + self.std * torch.randn(batch_size, device=halfway.device, dtype=halfway.dtype)
-        t = 1 + torch.searchsorted(halfway, draws)
+        t = schedule.time_at(-2 * draws) if self.continuous else 1 + torch.searchsorted(halfway, draws)
         return t[:, None, None, None], torch.ones(batch_size, device=t.device)

@@ -7,6 +7,7 @@ defined on the network's own error, which is a different w for each prediction t
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ __all__ = ["P2", "SNR", "Bound", "MinSNR", "Simple", "TruncatedSNR", "Weighting"
 
 
 class Weighting(ABC):
-    """The weight at each t."""
+    """The weight at each t. `on_output` is true if it is on the error of the network's output, not on that of x̂_0."""
+
+    on_output: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
@@ -29,8 +32,10 @@ class Weighting(ABC):
 class Simple(Weighting):
     """1 at every t: L_simple (Ho et al. 2020, Eq. 14)."""
 
+    on_output = True
+
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        return torch.ones_like(denoiser.schedule.alpha_bar[t])
+        return torch.ones_like(t, dtype=denoiser.schedule.alpha_bar.dtype)
 
 
 class SNR(Weighting):
@@ -75,7 +80,8 @@ class P2(Weighting):
 class Bound(Weighting):
     """The weight of L_{t−1} in nats per dimension, β_t²/(2σ_t² α_t (1−ᾱ_t)) for ε (Ho et al. 2020, Eq. 12).
 
-    w = ᾱ_{t−1} (β_t/(1−ᾱ_t))²/(2σ_t²), which is (SNR(t−1) − SNR(t))/2 where σ_t² = β̃_t; σ_1² is β̃_2.
+    w = ᾱ_{t−1} (β_t/(1−ᾱ_t))²/(2σ_t²), which is (SNR(t−1) − SNR(t))/2 where σ_t² = β̃_t; σ_1² is β̃_2. In continuous
+    time w = −SNR'(t)/2 (Kingma et al. 2021, Eq. 17).
 
     Args:
         variance: see `fixed_log_variance`.
@@ -86,11 +92,13 @@ class Bound(Weighting):
         self.variance = variance
 
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        one = torch.ones_like(denoiser.schedule.alpha_bar[t])
+        if t.is_floating_point():
+            return denoiser.schedule.snr_slope(t) / 2 * denoiser.error_scale(t)
+        one = torch.ones_like(t, dtype=denoiser.schedule.alpha_bar.dtype)
         of_x0, _ = denoiser.schedule.posterior(one, 0 * one, t)
         log_variance = fixed_log_variance(denoiser, t, self.variance)
         return of_x0**2 * torch.exp(-log_variance) / 2 * denoiser.error_scale(t)
 
 
 def _snr(denoiser: Denoiser, t: Tensor) -> Tensor:
-    return denoiser.schedule.log_snr[t].exp()
+    return denoiser.schedule.log_snr_at(t).exp()

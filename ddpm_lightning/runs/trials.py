@@ -64,7 +64,7 @@ def check_memory(node: DictConfig) -> None:
         raise UserError(with_settings("model", error, node))
 
 
-def times_of(sampler: Sampler, denoiser: Denoiser) -> list[int]:
+def times_of(sampler: Sampler, denoiser: Denoiser) -> Sequence[float]:
     """The timesteps at which a sampler evaluates a denoiser.
 
     Raises:

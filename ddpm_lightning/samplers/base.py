@@ -36,7 +36,7 @@ class DenoiserLike(Protocol):
 class Step:
     """A step of a sampler: x at t, the estimate of x_0 that led to it, and the network evaluations so far."""
 
-    t: int
+    t: float
     x: Tensor
     x0: Tensor
     evaluations: int
@@ -82,6 +82,7 @@ class Options(TypedDict, total=False):
     """The arguments of every solver, see `Sampler`."""
 
     spacing: str
+    continuous: bool
     clip: float | None
     dynamic_threshold: float | None
 
@@ -96,6 +97,7 @@ class Sampler(ABC):
         num_steps: number of sampling steps, at most T; None is T.
         spacing: the timestep spacing: "trailing" (starts at T, the default), "leading" (ends at 1), "linspace" (both),
             "quadratic" or "karras".
+        continuous: do not round the times to the schedule's integer timesteps.
         clip: clips each estimate of x_0 to ±clip; None for data outside [−1, 1].
         dynamic_threshold: dynamic thresholding with quantile p, such as 0.995: before clipping, each estimate is clipped to ±s and
             divided by s, where s ≥ 1 is the p-quantile of its |x_0| (Saharia et al. 2022, section 2.3).
@@ -112,6 +114,7 @@ class Sampler(ABC):
         num_steps: int | None = None,
         *,
         spacing: str = "trailing",
+        continuous: bool = False,
         clip: float | None = 1.0,
         dynamic_threshold: float | None = None,
     ):
@@ -121,11 +124,12 @@ class Sampler(ABC):
         require("dynamic_threshold", dynamic_threshold, "(0, 1]", optional=True)
         self.num_steps = num_steps
         self.spacing = spacing
+        self.continuous = continuous
         self.clip = clip
         self.dynamic_threshold = dynamic_threshold
 
-    def times(self, T: int, *, log_snr: Tensor | None = None) -> list[int]:
-        """The timesteps, strictly decreasing and ending in 0.
+    def times(self, T: int, *, log_snr: Tensor | None = None) -> Sequence[float]:
+        """The timesteps, strictly decreasing and ending in 0: integers, or floats if `continuous`.
 
         Args:
             T: the schedule's number of steps.
@@ -137,6 +141,8 @@ class Sampler(ABC):
         num_steps = T if self.num_steps is None else self.num_steps
         require("num_steps", num_steps, f"1..{T}", hint=f"the schedule has T={T}")
         spaced = SPACINGS[self.spacing](T, num_steps, None if log_snr is None else log_snr[1:])
+        if self.continuous:
+            return [*map(float, spaced), 0.0]
         distinct = sorted({max(1, int(t + 0.5)) for t in spaced}, reverse=True)
         shortage = f"spacing={self.spacing} has only {len(distinct)} distinct times of T={T}"
         require("num_steps", num_steps, f"1..{len(distinct)}", hint=shortage)
@@ -149,7 +155,7 @@ class Sampler(ABC):
         x: Tensor,
         y: Condition | None = None,
         *,
-        times: Sequence[int] | None = None,
+        times: Sequence[float] | None = None,
         randn: Noise = torch.randn_like,
     ) -> Iterator[Step]:
         """Yield a Step for each pair of consecutive timesteps.
@@ -158,7 +164,8 @@ class Sampler(ABC):
             denoiser: estimates x_0.
             x: x at the first timestep; standard normal noise at T.
             y: labels (B,), another condition or None.
-            times: strictly decreasing timesteps within 0..T, by default `self.times(T)`; with `eta` = 0 also increasing ones
+            times: strictly decreasing timesteps within [0, T], by default `self.times(T)`; if one is a float,
+                all are times of continuous time; with `eta` = 0 also increasing ones
                 from 1, which invert an image to its noise.
             randn: returns standard normal noise like its argument.
 
@@ -169,6 +176,7 @@ class Sampler(ABC):
         path = self.times(schedule.num_steps, log_snr=schedule.log_snr) if times is None else list(times)
         self._check_times(path, schedule.num_steps)
         evaluations = 0
+        dtype = schedule.alpha_bar.dtype if any(isinstance(t, float) for t in path) else torch.long
 
         def ask(x: Tensor, t: Tensor, u: Tensor) -> Point:
             nonlocal evaluations
@@ -179,7 +187,7 @@ class Sampler(ABC):
 
         past: list[Point] = []
         for t, u in pairwise(path):
-            at, to = (torch.full((), time, device=x.device) for time in (t, u))
+            at, to = (torch.full((), time, device=x.device, dtype=dtype) for time in (t, u))
             transition = Transition(schedule, ask(x, at, to), to, past, ask, randn)
             x = self.step(transition)
             past = [*past[-1:], transition.here]
@@ -191,7 +199,7 @@ class Sampler(ABC):
         x: Tensor,
         y: Condition | None = None,
         *,
-        times: Sequence[int] | None = None,
+        times: Sequence[float] | None = None,
         randn: Noise = torch.randn_like,
     ) -> Tensor:
         """x at the last timestep; takes the arguments of `trajectory`."""
@@ -219,7 +227,7 @@ class Sampler(ABC):
             x0 = x0.clamp(-s, s) / s
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
-    def _check_times(self, times: Sequence[int], T: int) -> None:
+    def _check_times(self, times: Sequence[float], T: int) -> None:
         falling = all(u < t for t, u in pairwise(times))
         rising = all(u > t for t, u in pairwise(times)) and self.eta == 0 and min(times, default=0) > 0
         if not times or any(not 0 <= t <= T for t in times) or not (falling or rising):
@@ -235,11 +243,10 @@ def reverse_step(
     mean = a_u x̄_0 + √(s_u² − n²)·(x_t − a_t x̄_0)/s_t with a = √ᾱ, s = √(1−ᾱ), n = η s_u √(−expm1(λ_t−λ_u)) and
     √(s_u² − n²) = s_u √(1 − η² + η² e^{λ_t−λ_u}). Solvers differ only in x̄_0.
     """
-    a_t, a_u = schedule.sqrt_alpha_bar[here.t], schedule.sqrt_alpha_bar[u]
-    s_t, s_u = schedule.sqrt_one_minus_alpha_bar[here.t], schedule.sqrt_one_minus_alpha_bar[u]
+    (a_t, s_t), (a_u, s_u) = schedule.scales(here.t), schedule.scales(u)
     n, kept = torch.zeros_like(s_u), s_u
     if eta > 0:
-        ratio = schedule.log_snr[here.t] - schedule.log_snr[u]
+        ratio = schedule.log_snr_at(here.t) - schedule.log_snr_at(u)
         n = eta * s_u * torch.sqrt(-torch.expm1(ratio))
         kept = s_u * torch.sqrt(1 - eta**2 + eta**2 * torch.exp(ratio))
     return a_u * x0 + kept * (here.x - a_t * x0) / s_t, n

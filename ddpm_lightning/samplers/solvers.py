@@ -95,7 +95,7 @@ class UniPC(Sampler):
         here, before = at.here, at.past[-1]
         if len(at.past) < 2 or not _finite(at.schedule, at.past[0].t):
             return before.x0 + (here.x0 - before.x0) / 2
-        levels = [at.schedule.log_snr[point.t].cpu().double() / 2 for point in (at.past[0], before, here)]
+        levels = [at.schedule.log_snr_at(point.t).cpu().double() / 2 for point in (at.past[0], before, here)]
         h = levels[2] - levels[1]
         r = (levels[0] - levels[1]) / h
         # φ-functions of −h and the 2×2 system of Zhao et al. 2023, Eq. 9
@@ -114,10 +114,10 @@ def _extrapolated(at: Transition) -> Tensor:
     here = at.here
     if not at.past or not (_finite(at.schedule, at.past[-1].t) and _finite(at.schedule, at.u)):
         return here.x0
-    now = at.schedule.log_snr[here.t]
-    ratio = (at.schedule.log_snr[at.u] - now) / (now - at.schedule.log_snr[at.past[-1].t])
+    now = at.schedule.log_snr_at(here.t)
+    ratio = (at.schedule.log_snr_at(at.u) - now) / (now - at.schedule.log_snr_at(at.past[-1].t))
     return here.x0 + ratio / 2 * (here.x0 - at.past[-1].x0)
 
 
 def _finite(schedule: NoiseSchedule, t: Tensor) -> bool:
-    return bool(schedule.log_snr[t].isfinite())
+    return bool(schedule.log_snr_at(t).isfinite())

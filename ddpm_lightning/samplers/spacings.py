@@ -7,7 +7,7 @@ from torch import Tensor
 
 __all__ = ["SPACINGS"]
 
-# (T, N, log SNR at 1..T) -> N timesteps in 1..T, noisiest first; 0 is appended.
+# (T, N, log SNR at 1..T) -> N times in [1, T], noisiest first, which are rounded unless time is continuous; 0 is appended.
 Spacing = Callable[[int, int, Tensor | None], list[float]]
 
 
@@ -19,8 +19,10 @@ def _karras(T: int, N: int, log_snr: Tensor | None, rho: float = 7.0) -> list[fl
     largest = torch.exp(-levels[-1] / 2).clamp(max=80) ** (1 / rho)
     smallest = torch.exp(-levels[0] / 2) ** (1 / rho)
     sigmas = torch.lerp(largest, smallest, torch.linspace(0, 1, N, dtype=torch.float64)) ** rho
-    nearest = (levels + 2 * sigmas.log()[:, None]).abs().argmin(1) + 1
-    return [float(T), *nearest[1:].tolist()]
+    wanted = -2 * sigmas.log()
+    row = torch.searchsorted(-levels, -wanted).clamp(1, T - 1) if T > 1 else torch.zeros(N, dtype=torch.long)
+    times = row + (levels[row - 1] - wanted) / (levels[row - 1] - levels[row])  # λ is linear between two rows
+    return [float(T), *times[1:].tolist()]
 
 
 SPACINGS: dict[str, Spacing] = {
@@ -30,6 +32,6 @@ SPACINGS: dict[str, Spacing] = {
     "linspace": lambda T, N, _: [T - i * (T - 1) / max(N - 1, 1) for i in range(N)],
     # Song et al. 2021, section D.2: denser near t = 0
     "quadratic": lambda T, N, _: [T * (1 - i / N) ** 2 for i in range(N)],
-    # Karras et al. 2022, Eq. 5: σ = √((1−ᾱ)/ᾱ) in equal steps of σ^{1/7}, at the timesteps of the nearest log SNR
+    # Karras et al. 2022, Eq. 5: σ = √((1−ᾱ)/ᾱ) in equal steps of σ^{1/7}
     "karras": _karras,
 }

@@ -1,7 +1,8 @@
-"""The noise schedules of the papers, each a function that gives the table of ᾱ_t."""
+"""The noise schedules of the papers, each a function that gives the table of ᾱ_t, and λ(t) in continuous time if its source does."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,7 +73,12 @@ def quadratic(num_steps: int = 1000, *, beta_start: float = 0.00085, beta_end: f
 def constant(num_steps: int = 1000, *, beta: float = 0.01) -> NoiseSchedule:
     """β_t = β at every step, ᾱ_t = (1 − β)^t (tried in Ho et al. 2020, appendix B); "const" in their code."""
     require("beta", beta, "(0, 1]")
-    return from_betas(_linspace(beta, beta, num_steps))
+    exact = from_betas(_linspace(beta, beta, num_steps))
+    return exact if beta == 1 else NoiseSchedule(exact._exact, curve=partial(_constant, rate=-math.log1p(-beta)))
+
+
+def _constant(t: Tensor, *, rate: float) -> Tensor:
+    return -torch.log(torch.expm1(rate * t))
 
 
 def sigmoid_beta(num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
@@ -93,7 +99,20 @@ def cosine(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) 
     require("s", s, "[0, 1]")
     require("max_beta", max_beta, "(0, 1]")
     f = torch.cos((_times(num_steps) + s) / (1 + s) * math.pi / 2) ** 2
-    return from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+    betas = 1 - f[1:] / f[:-1]
+    table = from_betas(betas.clamp(max=max_beta))
+    if (betas[:-1] > max_beta).any():
+        return table  # which leaves the curve before its end
+    return NoiseSchedule(
+        table._exact, curve=partial(_cosine, T=num_steps, s=s, lowest=float(table._tables()["log_snr"][-1]))
+    )
+
+
+def _cosine(t: Tensor, *, T: int, s: float, lowest: float) -> Tensor:
+    """log(ᾱ/(1−ᾱ)) with ᾱ = cos²θ/cos²θ_0, whose 1 − ᾱ is sin(θ−θ_0) sin(θ+θ_0)/cos²θ_0; not below λ_T, whose β is clamped."""
+    since, first = t / T / (1 + s) * math.pi / 2, s / (1 + s) * math.pi / 2
+    theta = since + first
+    return (2 * theta.cos().clamp(min=0).log() - (since.sin() * (theta + first).sin()).log()).clamp(min=lowest)
 
 
 def shifted_cosine(
@@ -121,8 +140,11 @@ def shifted_cosine(
     require("min_log_snr", min_log_snr, f"[-100, {max_log_snr})")
     a, z = math.atan(math.exp(-max_log_snr / 2)), math.atan(math.exp(-min_log_snr / 2))
     shift = math.log(noise_d**2 / math.prod(sides))
-    log_snr = -2 * torch.log(torch.tan(a + _times(num_steps)[1:] * (z - a))) + shift
-    return from_alpha_bar(torch.sigmoid(log_snr))
+    return _from_curve(num_steps, partial(_shifted_cosine, T=num_steps, a=a, z=z, shift=shift))
+
+
+def _shifted_cosine(t: Tensor, *, T: int, a: float, z: float, shift: float) -> Tensor:
+    return -2 * torch.log(torch.tan(a + t / T * (z - a))) + shift
 
 
 def sigmoid(
@@ -136,9 +158,15 @@ def sigmoid(
     require("start", start, f"[-100, {end})")
     require("tau", tau, "(0, inf)")
     require("clip_min", clip_min, "[0, 1)")
-    x = torch.sigmoid((start + _times(num_steps) * (end - start)) / tau)
-    alpha_bar = ((x[-1] - x) / (x[-1] - x[0])).clamp(min=clip_min)
-    return from_alpha_bar(alpha_bar[1:])
+    lowest = math.log(clip_min / (1 - clip_min)) if clip_min > 0 else -math.inf
+    return _from_curve(num_steps, partial(_sigmoid, T=num_steps, start=start / tau, end=end / tau, lowest=lowest))
+
+
+def _sigmoid(t: Tensor, *, T: int, start: float, end: float, lowest: float) -> Tensor:
+    """log(ᾱ/(1−ᾱ)) from σ(b) − σ(a) = sinh((b−a)/2)/(2 cosh(a/2) cosh(b/2)), which does not cancel."""
+    half, u = (end - start) / 2, t / T
+    ends = math.log(math.cosh(start / 2)) - math.log(math.cosh(end / 2))
+    return (torch.log(torch.sinh((1 - u) * half) / torch.sinh(u * half)) + ends).clamp(min=lowest)
 
 
 def laplace(num_steps: int = 1000, *, mu: float = 0.0, b: float = 0.5) -> NoiseSchedule:
@@ -149,9 +177,12 @@ def laplace(num_steps: int = 1000, *, mu: float = 0.0, b: float = 0.5) -> NoiseS
     """
     require("mu", mu, "(-inf, inf)")
     require("b", b, "(0, inf)")
-    away = _times(num_steps)[1:] - 0.5
-    log_snr = mu + b * away.sign() * torch.log((1 - 2 * away.abs()).clamp(min=1e-6))
-    return from_alpha_bar(torch.sigmoid(log_snr))
+    return _from_curve(num_steps, partial(_laplace, T=num_steps, mu=mu, b=b))
+
+
+def _laplace(t: Tensor, *, T: int, mu: float, b: float) -> Tensor:
+    u = t / T
+    return mu + b * (u - 0.5).sign() * torch.log((2 * torch.minimum(u, 1 - u)).clamp(min=1e-6))
 
 
 def flow(num_steps: int = 1000, *, shift: float = 1.0) -> NoiseSchedule:
@@ -163,9 +194,11 @@ def flow(num_steps: int = 1000, *, shift: float = 1.0) -> NoiseSchedule:
         shift: above 1 for more noise, as large images need: √(m/n) for m pixels where n have 1.
     """
     require("shift", shift, "(0, 1e6]")
-    u = _times(num_steps)
-    tau = shift * u / (1 + (shift - 1) * u)
-    return from_alpha_bar(((1 - tau) ** 2 / ((1 - tau) ** 2 + tau**2))[1:])
+    return _from_curve(num_steps, partial(_flow, T=num_steps, shift=shift))
+
+
+def _flow(t: Tensor, *, T: int, shift: float) -> Tensor:
+    return 2 * torch.log((T - t) / (shift * t))  # (1−τ)/τ = (1−u)/(shift·u)
 
 
 def edm(num_steps: int = 1000, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
@@ -176,8 +209,14 @@ def edm(num_steps: int = 1000, *, sigma_min: float = 0.002, sigma_max: float = 8
     require("rho", rho, "[1e-3, 1e3]")
     require("sigma_max", sigma_max, "(0, 1e6]")
     require("sigma_min", sigma_min, f"(0, {sigma_max})")
-    sigma = _linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), num_steps) ** rho
-    return from_alpha_bar(1 / (1 + sigma**2))
+    return _from_curve(num_steps, partial(_edm, T=num_steps, low=sigma_min, high=sigma_max, rho=rho))
+
+
+def _edm(t: Tensor, *, T: int, low: float, high: float, rho: float) -> Tensor:
+    """−2 ln σ, where σ falls to 0 linearly below σ_min, in t < 1."""
+    low_root, high_root = low ** (1 / rho), high ** (1 / rho)
+    root = low_root + (t - 1).clamp(min=0) / max(T - 1, 1) * (high_root - low_root)
+    return -2 * (rho * root.log() + t.clamp(max=1).log())
 
 
 def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
@@ -189,6 +228,13 @@ def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     alpha_bar = schedule._exact[1:]
     root = alpha_bar.sqrt()
     return from_alpha_bar(alpha_bar[0] * ((root - root[-1]) / (root[0] - root[-1])) ** 2)
+
+
+def _from_curve(num_steps: int, curve: Callable[[Tensor], Tensor]) -> NoiseSchedule:
+    """ᾱ_t = σ(λ(t)), σ the logistic function."""
+    require("num_steps", num_steps, _STEPS)
+    t = torch.arange(num_steps + 1, dtype=torch.float64)
+    return NoiseSchedule(torch.cat([torch.ones(1, dtype=torch.float64), torch.sigmoid(curve(t)[1:])]), curve=curve)
 
 
 def _times(num_steps: int) -> Tensor:

@@ -36,7 +36,7 @@ class Frame(NamedTuple):
     """
 
     step: int
-    t: int
+    t: float
     signal: float
     noise: float
 
@@ -52,7 +52,7 @@ def most_images(shape: Sequence[int]) -> int:
 
 
 def choose_frames(
-    times: Sequence[int],
+    times: Sequence[float],
     schedule: NoiseSchedule,
     *,
     num_images: int,
@@ -69,8 +69,8 @@ def choose_frames(
         most: at least 2.
     """
     count = max(2, min(most, len(times), _VALUES // (3 * num_images * math.prod(shape))))
-    a, s = schedule.sqrt_alpha_bar.tolist(), schedule.sqrt_one_minus_alpha_bar.tolist()
-    return [Frame(step, times[step], a[times[step]], s[times[step]]) for step in evenly(len(times), count)]
+    a, s = (level.tolist() for level in schedule.scales(torch.tensor(times, device=schedule.alpha_bar.device)))
+    return [Frame(step, times[step], a[step], s[step]) for step in evenly(len(times), count)]
 
 
 def evenly(total: int, wanted: int) -> list[int]:

@@ -17,23 +17,26 @@ class GaussianModel(nn.Module):
         self.mean, self.std = mean, std
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        x, t = self._as_diffused(x, t)
-        a, s = self.schedule.sqrt_alpha_bar[t], self.schedule.sqrt_one_minus_alpha_bar[t]
+        x, a, s = self._as_diffused(x, t)
         variance = (a * self.std) ** 2 + s**2
         x0 = self.mean + a * self.std**2 / variance * (x - a * self.mean)
         eps = s / variance * (x - a * self.mean)
         p, q = PREDICTIONS[self.prediction](a, s, 0.5)
         return p * x0 + q * eps
 
-    def _as_diffused(self, given: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t and t of what the network was given."""
-        shape = (-1, *[1] * (given.ndim - 1))
+    def _as_diffused(self, given: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, √ᾱ_t and √(1−ᾱ_t) from what the network was given."""
+        time = time.reshape(-1, *[1] * (given.ndim - 1))
         if self.prediction not in INPUTS:
-            return given, (time + 1).reshape(shape)
-        tables = self.schedule.sqrt_alpha_bar[1:], self.schedule.sqrt_one_minus_alpha_bar[1:]
-        scales, times = INPUTS[self.prediction](*tables, 0.5)
-        index = (times - time[:, None]).abs().argmin(1)
-        return given / scales[index].reshape(shape), (index + 1).reshape(shape)
+            return given, *self.schedule.scales(time + 1)
+        if self.prediction == "flow":  # sees (1−τ) x_0 + τ ε and 1000 τ
+            tau = time / 1000
+            a, s = 1 - tau, tau
+        else:  # sees (x_0 + σ ε)/√(σ² + σ_data²) and ln σ/4
+            a, s = torch.ones_like(time), torch.exp(4 * time)
+            given = given * torch.sqrt(s**2 + 0.5**2)
+        norm = torch.sqrt(a**2 + s**2)
+        return given / norm, a / norm, s / norm
 
 
 def law_of(sampler, denoiser, *, times=None):

@@ -133,6 +133,7 @@ def noise_errors(
         t = torch.full((len(x0), *[1] * (x0.ndim - 1)), time, device=x0.device)
         noise = SeededNoise(derive(seed, f"log SNR {level}"), ids)(x0)
         x_t = schedule.q_sample(x0, t, noise)
-        eps = (x_t - schedule.sqrt_alpha_bar[t] * denoiser(x_t, t, y)) / schedule.sqrt_one_minus_alpha_bar[t]
+        a, s = schedule.scales(t)
+        eps = (x_t - a * denoiser(x_t, t, y)) / s
         columns.append((eps - noise).square().flatten(1).mean(1))
     return torch.stack(columns, dim=1)

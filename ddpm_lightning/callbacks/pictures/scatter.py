@@ -37,7 +37,8 @@ class Scatter(Pictures):
             Panel(f"{len(x0):,} real points", x0, None if y is None else labels),
             Panel(f"{self.num_samples:,} generated, step {pl_module.trainer.global_step:,}", steps[-1].x, y),
         ]
-        level = pl_module.denoiser.schedule.sqrt_one_minus_alpha_bar.cpu()[[step.t for step in steps]]
+        schedule = pl_module.denoiser.schedule
+        level = schedule.scales(torch.tensor([step.t for step in steps], device=schedule.alpha_bar.device))[1].cpu()
         wanted = torch.linspace(level[0].item(), level[-1].item(), self.num_columns)
         shown = sorted(set((level - wanted[:, None]).abs().argmin(1).tolist()))
-        return draw_points([beside, [Panel(f"t = {steps[i].t}", steps[i].x, y) for i in shown]])
+        return draw_points([beside, [Panel(f"t = {steps[i].t:.7g}", steps[i].x, y) for i in shown]])

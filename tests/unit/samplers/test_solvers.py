@@ -1,5 +1,6 @@
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -32,15 +33,39 @@ SAMPLERS = {
 }
 
 
-def recursion(name, schedule, times):
+def continuous(name, schedule, t):
+    """ᾱ of the float t in float64 numpy, from the formulas of the papers; λ between two rows for a list of betas."""
+    T, u = schedule.num_steps, t / schedule.num_steps
+    if t == 0:
+        return 1.0
+    if name == "cosine":
+        f = [np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2 for u in (0, u)]
+        return max(f[1] / f[0], float(np.prod(1 - schedule.betas.numpy())))  # β_T is clamped
+    if name == "flow":
+        return (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
+    if name == "edm":
+        low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+        return 1 / (1 + (low + (t - 1) / (T - 1) * (high - low)) ** 14)
+    abar = np.cumprod(1 - schedule.betas.numpy())
+    snr, row = abar / (1 - abar), int(t)
+    if t == row:
+        return abar[row - 1]
+    now = snr[row - 1] ** (row + 1 - t) * snr[row] ** (t - row) if snr[row] else snr[row - 1] * (row + 1 - t)
+    return now / (1 + now)
+
+
+def recursion(name, schedule, times, level=None):
     """Mean and variance through the same times in float64 numpy, from the formulas of the papers.
 
     Everything is affine in (1, x_T, z_1, ..., z_N), and is kept as the vector of its coefficients.
     """
-    abar = np.concatenate([[1.0], np.cumprod(1 - schedule.betas.numpy())])
+    rows = np.concatenate([[1.0], np.cumprod(1 - schedule.betas.numpy())])
+    abar = {t: rows[t] if level is None else level(t) for t in times}
     with np.errstate(divide="ignore"):
-        alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
-        lam = np.log(alpha) - np.log(sigma)  # half the log SNR, as in the DPM-Solver papers
+        alpha, sigma = (
+            {t: np.sqrt(share) for t, share in each} for each in (abar.items(), ((t, 1 - a) for t, a in abar.items()))
+        )
+        lam = {t: np.log(alpha[t]) - np.log(sigma[t]) for t in times}  # half the log SNR, as in the DPM-Solver papers
     one, x, *fresh = np.eye(2 + len(times))
 
     def denoise(x, t):
@@ -107,6 +132,19 @@ def test_mean_and_variance_equal_an_independent_recursion(name, schedule_name, p
     sampler = SAMPLERS[name](steps)
     mean, var = law_of(sampler, gaussian(schedule, prediction))
     expected = recursion(name, schedule, sampler.times(schedule.num_steps))
+    assert (mean, var) == (pytest.approx(expected[0], abs=1e-6), pytest.approx(expected[1], abs=1e-6))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule_name", SCHEDULES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_continuous_times_equal_the_recursion_with_the_formulas_of_the_papers(name, schedule_name, prediction):
+    if schedule_name in ("zero_terminal", "flow") and prediction in ("epsilon", "edm"):
+        return
+    schedule = SCHEDULES[schedule_name]().double()
+    times = [200.0, 171.3, 130.9, 99.999, 64.25, 31.5, 12.77, 4.2, 1.618, 0.0]
+    mean, var = law_of(SAMPLERS[name](None), gaussian(schedule, prediction), times=times)
+    expected = recursion(name, schedule, times, partial(continuous, schedule_name, schedule))
     assert (mean, var) == (pytest.approx(expected[0], abs=1e-6), pytest.approx(expected[1], abs=1e-6))
 
 

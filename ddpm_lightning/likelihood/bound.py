@@ -16,8 +16,10 @@ __all__ = [
     "VARIANCES",
     "BitsPerDim",
     "bits_per_dim",
+    "continuous_term",
     "decoder_term",
     "estimate_bits_per_dim",
+    "estimate_continuous_bits_per_dim",
     "estimate_law",
     "fixed_log_variance",
     "prior_term",
@@ -130,8 +132,41 @@ def estimate_bits_per_dim(
         return BitsPerDim(prior, decoder[:, None])
     p = estimate_law(schedule).to(x0.device, prior.dtype)
     index = torch.searchsorted(p.cumsum(0), uniform.to(x0.device, prior.dtype)).clamp(max=len(p) - 1)
-    t = (2 + index).reshape(-1, *[1] * (x0.ndim - 1))
+    t = _beside(2 + index, x0)
     return BitsPerDim(prior, torch.stack([decoder, term(t) / p[index]], dim=1))
+
+
+@torch.no_grad()
+def estimate_continuous_bits_per_dim(
+    denoiser: Denoiser,
+    x0: Tensor,
+    y: Condition | None = None,
+    *,
+    uniform: Tensor,
+    variance: str | None = None,
+    clip: float | None = 1.0,
+    randn: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> BitsPerDim:
+    """An unbiased estimate of the bound in continuous time, L_T + L_0 + ½ ∫ ‖x_0 − x̂_0‖² dSNR over [1, T] (Kingma et al. 2021, Eq. 17).
+
+    λ is drawn with the density p ∝ σ(λ), as in `estimate_law`: ½ e^λ/p(λ) = (S(λ_1) − S(λ_T))/(2 (1−ᾱ_t)) with S = log(1 + e^λ).
+
+    Args:
+        denoiser: see `bits_per_dim`, also for x0, y, variance (of L_0) and clip.
+        uniform: (B,) samples from U[0, 1), mapped to t; repeat the images for several t per image.
+        randn: returns noise like its argument; called for t = 1, then for the other t.
+    """
+    schedule, prior = denoiser.schedule, prior_term(denoiser.schedule, x0)
+    one = torch.ones((), dtype=torch.long, device=x0.device)
+    x_1 = schedule.q_sample(x0, one, randn(x0))
+    decoder = vlb_term(denoiser, denoiser.predict(x_1, one, y), x0, x_1, one, variance=variance, clip=clip)
+    most, least = torch.nn.functional.softplus(schedule.log_snr[[1, -1]])
+    level = torch.lerp(least, most, _beside(uniform.to(x0.device, most.dtype), x0))
+    t = schedule.time_at(level + torch.log(-torch.expm1(-level)))
+    x_t = schedule.q_sample(x0, t, randn(x0))
+    error = x0 - _clamped(denoiser.x0_from(denoiser.split(denoiser.predict(x_t, t, y))[0], x_t, t), clip)
+    nats = (error / schedule.scales(t)[1]).square().flatten(1).mean(1) * (most - least) / 2
+    return BitsPerDim(prior, torch.stack([decoder, nats / math.log(2)], dim=1))
 
 
 def vlb_term(
@@ -155,9 +190,7 @@ def vlb_term(
     """
     schedule = denoiser.schedule
     out, v = denoiser.split(raw.to(schedule.alpha_bar.dtype))
-    x0_hat = denoiser.x0_from(out, x_t, t)
-    if clip is not None:
-        x0_hat = x0_hat.clamp(-clip, clip)
+    x0_hat = _clamped(denoiser.x0_from(out, x_t, t), clip)
     log_variance = _log_variance(denoiser, v, t, variance)
     # The posterior mean is linear in x_0, so the difference of the means is the mean of the difference.
     gap, _ = schedule.posterior(x0 - x0_hat, torch.zeros_like(x_t), t)
@@ -165,6 +198,13 @@ def vlb_term(
     kl = (gap**2 * torch.exp(-log_variance) + torch.expm1(r) - r) / 2
     nats = torch.where(t == 1, decoder_term(x0, x0_hat, log_variance), kl)  # at t = 1 the mean is x̂_0 itself
     return nats.flatten(1).mean(1) / math.log(2)
+
+
+def continuous_term(denoiser: Denoiser, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """(B,) bits per dimension and unit of the float t, −SNR'(t)/2 ‖x_0 − x̂_0‖² (Kingma et al. 2021, Eq. 17). Gradients pass through."""
+    schedule = denoiser.schedule
+    error = x0 - denoiser.x0_from(denoiser.split(raw.to(schedule.alpha_bar.dtype))[0], x_t, t)
+    return (schedule.snr_slope(t) / 2 * error**2).flatten(1).mean(1) / math.log(2)
 
 
 def prior_term(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
@@ -200,3 +240,11 @@ def _log_variance(denoiser: Denoiser, v: Tensor | None, t: Tensor, variance: str
         return denoiser.log_variance_from(v, t, t - 1)
     require_one_of("variance", variance, [*VARIANCES, None])
     return fixed_log_variance(denoiser, t, variance or "small")
+
+
+def _clamped(x0: Tensor, clip: float | None) -> Tensor:
+    return x0 if clip is None else x0.clamp(-clip, clip)
+
+
+def _beside(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (x.ndim - 1))
