@@ -13,6 +13,7 @@ from .callbacks import EMA as EMA
 from .data.datamodule import ImageDataModule as ImageDataModule
 from .denoiser import PREDICTIONS as PREDICTIONS
 from .denoiser import Denoiser as Denoiser
+from .denoiser import Guidance as Guidance
 from .denoiser import Guided as Guided
 from .errors import UserError as UserError
 from .interop import from_diffusers as from_diffusers

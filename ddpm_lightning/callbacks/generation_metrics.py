@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddpm_lightning.callbacks.gather import sampled_together
 from ddpm_lightning.data.source import Condition, in_turn
-from ddpm_lightning.denoiser import Guided
+from ddpm_lightning.denoiser import Guidance
 from ddpm_lightning.images import SeededNoise, to_uint8
 from ddpm_lightning.metrics.distances import frechet_distance, kernel_distance
 from ddpm_lightning.metrics.features import cache_folder, extract
@@ -38,7 +38,7 @@ class GenerationMetrics(Callback):
         seed: the noise of image i depends on (seed, i) only.
         num_classes: image i has the label i mod num_classes; None for a model without labels.
         condition: image i has row i mod N of these N conditions, in place of labels.
-        guidance_scale: scale of classifier-free guidance, see `Guided`.
+        guidance_scale: see `Guidance`, also for guidance_interval and guidance_rescale.
         cache_dir: see `features.cache_folder`.
 
     Raises:
@@ -58,13 +58,14 @@ class GenerationMetrics(Callback):
         num_classes: int | None = None,
         condition: Condition | None = None,
         guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        guidance_rescale: float = 0.0,
         cache_dir: str | Path | None = None,
     ):
         require("num_samples", num_samples, "10..1000000")
         require("every_n_steps", every_n_steps, "1..")
         require("batch_size", batch_size, "1..")
         require("seed", seed, "0..")
-        require("guidance_scale", guidance_scale, "[0, inf)")
         self._features = features
         self._sampler = sampler
         self._shape = tuple(shape)
@@ -73,7 +74,7 @@ class GenerationMetrics(Callback):
         self._batch_size = batch_size
         self._seed = seed
         self._condition = torch.arange(num_classes) if condition is None and num_classes is not None else condition
-        self._guidance_scale = guidance_scale
+        self._guidance = Guidance(guidance_scale, guidance_interval, guidance_rescale)
         self._cache = cache_folder(None if cache_dir is None else str(cache_dir))
         self._measured_at = -1
         self._latest: dict[str, float] = {}
@@ -105,7 +106,7 @@ class GenerationMetrics(Callback):
 
     def _draw(self, pl_module: Any, indices: Sequence[int]) -> Tensor:
         """Samples with these indices, uint8 (B, C, H, W), batch by batch."""
-        guided = Guided(pl_module.denoiser, self._guidance_scale)
+        guided = self._guidance.of(pl_module.denoiser)
         parts = []
         for first in range(0, len(indices), self._batch_size):
             some = indices[first : first + self._batch_size]

@@ -103,17 +103,31 @@ class Evaluation:
     @cached_property
     def key(self) -> dict[str, Any]:
         """Everything that the samples depend on, except the seed."""
-        denoiser = self.setup.denoiser
+        denoiser, sampler = self.setup.denoiser, OmegaConf.to_container(self.config.sampler, resolve=True)
+        assert isinstance(sampler, dict)
+        if not sampler.get("continuous"):
+            sampler.pop("continuous", None)  # as in evaluations of 0.1.0, which are read again
         return {
             "weights": fingerprint(*denoiser.state_dict().values()),
             "schedule": fingerprint(denoiser.schedule.alpha_bar),  # not part of the weights
             "prediction": denoiser.prediction,
             "learned_variance": denoiser.learned_variance,
             "shape": self.setup.shape,
-            "sampler": OmegaConf.to_container(self.config.sampler, resolve=True),
+            "sampler": sampler,
             "labels": self.setup.labels,
             "guidance_scale": self.config.guidance_scale,
+            **self.guidance,
         } | self.condition
+
+    @cached_property
+    def guidance(self) -> dict[str, Any]:
+        """The settings of guidance other than its scale that are in use."""
+        guidance, weaker = self.setup.guidance, self.setup.weaker
+        return {
+            **({} if guidance.interval is None else {"guidance_interval": list(guidance.interval)}),
+            **({"guidance_rescale": guidance.rescale} if guidance.rescale else {}),
+            **({} if weaker is None else {"autoguidance": fingerprint(*weaker.state_dict().values())}),
+        }
 
     @property
     def condition(self) -> dict[str, str]:
@@ -232,6 +246,7 @@ class Evaluation:
             "labels": self.setup.labels,
             **self.condition,
             "guidance_scale": self.config.guidance_scale,
+            **self.guidance,
             "num_samples": self.config.num_samples,
             "seeds": list(self.samples),
             "reference": self.config.reference,

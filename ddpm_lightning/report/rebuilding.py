@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ddpm_lightning.denoiser import Guidance
 from ddpm_lightning.report.reading import part
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.sampling_setup import count_evaluations
@@ -28,8 +29,10 @@ def evaluations_of(config: Any) -> int | None:
     with suppress(Exception):
         sampler, schedule = _built(config, "sampler"), _built(config, "schedule")
         if len(sampler.times(schedule.num_steps, log_snr=schedule.log_snr)) <= _STEPS:
-            scale = None if part(config, "data.num_classes") is None else part(config, "guidance_scale")
-            return count_evaluations(sampler, schedule, scale)
+            guidance = None
+            if part(config, "data.num_classes") is not None:
+                guidance = Guidance(part(config, "guidance_scale"), part(config, "guidance_interval"))
+            return count_evaluations(sampler, schedule, guidance)
     return None
 
 

@@ -16,7 +16,7 @@ from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, TrainingMetrics
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.source import Condition, map_condition
 from ddpm_lightning.data.values import Values, values_of
-from ddpm_lightning.denoiser import Denoiser, Guided
+from ddpm_lightning.denoiser import Denoiser, Guidance
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.loggers import CSVLogger
 from ddpm_lightning.models.cost import training_flops
@@ -129,7 +129,8 @@ def _build_parts(config: DictConfig) -> tuple[DDPM, Sampler]:
     warn_of_signal(build("schedule", config.schedule))  # separately, so that errors name it
     check_memory(config.model)
     denoiser: Denoiser = build("denoiser", config.denoiser)
-    Guided(denoiser, config.guidance_scale)
+    rest = config.get("guidance_interval"), config.get("guidance_rescale", 0.0)  # runs of 0.1.0 have neither
+    Guidance(config.guidance_scale, *rest).of(denoiser)
     sampler: Sampler = build("sampler", config.sampler)
     times_of(sampler, denoiser)
     try_shapes(config.data, denoiser)

@@ -118,9 +118,7 @@ def _frames(config: DictConfig, setup: SamplingSetup) -> list[viewer.Frame]:
 
 def _page(pixels: Tensor, config: DictConfig, setup: SamplingSetup) -> str:
     facts = {"checkpoint": str(setup.path), "weights": config.weights}
-    facts |= viewer.facts_of(
-        setup.sampler, setup.steps, setup.denoiser, seed=config.seed, guidance_scale=setup.guided.scale
-    )
+    facts |= viewer.facts_of(setup.sampler, setup.steps, setup.denoiser, seed=config.seed, guidance=setup.guidance)
     captions = viewer.captions_of(len(pixels), setup.labels, setup.data.get("class_names") or ())
     return viewer.render(pixels, _frames(config, setup), facts=facts, captions=captions)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddpm_lightning.data.conditions import load_condition
 from ddpm_lightning.data.source import Condition, in_turn, map_condition
 from ddpm_lightning.data.values import Values, kind_of, values_of
-from ddpm_lightning.denoiser import Denoiser, Guided
+from ddpm_lightning.denoiser import Denoiser, Guidance, Wrapper
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require, require_one_of
@@ -40,6 +40,8 @@ class SamplingSetup:
     Args:
         path: the checkpoint.
         guided: its model with guidance, on the device.
+        guidance: the settings of guidance.
+        weaker: the model to be guided away from, if any.
         sampler: noise to image.
         labels: used in turn; None for a model without.
         condition: rows that are used in turn, the labels or another condition; None for a model without.
@@ -49,7 +51,9 @@ class SamplingSetup:
     """
 
     path: Path
-    guided: Guided
+    guided: Wrapper
+    guidance: Guidance
+    weaker: Denoiser | None
     sampler: Sampler
     labels: list[int] | None
     condition: Condition | None
@@ -80,8 +84,8 @@ class SamplingSetup:
     @property
     def evaluations(self) -> int:
         """Network evaluations per image; one with guidance and one without count as two."""
-        scale = None if self.condition is None else self.guided.scale
-        return count_evaluations(self.sampler, self.denoiser.schedule, scale)
+        used = self.condition is not None or self.weaker is not None
+        return count_evaluations(self.sampler, self.denoiser.schedule, self.guidance if used else None)
 
     def seconds_per_evaluation(self, batch_size: int) -> float:
         """Measured seconds of one network evaluation of one image in a batch of this size."""
@@ -126,11 +130,24 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
         graph_evaluations(denoiser.model, strangers=config.compile == "graphs")
     if is_compiled(config.compile):
         compile_blocks(denoiser.model, device)
-    labels, guided = _labels(config, denoiser, data.get("class_names") or ()), Guided(denoiser, config.guidance_scale)
+    labels = _labels(config, denoiser, data.get("class_names") or ())
+    guidance = Guidance(config.guidance_scale, config.guidance_interval, config.guidance_rescale)
+    weaker = _weaker(config, device)
+    guided = guidance.of(denoiser, weaker)
     condition = torch.tensor(labels) if labels is not None else _condition(config, denoiser, path, data)
     sampler: Sampler = build("sampler", config.sampler)
     steps = len(times_of(sampler, denoiser)) - 1
-    return SamplingSetup(path, guided, sampler, labels, condition, data, device, steps)
+    return SamplingSetup(path, guided, guidance, weaker, sampler, labels, condition, data, device, steps)
+
+
+def _weaker(config: DictConfig, device: torch.device) -> Denoiser | None:
+    """The weaker model of autoguidance."""
+    if config.autoguidance is None:
+        return None
+    try:
+        return load_model(Path(str(config.autoguidance)), weights=config.weights)[0].to(device)
+    except UserError as error:
+        raise UserError(str(error).replace("ckpt_path=", "autoguidance=")) from error
 
 
 def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:
@@ -155,12 +172,11 @@ def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:
         raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
 
 
-def count_evaluations(sampler: Sampler, schedule: NoiseSchedule, scale: float | None = None) -> int:
-    """Network evaluations per image with this scale of guidance, None without labels; see `SamplingSetup.evaluations`."""
-    x = torch.zeros(1, 1, 1, 1, device=schedule.alpha_bar.device)
-    for step in sampler.trajectory(_Nothing(schedule), x):
-        count = step.evaluations
-    return count * (1 if scale in (None, 0, 1) else 2)
+def count_evaluations(sampler: Sampler, schedule: NoiseSchedule, guidance: Guidance | None = None) -> int:
+    """Network evaluations per image with this guidance, None without a condition; see `SamplingSetup.evaluations`."""
+    counter = _Nothing(schedule, guidance)
+    sampler(counter, torch.zeros(1, 1, 1, 1, device=schedule.alpha_bar.device))
+    return counter.evaluations
 
 
 @dataclass
@@ -168,12 +184,15 @@ class _Nothing:
     """A denoiser that computes nothing, to count evaluations with."""
 
     schedule: NoiseSchedule
+    guidance: Guidance | None
+    evaluations: int = 0
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
+        self.evaluations += 1 if self.guidance is None else self.guidance.evaluations(self.schedule.log_snr_at(t))
         return x_t
 
     def estimate(self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None) -> Any:
-        return x_t, x_t
+        return self(x_t, t, y), x_t
 
 
 def _check_memory(config: DictConfig, shape: tuple[int, ...]) -> None:

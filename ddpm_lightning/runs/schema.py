@@ -26,6 +26,8 @@ class Training(TypedDict):
     prediction: str
     label_dropout: float
     guidance_scale: float
+    guidance_interval: Sequence[float] | None
+    guidance_rescale: float
     learned_variance: bool
     compile: bool | str
     init_from: str | None
@@ -47,6 +49,9 @@ class Drawing(TypedDict):
     labels: int | str | Sequence[int | str] | None
     condition: str | None
     guidance_scale: float
+    guidance_interval: Sequence[float] | None
+    guidance_rescale: float
+    autoguidance: str | None
     out_dir: str | None
     compile: bool | str
     device: str

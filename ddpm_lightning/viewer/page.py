@@ -13,16 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.denoiser import Denoiser, Guidance
 from ddpm_lightning.samplers import Sampler
 from ddpm_lightning.viewer.frames import EPSILON_RANGE, Frame
 
 __all__ = ["captions_of", "facts_of", "render", "sprite_sheet"]
 
 
-def facts_of(
-    sampler: Sampler, num_steps: int, denoiser: Denoiser, *, seed: int, guidance_scale: float
-) -> dict[str, str]:
+def facts_of(sampler: Sampler, num_steps: int, denoiser: Denoiser, *, seed: int, guidance: Guidance) -> dict[str, str]:
     """What a page says of how its images were sampled."""
     facts = {
         "sampler": type(sampler).__name__,
@@ -30,7 +28,11 @@ def facts_of(
         "seed": str(seed),
         "prediction": denoiser.prediction,
     }
-    return facts | ({"guidance scale": f"{guidance_scale:g}"} if denoiser.conditional else {})
+    if denoiser.conditional or guidance.scale != 1:
+        facts["guidance scale"] = f"{guidance.scale:g}"
+    if guidance.interval is not None:
+        facts["guidance at σ"] = " to ".join(f"{level:g}" for level in guidance.interval)
+    return facts | ({"guidance rescaled by": f"{guidance.rescale:g}"} if guidance.rescale else {})
 
 
 def captions_of(count: int, labels: Sequence[int] | None = None, names: Sequence[str] = ()) -> list[str]:

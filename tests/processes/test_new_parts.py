@@ -200,7 +200,7 @@ def project(tmp_path_factory):
         (root / name).write_text(textwrap.dedent(text).lstrip())
     with (root / "ddpm_lightning" / "schedules" / "families.py").open("a") as file:
         file.write(SCHEDULE)
-    denoiser = root / "ddpm_lightning" / "denoiser.py"
+    denoiser = root / "ddpm_lightning" / "denoiser" / "denoiser.py"
     text = denoiser.read_text()
     first = text.index("\n", text.index("PREDICTIONS: ")) + 1
     denoiser.write_text(text[:first] + PREDICTION + text[first:])

@@ -7,7 +7,7 @@ from torch import nn
 
 from ddpm_lightning import schedules
 from ddpm_lightning.data.source import Batch
-from ddpm_lightning.denoiser import PREDICTIONS, Denoiser, Guided
+from ddpm_lightning.denoiser import PREDICTIONS, Autoguided, Denoiser, Guidance, Guided, Interval, Rescaled
 from ddpm_lightning.images import rows_by_label
 from ddpm_lightning.losses import Loss
 from ddpm_lightning.models import UNet
@@ -135,3 +135,91 @@ def test_rows_by_label():
     images = torch.arange(1, 8, dtype=torch.uint8).reshape(7, 1, 1, 1) * 20
     sheet = rows_by_label(images, 3)[0, 18::34, 18::34]
     assert sheet.tolist() == [[20, 80, 140], [40, 100, 0], [60, 120, 0]]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_an_interval_guides_at_its_noise_levels_only(prediction):
+    denoiser, guided = of(prediction), Guided(of(prediction), 3.0)
+    abar = np.cumprod(1 - np.linspace(1e-3, 0.3, 20))
+    sigma = np.sqrt((1 - abar) / abar)
+    limited = Interval(guided, sigma[5], sigma[10])  # t = 6 is left out, t = 11 is the last one in
+    for t in range(1, 21):
+        expected = (guided if 7 <= t <= 11 else denoiser)(X, torch.tensor(t), Y)
+        torch.testing.assert_close(limited(X, torch.tensor(t), Y), expected)
+    mixed = limited(X, T4, Y)  # t = 1, 7, 12, 20
+    torch.testing.assert_close(mixed[1], guided(X, T4, Y)[1])
+    torch.testing.assert_close(mixed[[0, 2, 3]], denoiser(X, T4, Y)[[0, 2, 3]])
+
+
+def test_outside_its_interval_guidance_costs_nothing():
+    denoiser = of()
+    Guidance(3.0, [0.1, 0.2]).of(denoiser)(X, torch.tensor(20), Y)
+    assert [asked[0] for asked in denoiser.model.asked] == [4]
+
+
+def test_autoguidance_is_away_from_the_weaker_model():
+    denoiser, weaker = of("v"), of("epsilon")  # another prediction type, so another estimate
+    weak, strong = weaker(X, T4, Y), denoiser(X, T4, Y)
+    torch.testing.assert_close(Autoguided(denoiser, weaker, 2.5)(X, T4, Y), weak + 2.5 * (strong - weak))
+    torch.testing.assert_close(Autoguided(denoiser, weaker, 1)(X, T4, Y), strong)
+    torch.testing.assert_close(Autoguided(denoiser, weaker, 0)(X, T4, Y), weak)
+
+
+def test_autoguidance_needs_the_same_noise_and_labels():
+    other = Denoiser(ByLabel(), schedules.cosine(20))
+    with pytest.raises(ValueError, match="same noise schedule"):
+        Autoguided(of(), other, 2)
+    unlabelled = of()
+    unlabelled.model.num_classes = None
+    with pytest.raises(ValueError, match="same labels"):
+        Autoguided(of(), unlabelled, 2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaling_gives_back_the_standard_deviation(share):
+    denoiser = of("x0")
+    plain, guided = denoiser(X, T4, Y), Guided(denoiser, 6.0)(X, T4, Y)
+    found = Rescaled(Guided(denoiser, 6.0), share)(X, T4, Y)
+    for image, before, after in zip(found, plain, guided, strict=True):
+        factor = share * float(before.std() / after.std()) + 1 - share
+        torch.testing.assert_close(image, after * factor)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_all_of_them_together_through_a_sampler(learned):
+    sampler = Ancestral(variance="learned" if learned else "small", clip=None)
+    guided = Guidance(2.0, [0.05, 0.8], 0.5).of(of(learned=learned))
+    torch.manual_seed(0)
+    x = sampler(guided, X, Y)
+    assert x.isfinite().all()
+    assert guided.denoiser.num_classes == 2
+    assert isinstance(guided, Interval)
+
+
+def test_evaluations_are_counted_where_guidance_is_on():
+    from ddpm_lightning.runs.sampling_setup import count_evaluations
+
+    schedule = schedules.edm(1000)
+    counts = {
+        None: count_evaluations(DDIM(10, spacing="karras"), schedule),
+        "everywhere": count_evaluations(DDIM(10, spacing="karras"), schedule, Guidance(2.0)),
+        "between": count_evaluations(DDIM(10, spacing="karras"), schedule, Guidance(2.0, [0.3, 5.0])),
+        "off": count_evaluations(DDIM(10, spacing="karras"), schedule, Guidance(1.0, [0.3, 5.0])),
+    }
+    root = torch.lerp(torch.tensor(80 ** (1 / 7)), torch.tensor(0.002 ** (1 / 7)), torch.linspace(0, 1, 10))
+    inside = int(((root**7 > 0.3) & (root**7 <= 5)).sum())  # Karras et al. 2022, Eq. 5
+    assert counts == {None: 10, "everywhere": 20, "between": 10 + inside, "off": 10}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scale": -1.0}, "guidance_scale"),
+        ({"scale": 2.0, "rescale": 1.5}, "guidance_rescale"),
+        ({"scale": 2.0, "interval": [0.1]}, "guidance_interval must be two noise levels"),
+        ({"scale": 2.0, "interval": [3.0, 1.0]}, "guidance_interval"),
+    ],
+)
+def test_bad_guidance_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Guidance(**settings).of(of())

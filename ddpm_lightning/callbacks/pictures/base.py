@@ -15,7 +15,7 @@ from ddpm_lightning.callbacks.periodic import Periodic, show
 from ddpm_lightning.callbacks.stopwatch import Stopwatch
 from ddpm_lightning.data.conditions import load_condition
 from ddpm_lightning.data.source import Condition, in_turn
-from ddpm_lightning.denoiser import Guided
+from ddpm_lightning.denoiser import Guidance
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.samplers import Sampler, Step
@@ -39,7 +39,7 @@ class Pictures(Periodic):
         seed: the noise of image i depends on (seed, i) only.
         num_classes: image i has the label i mod num_classes; None for a model without labels.
         condition: image i has row i mod N of these N conditions, or of a file of them (see `load_condition`), in place of labels.
-        guidance_scale: scale of classifier-free guidance, see `Guided`.
+        guidance_scale: see `Guidance`, also for guidance_interval and guidance_rescale.
         weights: "ema" or "raw"; figures of the raw weights are named `raw_<name>`.
         ema: the run's EMA; None uses the raw weights.
         stopwatch: the training stopwatch, paused during sampling.
@@ -62,6 +62,8 @@ class Pictures(Periodic):
         num_classes: int | None = None,
         condition: Condition | str | Path | None = None,
         guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        guidance_rescale: float = 0.0,
         weights: str = "ema",
         ema: EMA | None = None,
         stopwatch: Stopwatch | None = None,
@@ -69,7 +71,6 @@ class Pictures(Periodic):
         super().__init__(folder, every_n_steps=every_n_steps, stopwatch=stopwatch)
         require("num_samples", num_samples, "1..10000")
         require("seed", seed, "0..")
-        require("guidance_scale", guidance_scale, "[0, inf)")
         require_one_of("weights", weights, ("ema", "raw"))
         if weights == "raw":
             self.name = f"raw_{self.name}"
@@ -80,7 +81,7 @@ class Pictures(Periodic):
         self.condition = load_condition(condition) if isinstance(condition, str | Path) else condition
         if self.condition is None and num_classes is not None:
             self.condition = torch.arange(num_classes)
-        self.guidance_scale = guidance_scale
+        self.guidance = Guidance(guidance_scale, guidance_interval, guidance_rescale)
         self.weights = weights
         self._ema = ema if weights == "ema" else None
 
@@ -108,8 +109,7 @@ class Pictures(Periodic):
         x = noise.draw(self.shape).to(pl_module.device)
         y = in_turn(self.condition, indices, x.device)
         yield Step(pl_module.denoiser.schedule.num_steps, x, torch.zeros_like(x), 0)
-        guided = Guided(pl_module.denoiser, self.guidance_scale)
-        yield from self.sampler.trajectory(guided, x, y, randn=noise)
+        yield from self.sampler.trajectory(self.guidance.of(pl_module.denoiser), x, y, randn=noise)
 
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         with averaged_weights(pl_module, self._ema), torch.autocast(pl_module.device.type, enabled=False):

@@ -74,9 +74,7 @@ class Trajectory(Pictures):
         shown = (Step(step.t, step.x[:count], step.x0[:count], step.evaluations) for step in steps)
         at = pl_module.trainer.global_step
         facts = {"training step": f"{at:,}", "weights": "raw" if self._ema is None else "ema"}
-        facts |= viewer.facts_of(
-            self.sampler, len(steps) - 1, denoiser, seed=self.seed, guidance_scale=self.guidance_scale
-        )
+        facts |= viewer.facts_of(self.sampler, len(steps) - 1, denoiser, seed=self.seed, guidance=self.guidance)
         return _Page(at, viewer.pixels_of(shown, frames), frames, facts)
 
     def finish(self, trainer: Trainer) -> None:

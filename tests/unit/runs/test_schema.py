@@ -37,11 +37,12 @@ ACCEPTED = """
 # A switch.
 true | data.flip data.on_device model.attention_out_bias model.checkpointing model.fast_cpu model.fast_gpu model.resblock_updown
 true | model.scale_shift_norm model.xavier_init model.zero_init sample:overwrite schedule.rescale schedule.schedule.rescale
-true | train:compile train:learned_variance
+true | loss.times.continuous sampler.continuous train:compile train:learned_variance
 null true | optimizer.fused trainer.benchmark trainer.deterministic trainer.enable_model_summary trainer.enable_progress_bar
 # Nothing of that kind, or all of it.
 null | callbacks.trajectory.num_frames callbacks.trajectory.viewer_frames
 null | data.dataset.condition data.num_classes data.value_range evaluate:bits_images
+null | evaluate:guidance_interval sample:guidance_interval train:guidance_interval loss.space
 null | evaluate:reference_images loss.variance model.condition_channels model.condition_size model.head_channels
 null | model.time_hidden_channels sampler.dynamic_threshold sampler.num_steps trainer.check_val_every_n_epoch
 # -1 is Lightning's "all" or "without end"; times and log SNR may be negative.
@@ -52,7 +53,7 @@ null -1 | trainer.max_epochs
 huge | callbacks.generation_metrics.seed callbacks.log_snr.seed callbacks.neighbours.seed callbacks.raw_grid.seed
 huge | callbacks.sample_grid.seed callbacks.scatter.seed callbacks.trajectory.seed data.dataset.seed evaluate:seed sample:seed
 huge | callbacks.generation_metrics.batch_size callbacks.generation_metrics.every_n_steps callbacks.loss_guard.spike
-huge | loss.distance.delta loss.vlb_weight loss.weighting.k
+huge | loss.distance.delta loss.vlb_weight loss.weighting.k schedule.tau
 null huge | callbacks.checkpoint.every_n_minutes callbacks.checkpoint.every_n_train_steps callbacks.log_snr.every_n_steps
 null huge | callbacks.neighbours.every_n_steps callbacks.raw_grid.every_n_steps callbacks.sample_grid.every_n_steps
 null huge | callbacks.scatter.every_n_steps callbacks.trajectory.every_n_steps evaluate:data_seed sampler.clip
@@ -73,7 +74,8 @@ text -1 true digit huge | logger.wandb.log_model
 -1 huge | features.num_steps features.seed
 list | evaluate:trust sample:trust train:trust
 # What only the checkpoint knows, refused when it is read: tests/runs/test_bad_input.py.
--1 huge | evaluate:guidance_scale sample:guidance_scale
+-1 huge | evaluate:guidance_scale sample:guidance_scale evaluate:guidance_rescale sample:guidance_rescale
+text null -1 digit huge | evaluate:autoguidance sample:autoguidance
 text null -1 list digit huge | evaluate:labels sample:labels
 text -1 digit huge | evaluate:device evaluate:weights sample:device sample:format sample:weights
 text -1 true digit huge | evaluate:compile sample:compile

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm_lightning import schedules
-from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.denoiser import Denoiser, Guidance
 from ddpm_lightning.samplers import DDIM
 from ddpm_lightning.viewer import Frame, captions_of, facts_of, render, sprite_sheet
 from tests.helpers.gaussian import GaussianModel
@@ -102,14 +102,22 @@ def test_eight_images_of_digits_take_less_than_a_megabyte():
 def test_facts_say_how_the_images_were_sampled():
     schedule = schedules.cosine(1000)
     denoiser = Denoiser(GaussianModel(schedule, "v", mean=0.0, std=1.0), schedule, prediction="v")
-    assert facts_of(DDIM(50), 50, denoiser, seed=7, guidance_scale=1.0) == {
+    assert facts_of(DDIM(50), 50, denoiser, seed=7, guidance=Guidance()) == {
         "sampler": "DDIM",
         "steps": "50 of T = 1,000",
         "seed": "7",
         "prediction": "v",
     }
     denoiser.model.num_classes = 10
-    assert facts_of(DDIM(50), 50, denoiser, seed=7, guidance_scale=2.5)["guidance scale"] == "2.5"
+    assert facts_of(DDIM(50), 50, denoiser, seed=7, guidance=Guidance(2.5, [0.3, 5.0], 0.7)) | {"seed": ""} == {
+        "sampler": "DDIM",
+        "steps": "50 of T = 1,000",
+        "seed": "",
+        "prediction": "v",
+        "guidance scale": "2.5",
+        "guidance at σ": "0.3 to 5",
+        "guidance rescaled by": "0.7",
+    }
 
 
 def test_a_page_says_where_timesteps_are_left_out():
