@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_checkpoint_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Those that read a checkpoint."""
-    about = "evaluate bits per dimension on the validation images of a checkpoint's run, term by term and by t"
+    about = "evaluate bits per dimension on held-out images of a checkpoint's dataset, term by term and by t"
     likelihood = command("likelihood", _likelihood, about)
     likelihood.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
     _add_trust(likelihood)
@@ -113,6 +113,13 @@ def _add_checkpoint_commands(command: Callable[..., argparse.ArgumentParser]) ->
         metavar="small|large",
         help="of the reverse process (default: learned if the network predicts it, else small)",
     )
+    likelihood.add_argument(
+        "--method",
+        default="bound",
+        metavar="bound|continuous|ode",
+        help="the bound in T steps, in continuous time, or the likelihood of the deterministic sampler's ODE (default: %(default)s)",
+    )
+    likelihood.add_argument("--split", default="validation", metavar="validation|test", help="default: %(default)s")
 
     export = command("export", _export, "export the model of a checkpoint as a diffusers folder or as safetensors")
     export.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")

@@ -3,23 +3,31 @@
 import csv
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.special import ndtr
 
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
-from ddpm_lightning.data.source import map_condition
+from ddpm_lightning.data.source import Condition, map_condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.evaluation.chunks import Chunks
-from ddpm_lightning.evaluation.real_images import held_out_of, load_data
+from ddpm_lightning.evaluation.real_images import held_out_of, load_data, test_split_of
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import SeededNoise, from_uint8
-from ddpm_lightning.likelihood import VARIANCES, BitsPerDim, bits_per_dim
+from ddpm_lightning.likelihood import (
+    VARIANCES,
+    BitsPerDim,
+    bits_per_dim,
+    estimate_continuous_bits_per_dim,
+    ode_bits_per_dim,
+)
 from ddpm_lightning.plots import draw_bits_by_step
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.runs.loading import data_config_of, denoiser_of, load_checkpoint, run_dir_of
@@ -27,33 +35,50 @@ from ddpm_lightning.runs.process_group import ALONE, ProcessGroup
 from ddpm_lightning.runs.sampling_setup import make_out_dir
 from ddpm_lightning.runs.trust import check_targets, without_download
 
-__all__ = ["Likelihood", "measure_bits_per_dim"]
+__all__ = ["METHODS", "Likelihood", "measure_bits_per_dim"]
 
 BITS_CHUNK = 64
+LEVELS = 64  # noise levels per image of the continuous bound, evenly spaced
+METHODS = {
+    "bound": "variational bound in T steps, one sample of x_t per t",
+    "continuous": f"variational bound in continuous time, {LEVELS} samples of t per image",
+    "ode": "probability-flow ODE, 50 Runge-Kutta steps, one Hutchinson probe",
+}
 
 
 def measure_bits_per_dim(
-    checkpoint: Path, *, weights: str = "ema", num_images: int | None = None, variance: str | None = None
+    checkpoint: Path,
+    *,
+    weights: str = "ema",
+    num_images: int | None = None,
+    variance: str | None = None,
+    method: str = "bound",
+    split: str = "validation",
 ) -> Path:
-    """Measure the variational bound on a run's validation images, and return the folder `<run>/likelihood/` with the results.
+    """Measure bits per dimension on a run's held-out images, and return the folder `<run>/likelihood/` with the results.
 
-    `bits_per_dim.json` holds the terms and the protocol, `by_step.csv` and `.png` the bound's terms by t.
+    `bits_per_dim.json` holds the terms and the protocol, `by_step.csv` and `.png` the terms of the bound by t.
 
     Args:
         checkpoint: the checkpoint file.
         weights: "ema" or "raw".
-        num_images: the number of validation images; None for all.
+        num_images: the number of images; None for all.
         variance: see `likelihood.bits_per_dim`.
+        method: one of `METHODS`.
+        split: "validation", or "test" for the dataset's own test split.
 
     Raises:
-        UserError: for an unusable checkpoint or setting, or a run on points or without validation images.
+        UserError: for an unusable checkpoint or setting, or a run on points or without such images.
     """
     require_one_of("variance", variance, [None, *VARIANCES])
+    require_one_of("method", method, [*METHODS])
+    require_one_of("split", split, ["validation", "test"])
     require("num_images", num_images, "1..", optional=True)
     content = load_checkpoint(checkpoint)
     denoiser, node = denoiser_of(content, weights=weights), data_config_of(content)
     check_targets(node, "data")
-    held_out = held_out_of(load_data(OmegaConf.create(without_download(node))))
+    data = OmegaConf.create(without_download(node))
+    held_out = held_out_of(load_data(data if split == "validation" else test_split_of(data)), split)
     if not len(held_out.images):
         raise UserError(
             "the run has no validation images to measure on (data.val_fraction=0, or data.dataset.val_shards=0 of a stream)"
@@ -62,36 +87,43 @@ def measure_bits_per_dim(
     out, root = run_dir / "likelihood", run_dir / "evaluations"
     for folder in (out, root):
         make_out_dir(folder, run_dir=run_dir)
-    likelihood = Likelihood(root, denoiser, held_out, count=num_images, variance=variance)
+    likelihood = Likelihood(root, denoiser, held_out, count=num_images, variance=variance, method=method)
     protocol = {
         "images": likelihood.chunks.count,
-        "split": "validation",
+        "split": split,
+        "method": METHODS[method],
         "weights": weights,
-        "reverse_variance": likelihood.variance_used,
+        **({} if method == "ode" else {"reverse_variance": likelihood.variance_used}),
         "seed": 0,
     }
-    _write(likelihood.compute(), denoiser.schedule.log_snr[1:], out, protocol=protocol, checkpoint=str(checkpoint))
+    arrays = likelihood.arrays()
+    _write_terms(arrays, out, protocol=protocol, checkpoint=str(checkpoint))
+    if method == "bound":
+        _write_curve(arrays["by_t"].mean(0).tolist(), denoiser.schedule.log_snr[1:], out)
     return out
 
 
-def _write(bits: BitsPerDim, log_snr: Tensor, out: Path, **notes: Any) -> None:
-    terms = {name: float(getattr(bits, name).mean()) for name in ("prior", "diffusion", "decoder", "total")}
-    error = float(bits.total.std() / len(bits.total) ** 0.5)
+def _write_terms(arrays: dict[str, Tensor], out: Path, **notes: Any) -> None:
+    found = {"total": arrays["total"]} if "total" in arrays else BitsPerDim(**arrays).terms
+    terms = {name: float(values.mean()) for name, values in found.items()}
+    error = float(found["total"].std() / len(found["total"]) ** 0.5)
     with replace_file(out / "bits_per_dim.json") as file:
         file.write(json.dumps({"bits_per_dim": terms, "standard_error": error, **notes}, indent=2) + "\n")
-    curve = bits.by_t.mean(0).tolist()
+    for name, value in terms.items():
+        print(f"{name:<10} {value:.4f}" + (f" ± {error:.4f}" if name == "total" else "") + " bits/dim")
+
+
+def _write_curve(curve: list[float], log_snr: Tensor, out: Path) -> None:
     with replace_file(out / "by_step.csv", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["t", "log_snr", "bits_per_dim"])
         writer.writerows(zip(range(1, len(curve) + 1), log_snr.tolist(), curve, strict=True))
     draw_bits_by_step(out / "by_step.png", curve)
-    for name, value in terms.items():
-        print(f"{name:<10} {value:.4f}" + (f" ± {error:.4f}" if name == "total" else "") + " bits/dim")
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The variational bound on held-out images, cached on disk; the noise of image i depends on i only.
+    """Bits per dimension of held-out images, cached on disk; the noise of image i depends on i only.
 
     Args:
         root: the parent folder of the chunks.
@@ -99,6 +131,7 @@ class Likelihood:
         held_out: the images, uint8, with labels for a conditional model.
         count: the number of images; None for all.
         variance: see `likelihood.bits_per_dim`.
+        method: one of `METHODS`.
     """
 
     root: Path
@@ -106,6 +139,7 @@ class Likelihood:
     held_out: ImageSet
     count: int | None = None
     variance: str | None = None
+    method: str = "bound"
 
     @property
     def variance_used(self) -> str:
@@ -114,15 +148,20 @@ class Likelihood:
 
     @cached_property
     def chunks(self) -> Chunks:
-        """The bounds by image, in a folder for this model and dataset."""
+        """The bits by image, in a folder for this model and dataset."""
         key = fingerprint(
             *self.denoiser.state_dict().values(), self.denoiser.schedule.alpha_bar, *self.held_out.tensors
         )
-        folder = self.root / f"bits_{self.denoiser.prediction}_{self.variance_used}_{key}"
+        kind = self.variance_used if self.method == "bound" else f"{self.method}_{self.variance_used}"
+        folder = self.root / f"bits_{self.denoiser.prediction}_{kind}_{key}"
         return Chunks(folder, len(self.held_out.images[: self.count]), BITS_CHUNK)
 
     def compute(self, group: ProcessGroup = ALONE) -> BitsPerDim:
-        """The bound on each image, computed on the denoiser's device unless cached."""
+        """The bound on each image."""
+        return BitsPerDim(**self.arrays(group))
+
+    def arrays(self, group: ProcessGroup = ALONE) -> dict[str, Tensor]:
+        """The fields of a `BitsPerDim`, or "total" of the ODE, computed on the denoiser's device unless cached."""
         with group.progress("likelihood", len(self.chunks.missing(group)), "chunk") as progress:
 
             def compute(items: range) -> dict[str, Tensor]:
@@ -131,9 +170,22 @@ class Likelihood:
                 y = None
                 if self.denoiser.conditional:
                     y = map_condition(lambda rows: rows[part].to(x0.device), self.held_out.labels)
-                bits = bits_per_dim(self.denoiser, x0, y, variance=self.variance, randn=SeededNoise(0, items))
+                found = self._measure(x0, y, SeededNoise(0, items))
                 progress.update()
-                return {"prior": bits.prior.cpu(), "by_t": bits.by_t.cpu()}
+                return {name: values.cpu() for name, values in found.items()}
 
             self.chunks.compute(compute, group)
-        return BitsPerDim(**self.chunks.read())
+        return self.chunks.read()
+
+    def _measure(self, x0: Tensor, y: Condition | None, noise: SeededNoise) -> dict[str, Tensor]:
+        if self.method == "ode":
+            return {"total": ode_bits_per_dim(self.denoiser, x0, y, uniform=ndtr(noise(x0)), randn=noise)}
+        if self.method == "bound":
+            parts = [bits_per_dim(self.denoiser, x0, y, variance=self.variance, randn=noise)]
+        else:
+            uniforms = ((noise.uniform() + i / LEVELS) % 1 for i in range(LEVELS))
+            estimate = partial(
+                estimate_continuous_bits_per_dim, self.denoiser, x0, y, variance=self.variance, randn=noise
+            )
+            parts = [estimate(uniform=uniform) for uniform in uniforms]
+        return {name: torch.stack([getattr(part, name) for part in parts]).mean(0) for name in ("prior", "by_t")}

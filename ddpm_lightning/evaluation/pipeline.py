@@ -25,7 +25,7 @@ from ddpm_lightning.evaluation.features import Extractor, load_extractor
 from ddpm_lightning.evaluation.real_images import RealImages, load_real_images
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import contact_sheet, from_uint8, save_png
-from ddpm_lightning.likelihood import BitsPerDim
+from ddpm_lightning.likelihood import VARIANCES, BitsPerDim
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.run_folder import only_one_run, remove_leftovers
 from ddpm_lightning.runs.loading import run_dir_of
@@ -77,6 +77,8 @@ def _check(config: DictConfig) -> None:
     require("seed", config.seed, "0..")
     require("data_seed", config.data_seed, "0..", optional=True)
     require_one_of("reference", config.reference, ("train", "validation", "all"))
+    require_one_of("bits_split", config.bits_split, ("validation", "test"))
+    require_one_of("bits_variance", config.bits_variance, (None, *VARIANCES))
     check_types(config, Settings)
 
 
@@ -163,7 +165,8 @@ class Evaluation:
     @cached_property
     def likelihood(self) -> Likelihood:
         """The likelihood of the first held-out images."""
-        return Likelihood(self.root, self.setup.denoiser, self.real.held_out, count=self.config.bits_images)
+        count, variance = self.config.bits_images, self.config.bits_variance
+        return Likelihood(self.root, self.setup.denoiser, self.real.held_out, count=count, variance=variance)
 
     def make_folders(self) -> None:
         """Create the results folders; links must not lead out of a run folder."""
@@ -250,6 +253,7 @@ class Evaluation:
             "num_samples": self.config.num_samples,
             "seeds": list(self.samples),
             "reference": self.config.reference,
+            **({} if self.config.bits_split == "validation" else {"bits_split": self.config.bits_split}),
             "reference_images": len(self.real.reference.images),
             "reference_fingerprint": fingerprint(self.real.reference.images),
             "features": table.model_name(self.extractor.model),

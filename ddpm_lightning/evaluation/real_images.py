@@ -1,5 +1,6 @@
 """The real images of an evaluation."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.sampling_setup import SamplingSetup
 from ddpm_lightning.runs.trust import check_targets, without_download
 
-__all__ = ["RealImages", "held_out_of", "load_data", "load_real_images"]
+__all__ = ["RealImages", "held_out_of", "load_data", "load_real_images", "test_split_of"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def load_real_images(config: DictConfig, setup: SamplingSetup) -> RealImages:
     """
     data = load_data(_data_config(config, setup))
     train, held_out = data.split("train"), held_out_of(data)
+    if config.bits_split == "test" and config.bits_images != 0:
+        held_out = held_out_of(load_data(test_split_of(_data_config(config, setup))), "test")
     reference = _some(train if config.reference == "train" else data.split(config.reference), config.reference_images)
     require("the number of reference images", len(reference.images), f"{FEWEST}..", hint="use reference=train")
     classes = setup.denoiser.num_classes
@@ -88,9 +91,24 @@ def load_data(node: DictConfig) -> ImageDataModule:
     return data
 
 
-def held_out_of(data: ImageDataModule) -> ImageSet:
-    """The validation images in a fixed random order, so that the first few cover all classes even in a sorted dataset."""
-    images, labels, _ = data.split("validation")
+def test_split_of(node: DictConfig) -> DictConfig:
+    """The config of a dataset's own test split.
+
+    Raises:
+        UserError: for a dataset without one.
+    """
+    node = copy.deepcopy(node)
+    for place in ("dataset", "dataset.source"):
+        for key, value in {"train": False, "split": "test"}.items():
+            if key in (OmegaConf.select(node, place) or {}):
+                OmegaConf.update(node, f"{place}.{key}", value)
+                return node
+    raise UserError("split=test: this dataset has no test split of its own, choose split=validation")
+
+
+def held_out_of(data: ImageDataModule, split: str = "validation") -> ImageSet:
+    """The held-out images in a fixed random order, so that the first few cover all classes even in a sorted dataset."""
+    images, labels, _ = data.split("validation" if split == "validation" else "all")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return ImageSet(images[order], map_condition(lambda rows: rows[order], labels))
 

@@ -135,8 +135,7 @@ def bits_rows(bits: BitsPerDim, *, variance: str) -> dict[str, Any]:
     """The terms of the bound, and the total with its standard error."""
     of = f"{len(bits.total):,} held-out images, {variance} variance, one sample of x_t per t"
     rows = {}
-    for term in ("prior", "diffusion", "decoder", "total"):
-        values = getattr(bits, term)
+    for term, values in bits.terms.items():
         row: dict[str, Any] = {"value": float(values.mean()), "of": of}
         if len(values) > 1:
             row |= {"spread": float(values.std() / len(values) ** 0.5), "spread_of": "images"}

@@ -57,6 +57,11 @@ class BitsPerDim:
         """(B,) prior + diffusion + decoder."""
         return self.prior + self.diffusion + self.decoder
 
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The three terms and the total by name, each (B,)."""
+        return {"prior": self.prior, "diffusion": self.diffusion, "decoder": self.decoder, "total": self.total}
+
 
 @torch.no_grad()
 def bits_per_dim(

@@ -71,6 +71,8 @@ class Evaluation(Drawing):
     reference: str
     reference_images: int | None
     bits_images: int | None
+    bits_variance: str | None
+    bits_split: str
     nearest: int
     data_seed: int | None
     data_root: str | None

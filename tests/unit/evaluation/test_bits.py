@@ -1,6 +1,10 @@
 """Whose likelihoods are computed, and where they are kept."""
 
+import math
+
+import pytest
 import torch
+from omegaconf import OmegaConf
 
 from ddpm_lightning import schedules
 from ddpm_lightning.data.datamodule import ImageDataModule
@@ -8,6 +12,8 @@ from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.evaluation.bits import Likelihood
 from ddpm_lightning.evaluation.real_images import held_out_of
+from ddpm_lightning.evaluation.real_images import test_split_of as split_of_tests
+from ddpm_lightning.likelihood import BitsPerDim
 from ddpm_lightning.models import UNet
 
 
@@ -32,3 +38,37 @@ def test_likelihoods_of_another_schedule_are_not_taken(tmp_path):
     held_out = ImageSet(torch.zeros(2, 1, 8, 8).byte(), torch.zeros(2).long())
     denoisers = [Denoiser(net, make(num_steps=10)) for make in (schedules.linear, schedules.cosine)]
     assert len({Likelihood(tmp_path, denoiser, held_out).chunks.folder for denoiser in denoisers}) == 2
+
+
+def test_all_methods_measure_one_model(tmp_path):
+    """On Gaussian data of 8 bits the bounds and the ODE lie near the entropy, the ODE lowest."""
+    from tests.helpers.samplers import MEAN, STD, gaussian
+
+    torch.manual_seed(0)
+    images = ((MEAN + STD * torch.randn(256, 1, 4, 4) + 1) * 127.5).round().clamp(0, 255).byte()
+    held_out = ImageSet(images, torch.zeros(256).long())
+    denoiser = gaussian(schedules.cosine(1000), "v")
+    total = {}
+    for method in ("continuous", "ode"):
+        arrays = Likelihood(tmp_path, denoiser, held_out, method=method).arrays()
+        total[method] = float((arrays["total"] if method == "ode" else BitsPerDim(**arrays).total).mean())
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * STD**2) + math.log2(127.5)
+    assert total["ode"] == pytest.approx(entropy, abs=0.03)
+    assert entropy < total["continuous"] < entropy + 0.7  # the decoder sees x_1 only
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ({"source": {"train": True}}, {"source": {"train": False}}),
+        ({"source": {"split": "train"}}, {"source": {"split": "test"}}),
+        ({"split": "train"}, {"split": "test"}),
+    ],
+)
+def test_the_datasets_own_test_split(dataset, expected):
+    node = OmegaConf.create({"dataset": dataset})
+    assert split_of_tests(node) == {"dataset": expected}
+    assert node == {"dataset": dataset}
+    with pytest.raises(ValueError, match="no test split"):
+        split_of_tests(OmegaConf.create({"dataset": {"_target_": "digits"}}))

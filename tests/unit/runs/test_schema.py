@@ -43,7 +43,7 @@ null true | optimizer.fused trainer.benchmark trainer.deterministic trainer.enab
 null | callbacks.trajectory.num_frames callbacks.trajectory.viewer_frames
 null | data.dataset.condition data.num_classes data.value_range evaluate:bits_images
 null | evaluate:guidance_interval sample:guidance_interval train:guidance_interval loss.space
-null | evaluate:reference_images loss.variance model.condition_channels model.condition_size model.head_channels
+null | evaluate:bits_variance evaluate:reference_images loss.variance model.condition_channels model.condition_size model.head_channels
 null | model.time_hidden_channels sampler.dynamic_threshold sampler.num_steps trainer.check_val_every_n_epoch
 # -1 is Lightning's "all" or "without end"; times and log SNR may be negative.
 null -1 | trainer.max_epochs
