@@ -170,10 +170,10 @@ class DDPM(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": rates}
 
     def _parameter_groups(self) -> Iterable[Any]:
-        """The network's parameters, and the loss's own, if any, in a separate group without weight decay."""
-        if not (own := [*self.loss.parameters()]):
+        """The network's parameters, and those of the loss and the schedule, if any, in a separate group without weight decay."""
+        if not (own := [*self.loss.parameters(), *self.denoiser.schedule.parameters()]):
             return self.denoiser.parameters()
-        return [{"params": [*self.denoiser.parameters()]}, {"params": own, "weight_decay": 0.0}]
+        return [{"params": [*self.denoiser.model.parameters()]}, {"params": own, "weight_decay": 0.0}]
 
     @cached_property
     def _listed(self) -> list[Parameter]:

@@ -1,7 +1,7 @@
 """Training objectives: the loss per image."""
 
 from abc import ABC, abstractmethod
-from typing import TypedDict, Unpack
+from typing import ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -65,9 +65,13 @@ class Objective(nn.Module, ABC):
         self.times = times if times is not None else Uniform()
         self.noise = NoiseDraw(offset_noise, input_perturbation)
 
+    learns_schedule: ClassVar[bool] = False
+
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser that this loss cannot train."""
         self.times.check(denoiser.schedule)
+        if next(denoiser.schedule.parameters(), None) is not None and not self.learns_schedule:
+            raise ValueError("schedule=learned is trained by loss=vdm only: set loss=vdm")
 
     @abstractmethod
     def forward(

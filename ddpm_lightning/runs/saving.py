@@ -52,6 +52,7 @@ def save_denoiser(
             },
             "prediction": denoiser.prediction,
             "learned_variance": denoiser.learned_variance,
+            "sigma_data": denoiser.sigma_data,
         }
     }
     if shape is not None:
@@ -59,7 +60,11 @@ def save_denoiser(
         config["data"] |= {"dtype": dtype, "value_range": None if value_range is None else [*map(float, value_range)]}
         values_of(config["data"])
     held: dict[str, Any] = {
-        "state_dict": {f"denoiser.{name}": value.cpu() for name, value in denoiser.state_dict().items()}
+        "state_dict": {
+            f"denoiser.{name}": value.cpu()
+            for name, value in denoiser.state_dict().items()
+            if not name.startswith("schedule.")  # a learned one is saved by its values
+        }
     }
     if ema is not None:
         held["ema_state_dict"] = {name: value.cpu() for name, value in ema.average.items()}

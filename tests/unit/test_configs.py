@@ -144,7 +144,7 @@ def test_losses(choice, tmp_path):
 
 
 def needed_by_loss(choice):
-    return ["learned_variance=true"] if choice == "hybrid" else []
+    return {"hybrid": ["learned_variance=true"], "vdm": ["schedule=learned"]}.get(choice, [])
 
 
 @pytest.mark.parametrize("choice", choices("features"))

@@ -48,7 +48,7 @@ null | model.time_hidden_channels sampler.dynamic_threshold sampler.num_steps tr
 # -1 is Lightning's "all" or "without end"; times and log SNR may be negative.
 null -1 | trainer.max_epochs
 -1 huge | callbacks.checkpoint.save_top_k
--1 | loss.times.mean schedule.end schedule.max_log_snr schedule.min_log_snr schedule.mu schedule.start trainer.num_sanity_val_steps
+-1 | loss.times.mean schedule.end schedule.first schedule.last schedule.max_log_snr schedule.min_log_snr schedule.mu schedule.start trainer.num_sanity_val_steps
 # Any whole number is a seed; any positive one is a factor, or the steps between two.
 huge | callbacks.generation_metrics.seed callbacks.log_snr.seed callbacks.neighbours.seed callbacks.raw_grid.seed
 huge | callbacks.sample_grid.seed callbacks.scatter.seed callbacks.trajectory.seed data.dataset.seed evaluate:seed sample:seed
@@ -89,6 +89,8 @@ BESIDE = {
     "schedule=betas": ["schedule.betas=[0.1,0.2,0.9]", "sampler.num_steps=2"],
     "schedule=linear_zero_snr": ["prediction=v"],
     "schedule=flow": ["prediction=flow"],
+    "schedule=learned": ["loss=vdm"],
+    "loss=vdm": ["schedule=learned"],
     "callbacks=scatter": ["data=two_moons", "model=mlp", "model.hidden_size=8"],
     "callbacks=points": ["data=two_moons", "model=mlp", "model.hidden_size=8"],
     "callbacks=generation_metrics": ["callbacks=fid"],
