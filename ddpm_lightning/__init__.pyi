@@ -1,5 +1,6 @@
 from . import callbacks as callbacks
 from . import denoiser as denoiser
+from . import ideal as ideal
 from . import images as images
 from . import interop as interop
 from . import likelihood as likelihood
@@ -16,6 +17,7 @@ from .denoiser import Denoiser as Denoiser
 from .denoiser import Guidance as Guidance
 from .denoiser import Guided as Guided
 from .errors import UserError as UserError
+from .ideal import IdealDenoiser as IdealDenoiser
 from .interop import from_diffusers as from_diffusers
 from .interop import to_diffusers as to_diffusers
 from .likelihood import bits_per_dim as bits_per_dim
@@ -27,8 +29,11 @@ from .module import DDPM as DDPM
 from .runs import load_denoiser as load_denoiser
 from .runs import save_denoiser as save_denoiser
 from .samplers import DDIM as DDIM
+from .samplers import DEIS as DEIS
+from .samplers import EDM as EDM
+from .samplers import IPNDM as IPNDM
 from .samplers import Ancestral as Ancestral
-from .samplers import DPMSolver2M as DPMSolver2M
+from .samplers import DPMSolver as DPMSolver
 from .samplers import Heun as Heun
 from .samplers import Sampler as Sampler
 from .samplers import Step as Step

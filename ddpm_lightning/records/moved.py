@@ -15,6 +15,7 @@ _MOVED = {
     "ddpm_lightning.features.custom": "ddpm_lightning.metrics.features.custom",
     "ddpm_lightning.features.inception": "ddpm_lightning.metrics.features.inception",
     "ddpm_lightning.runs.study.Study": "ddpm_lightning.evaluation.sweep_summary.SweepSummary",
+    "ddpm_lightning.samplers.DPMSolver2M": "ddpm_lightning.samplers.DPMSolver",
     "ddpm_lightning.sweeps.Jobs": "ddpm_lightning.cli.sweeps.Jobs",
     "ddpm_lightning.sweeps.Report": "ddpm_lightning.cli.sweeps.Report",
 }

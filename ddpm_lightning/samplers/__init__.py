@@ -1,14 +1,17 @@
 """Samplers: Algorithm 25.2 and faster solvers."""
 
 from ddpm_lightning.samplers.base import DenoiserLike, Point, Sampler, Step, Transition, reverse_step
-from ddpm_lightning.samplers.solvers import DDIM, Ancestral, DPMSolver2M, Heun, UniPC
+from ddpm_lightning.samplers.solvers import DDIM, DEIS, EDM, IPNDM, Ancestral, DPMSolver, Heun, UniPC
 from ddpm_lightning.samplers.spacings import SPACINGS
 
 __all__ = [
     "DDIM",
+    "DEIS",
+    "EDM",
+    "IPNDM",
     "SPACINGS",
     "Ancestral",
-    "DPMSolver2M",
+    "DPMSolver",
     "DenoiserLike",
     "Heun",
     "Point",

@@ -60,9 +60,10 @@ class Transition:
         schedule: the denoiser's schedule.
         here: the point at t; a corrector may replace it.
         u: the next timestep.
-        past: up to two points before `here`, newest last.
+        past: up to three points before `here`, newest last.
         ask: evaluates the network at (x, t) before a step to u, and returns the point.
         randn: returns standard normal noise like its argument.
+        then: the timestep after u; u at the last.
     """
 
     schedule: NoiseSchedule
@@ -71,6 +72,7 @@ class Transition:
     past: Sequence[Point]
     ask: Callable[[Tensor, Tensor, Tensor], Point]
     randn: Noise
+    then: Tensor | None = None
 
     def step(self, x0: Tensor, *, eta: float = 0.0) -> Tensor:
         """x_u by `reverse_step` with this x̄_0, and noise where η > 0."""
@@ -186,11 +188,12 @@ class Sampler(ABC):
             return Point(t, x, self._clipped(x0), log_variance)
 
         past: list[Point] = []
-        for t, u in pairwise(path):
-            at, to = (torch.full((), time, device=x.device, dtype=dtype) for time in (t, u))
-            transition = Transition(schedule, ask(x, at, to), to, past, ask, randn)
+        for t, u, then in zip(path, path[1:], [*path[2:], path[-1]], strict=False):
+            at, to, later = (torch.full((), time, device=x.device, dtype=dtype) for time in (t, u, then))
+            x, at = self.perturb(schedule, x, at, len(path) - 1, randn)
+            transition = Transition(schedule, ask(x, at, to), to, past, ask, randn, later)
             x = self.step(transition)
-            past = [*past[-1:], transition.here]
+            past = [*past[-2:], transition.here]
             yield Step(u, x, transition.here.x0, evaluations)
 
     def __call__(
@@ -210,6 +213,10 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, at: Transition) -> Tensor:
         """x_u."""
+
+    def perturb(self, schedule: NoiseSchedule, x: Tensor, t: Tensor, steps: int, randn: Noise) -> tuple[Tensor, Tensor]:
+        """x and t where one of the steps begins: as they are, or with noise added, at a larger t."""
+        return x, t
 
     def check(self, *, learned_variance: bool) -> None:
         """Refuse a network without a learned variance if the sampler uses it.

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
 from torch import nn
 
+from ddpm_lightning import schedules
 from ddpm_lightning.callbacks import NewestCheckpoint, Periodic
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.denoiser import Denoiser
@@ -47,7 +48,7 @@ def test_models(choice):
 def test_samplers(choice):
     sampler = instantiate(of("sampler", choice).sampler)
     assert isinstance(sampler, Sampler)
-    assert sampler.times(1000)[-1] == 0
+    assert sampler.times(1000, log_snr=schedules.linear().log_snr)[-1] == 0
 
 
 @pytest.mark.parametrize("choice", choices("optimizer"))

@@ -12,7 +12,7 @@ from ddpm_lightning.images import rows_by_label
 from ddpm_lightning.losses import Loss
 from ddpm_lightning.models import UNet
 from ddpm_lightning.module import DDPM
-from ddpm_lightning.samplers import DDIM, Ancestral, DPMSolver2M, Heun, UniPC
+from ddpm_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, UniPC
 
 
 class ByLabel(nn.Module):
@@ -77,7 +77,7 @@ def test_a_learned_variance_is_that_of_the_model_with_labels():
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(5), DDIM(5), DPMSolver2M(5), Heun(5), UniPC(5)])
+@pytest.mark.parametrize("sampler", [Ancestral(5), DDIM(5), DPMSolver(5), Heun(5), UniPC(5)])
 def test_every_sampler_takes_labels_and_guidance(sampler):
     denoiser = of("v")
     noise = torch.randn(99, *X.shape, dtype=torch.float64)

@@ -59,7 +59,7 @@ def test_a_terminal_without_greek_letters_is_no_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["sample.py ckpt_path=nowhere.ckpt", "train.py resume=nowhere", "evaluate.py sampler=ddpm"]
+    "line", ["sample.py ckpt_path=nowhere.ckpt", "train.py resume=nowhere", "evaluate.py sampler=plms"]
 )
 def test_a_terminal_hears_of_pytorch_before_it_is_imported(line, tmp_path):
     """What is refused before that says nothing else."""

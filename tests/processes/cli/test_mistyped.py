@@ -7,8 +7,8 @@ from tests.helpers.forked import start_all
 # What is typed, and what the answer must contain.
 TRAIN = {
     # other names of the field's
-    "sampler=ddpm": "did you mean sampler=ancestral (DDPM's own sampler)? (choose from ancestral, ddim,",
-    "sampler=euler": "did you mean sampler=ddim (Euler's method on the probability flow ODE)?",
+    "sampler=plms": "did you mean sampler=ipndm (its improved form)? (choose from ancestral, ddim,",
+    "sampler=euler_a": "did you mean sampler=ddim sampler.eta=1 (Euler's method with fresh noise in each step)?",
     "sampler=dpm++": "did you mean sampler=dpmpp_2m?",
     "sampler=DPM-Solver++": "did you mean sampler=dpmpp_2m?",
     "sampler=DDIM": "did you mean sampler=ddim?",
@@ -83,7 +83,7 @@ TRAIN = {
 SAMPLE = {
     "steps=50": "did you mean sampler.num_steps=50?",
     "num_inference_steps=50": "did you mean sampler.num_steps=50?",
-    "sampler=ddpm": "did you mean sampler=ancestral (DDPM's own sampler)?",
+    "sampler=plms": "did you mean sampler=ipndm (its improved form)?",
     "eta=0.5": "did you mean sampler=ddim sampler.eta=0.5?",
     "path=outputs/a/b": "did you mean ckpt_path=outputs/a/b?",
     "ckpt=last.ckpt": "did you mean ckpt_path=last.ckpt?",

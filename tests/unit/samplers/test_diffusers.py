@@ -8,7 +8,7 @@ import torch
 from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.interop.layout import PREDICTION_TYPES
-from ddpm_lightning.samplers import DDIM, Ancestral, DPMSolver2M, UniPC
+from ddpm_lightning.samplers import DDIM, DEIS, IPNDM, Ancestral, DPMSolver, UniPC
 from tests.helpers.samplers import gaussian, learned
 
 
@@ -113,31 +113,47 @@ def test_learned_variance_equals_diffusers(prediction, v):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own
+MULTISTEP = {
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", DPMSolver(20), {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "dpmpp_2m_sde": (
+        "DPMSolverMultistepScheduler",
+        DPMSolver(20, eta=1.0),
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 2},
+    ),
+    "dpmpp_3m": (
+        "DPMSolverMultistepScheduler",
+        DPMSolver(20, order=3),
+        {"algorithm_type": "dpmsolver++", "solver_order": 3},
+    ),
+    "unipc_2": ("UniPCMultistepScheduler", UniPC(20), {"solver_type": "bh2", "solver_order": 2}),
+    "unipc_2_bh1": ("UniPCMultistepScheduler", UniPC(20, variant="bh1"), {"solver_type": "bh1", "solver_order": 2}),
+    "unipc_3": ("UniPCMultistepScheduler", UniPC(20, order=3), {"solver_type": "bh2", "solver_order": 3}),
+    "unipc_3_bh1": (
+        "UniPCMultistepScheduler",
+        UniPC(20, order=3, variant="bh1"),
+        {"solver_type": "bh1", "solver_order": 3},
+    ),
+    "deis_2": ("DEISMultistepScheduler", DEIS(20, order=2), {"solver_order": 2}),
+    "deis_3": ("DEISMultistepScheduler", DEIS(20), {"solver_order": 3}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array")  # diffusers' own
 @pytest.mark.parametrize("prediction", PREDICTION_TYPES)
-@pytest.mark.parametrize(
-    ("kind", "make", "options"),
-    [
-        ("DPMSolverMultistepScheduler", DPMSolver2M, {"algorithm_type": "dpmsolver++"}),
-        ("DPMSolverMultistepScheduler", lambda n: DPMSolver2M(n, eta=1.0), {"algorithm_type": "sde-dpmsolver++"}),
-        ("UniPCMultistepScheduler", UniPC, {"solver_type": "bh2"}),
-    ],
-)
-def test_multistep_solvers_equal_diffusers(kind, make, options, prediction):
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_multistep_solvers_equal_diffusers(name, end, prediction):
+    kind, sampler, options = MULTISTEP[name]
+    if end == 0 and kind.startswith("DEIS"):
+        pytest.skip("theirs ends at t = 1")
+    if end == 0 and name.endswith("bh1"):
+        pytest.skip("theirs becomes NaN, since B(∞) = −∞")
     schedule = schedules.linear().double()
-    reference = Reference(
-        kind,
-        schedule,
-        prediction_type=THEIRS[prediction],
-        solver_order=2,
-        final_sigmas_type="zero",
-        timestep_spacing="trailing",
-        **options,
-    ).scheduler
+    ends = {} if kind.startswith("DEIS") else {"final_sigmas_type": "zero" if end == 0 else "sigma_min"}
+    options = {**options, **ends, "timestep_spacing": "trailing", "lower_order_final": end == 0}
+    reference = Reference(kind, schedule, prediction_type=THEIRS[prediction], **options).scheduler
     reference.set_timesteps(20)
-    sampler = make(20)
-    sampler.clip = None  # theirs clips by dynamic thresholding only
-    times = sampler.times(1000)
+    times = [*sampler.times(1000)[:-1], end]
     assert [t - 1 for t in times[:-1]] == reference.timesteps.tolist()
     # its tables of σ are float32, and are written in our float64
     abar = schedule.alpha_bar[torch.tensor(times)]
@@ -146,12 +162,30 @@ def test_multistep_solvers_equal_diffusers(kind, make, options, prediction):
     x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     noises = [torch.randn(x.shape, dtype=torch.float64) for _ in range(20)]
     draws = iter(noises)
-    ours = sampler(denoiser, x, randn=lambda _: next(draws))
-    for t, noise in zip(reference.timesteps.tolist(), noises, strict=True):
+    sampler.clip = None  # theirs clips by dynamic thresholding only
+    steps = sampler.trajectory(denoiser, x, times=times, randn=lambda _: next(draws))
+    for t, noise, ours in zip(reference.timesteps.tolist(), noises, steps, strict=True):
         out = denoiser.predict(x, torch.tensor(t + 1))
         extra = {"variance_noise": noise} if "sde" in options.get("algorithm_type", "") else {}
         x = reference.step(out, t, x, **extra).prev_sample
-    torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-6)  # theirs steps in float32
+        torch.testing.assert_close(ours.x, x, rtol=1e-5, atol=1e-6)  # theirs steps in float32
+
+
+def test_ipndm_equals_diffusers_step_by_step():
+    schedule = schedules.linear().double()
+    reference = Reference("IPNDMScheduler", schedule).scheduler
+    reference.set_timesteps(20)
+    sampler, denoiser = IPNDM(20, clip=None), gaussian(schedule, "v")
+    times = [*sampler.times(1000)[:-1], 1]  # to 0 ours is a step of order 1
+    # its a and s are a cosine's, and are written from our tables; its network predicts v
+    reference.alphas, reference.betas = (
+        table[torch.tensor(times)] for table in (schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar)
+    )
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    steps = sampler.trajectory(denoiser, x, times=times)
+    for t, their_t, ours in zip(times, reference.timesteps, steps, strict=False):
+        x = reference.step(denoiser.predict(x, torch.tensor(t)), their_t, x).prev_sample
+        torch.testing.assert_close(ours.x, x, rtol=1e-9, atol=1e-9)
 
 
 def test_ddim_of_diffusers_is_at_fault_with_linspace_spacing():
