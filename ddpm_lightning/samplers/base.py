@@ -188,10 +188,11 @@ class Sampler(ABC):
             return Point(t, x, self._clipped(x0), log_variance)
 
         past: list[Point] = []
-        for t, u, then in zip(path, path[1:], [*path[2:], path[-1]], strict=False):
-            at, to, later = (torch.full((), time, device=x.device, dtype=dtype) for time in (t, u, then))
+        ahead = iter([*path[2:], path[-1]])
+        for t, u in pairwise(path):
+            at, to, then = (torch.full((), time, device=x.device, dtype=dtype) for time in (t, u, next(ahead)))
             x, at = self.perturb(schedule, x, at, len(path) - 1, randn)
-            transition = Transition(schedule, ask(x, at, to), to, past, ask, randn, later)
+            transition = Transition(schedule, ask(x, at, to), to, past, ask, randn, then)
             x = self.step(transition)
             past = [*past[-2:], transition.here]
             yield Step(u, x, transition.here.x0, evaluations)

@@ -13,7 +13,7 @@ from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.samplers.base import Noise, Options, Point, Sampler, Transition, reverse_step
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["DDIM", "DEIS", "EDM", "IPNDM", "Ancestral", "DPMSolver", "Heun", "UniPC"]
+__all__ = ["DDIM", "DEIS", "EDM", "IPNDM", "Ancestral", "DPMSolver", "Heun", "Multistep", "UniPC"]
 
 
 class Ancestral(Sampler):

@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from ddpm_lightning.samplers import DDIM, DEIS, EDM, IPNDM, DPMSolver, Heun, Uni
 from tests.helpers.configs import ROOT
 from tests.helpers.gaussian import law_of
 from tests.helpers.samplers import MEAN, STD, gaussian
-from tests.unit.samplers.test_solvers import SCHEDULES
+from tests.unit.samplers.test_solvers import SCHEDULES, continuous
 
 sys.path.insert(0, str(ROOT / "docs"))
 import build_solvers
@@ -34,11 +35,12 @@ ADAMS_BASHFORTH = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, 
 class Recursion:
     """Mean and variance by numpy, as the vector of coefficients of (1, x_T, z_1, ..., z_N); integrals of polynomials by quadrature."""
 
-    def __init__(self, schedule):
-        self.abar = np.concatenate([[1.0], np.cumprod(1 - schedule.betas.numpy())])
-        self.a, self.s = np.sqrt(self.abar), np.sqrt(1 - self.abar)
+    def __init__(self, schedule, times, level=None):
+        rows = np.concatenate([[1.0], np.cumprod(1 - schedule.betas.numpy())])
+        self.abar = {t: rows[t] if level is None else level(t) for t in times}
+        self.a, self.s = ({t: np.sqrt(abs(of - abar)) for t, abar in self.abar.items()} for of in (0, 1))
         with np.errstate(divide="ignore"):
-            self.lam = np.log(self.a) - np.log(self.s)
+            self.lam = {t: np.log(self.a[t]) - np.log(self.s[t]) for t in times}
         self.nodes, self.weights = np.polynomial.legendre.leggauss(60)
 
     def run(self, name, times):
@@ -137,10 +139,13 @@ def test_mean_and_variance_equal_an_independent_recursion(name, schedule_name, p
     if schedule_name in ("zero_terminal", "flow") and prediction in ("epsilon", "edm"):
         pytest.skip("the refused pairs")
     schedule = SCHEDULES[schedule_name]().double()
-    for steps in (20, 2, 1):
-        sampler = SAMPLERS[name](steps)
-        expected = Recursion(schedule).run(name, sampler.times(schedule.num_steps))
-        assert law_of(sampler, gaussian(schedule, prediction)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    sampler = SAMPLERS[name](None)
+    floats = [200.0, 171.3, 130.9, 99.999, 64.25, 31.5, 12.77, 4.2, 1.618, 0.0]
+    for times in (floats, *(DDIM(steps).times(200) for steps in (20, 2, 1))):
+        level = partial(continuous, schedule_name, schedule) if times is floats else None
+        expected = Recursion(schedule, times, level).run(name, times)
+        got = law_of(sampler, gaussian(schedule, prediction), times=times)
+        assert got == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +173,13 @@ def test_order_of_convergence(name, order, orders):
     assert orders[name] == pytest.approx(order, abs=0.05 * order)
 
 
-def algorithm_2(denoise, y, sigmas, levels, noises, *, churn, tmin, tmax, noise):
-    """Karras et al. 2022, Algorithm 2, with the rounding of their code to the levels of a network."""
+def algorithm_2(denoise, y, sigmas, level, noises, *, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0):
+    """Karras et al. 2022, Algorithm 2, in y = x_0 + σ ε; `level` is the rounding of their code."""
     steps = len(sigmas) - 1
-    for i, (now, after) in enumerate(itertools.pairwise(sigmas)):
-        gamma = min(churn / steps, math.sqrt(2) - 1) if tmin <= now <= tmax else 0.0
-        hat = levels[np.abs(np.log(levels) - np.log((1 + gamma) * now)).argmin()] if gamma else now
-        y = y + math.sqrt(max(hat**2 - now**2, 0)) * noise * noises[i]
+    for now, after in itertools.pairwise(sigmas):
+        gamma = min(s_churn / steps, math.sqrt(2) - 1) if s_tmin <= now <= s_tmax else 0.0
+        hat = level((1 + gamma) * now) if gamma else now
+        y = y + math.sqrt(hat**2 - now**2) * s_noise * next(noises) if gamma else y
         slope = (y - denoise(y, hat)) / hat
         ahead = y + (after - hat) * slope
         if after > 0:
@@ -183,36 +188,63 @@ def algorithm_2(denoise, y, sigmas, levels, noises, *, churn, tmin, tmax, noise)
     return y
 
 
+class Curved:
+    """A denoiser of data that are not Gaussian, on EDM's schedule."""
+
+    schedule = schedules.edm().double()
+
+    def __init__(self):
+        self.levels = []
+
+    def __call__(self, x, t, y=None):
+        a, s = self.schedule.scales(t)
+        self.levels.append((s / a).item())
+        return self.at(x / a, s / a)
+
+    def at(self, y, sigma):
+        return torch.tanh(y / (1 + sigma**2)) * 0.7
+
+
 @pytest.mark.parametrize(
     "churn", [{}, {"s_churn": 40, "s_tmin": 0.05, "s_tmax": 50, "s_noise": 1.003}, {"s_churn": 4, "s_tmin": 1.0}]
 )
+@pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("spacing", ["trailing", "karras"])
-def test_edm_equals_algorithm_2_of_its_paper(spacing, churn):
-    schedule = schedules.edm().double()
-    sigma = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt().numpy()
-    sampler = EDM(18, clip=None, spacing=spacing, **churn)
-    times = sampler.times(1000, log_snr=schedule.log_snr)
-    draws = torch.randn(18, 3, 1, 4, 4, dtype=torch.float64)
+def test_edm_equals_algorithm_2_of_its_paper(spacing, continuous, churn):
+    denoiser = Curved()
+    sampler = EDM(18, clip=None, spacing=spacing, continuous=continuous, **churn)
+    times = sampler.times(1000, log_snr=denoiser.schedule.log_snr)
+    table = ((1 - denoiser.schedule.alpha_bar) / denoiser.schedule.alpha_bar).sqrt().numpy()
+    first, last = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    sigmas = [(first + (t - 1) / 999 * (last - first)) ** 7 if t > 0 else 0.0 for t in times]
 
-    def denoise(y, level):  # of data whose density is not Gaussian
-        return torch.tanh(y / (1 + level**2)) * 0.7
+    def level(sigma):
+        return min(sigma, 80.0) if continuous else table[np.abs(np.log(table[1:]) - np.log(sigma)).argmin() + 1]
 
-    class Network:
-        schedule = schedules.edm().double()
-
-        def __call__(self, x, t, y=None):
-            return denoise(x / schedule.sqrt_alpha_bar[t], sigma[t])
-
-    y = 80 * torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    names = {"churn": 0.0, "tmin": 0.0, "tmax": math.inf, "noise": 1.0}
-    names.update({key.removeprefix("s_"): value for key, value in churn.items()})
-    used = [draw for draw, t in zip(draws, times, strict=False)]
-    expected = algorithm_2(denoise, y, sigma[times], sigma[1:], used, **names)
-    tmin, tmax = names["tmin"], names["tmax"]
-    in_turn = iter(draw for draw, t in zip(draws, times, strict=False) if churn and tmin <= sigma[t] <= tmax)
-    got = sampler(Network(), schedule.sqrt_alpha_bar[-1] * y, times=times, randn=lambda _: next(in_turn))
+    y, draws = 80 * torch.randn(3, 1, 4, 4).double(), torch.randn(18, 3, 1, 4, 4).double()
+    expected = algorithm_2(denoiser.at, y, sigmas, level, iter(draws), **churn)
+    mine = iter(draws)
+    got = sampler(denoiser, denoiser.schedule.sqrt_alpha_bar[-1] * y, times=times, randn=lambda _: next(mine))
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
-    assert next(in_turn, None) is None
+
+
+def test_the_euler_step_of_edm_is_ddim():
+    """EDM's Algorithm 1 without its correction."""
+    denoiser, y = Curved(), 80 * torch.randn(3, 1, 4, 4).double()
+    times = DDIM(12).times(1000)
+    got = DDIM(clip=None)(denoiser, denoiser.schedule.sqrt_alpha_bar[-1] * y, times=times)
+    for now, after in itertools.pairwise([*denoiser.levels, 0.0]):
+        y = y + (after - now) * (y - denoiser.at(y, torch.tensor(now))) / now
+    torch.testing.assert_close(got, y, rtol=1e-6, atol=1e-6)
+
+
+def test_churn_raises_sigma_by_the_root_of_two_at_most():
+    denoiser = Curved()
+    EDM(s_churn=1000.0, clip=None)(denoiser, torch.zeros(1, 1, 1, 1).double(), times=[900.0, 500.0, 1.0])
+    sigma = [(s / a).item() for a, s in map(denoiser.schedule.scales, torch.tensor([900.0, 500.0, 1.0]).double())]
+    expected = [math.sqrt(2) * sigma[0], sigma[1], math.sqrt(2) * sigma[1], sigma[2]]
+    assert denoiser.levels == pytest.approx(expected, rel=1e-9)
+    assert Heun().eta == EDM().eta == 0 < EDM(s_churn=1.0).eta
 
 
 @pytest.mark.parametrize("make", [schedules.flow, schedules.edm])
@@ -247,23 +279,3 @@ def test_order_1_is_ddim():
     expected = DDIM(7)(denoiser, x)
     for sampler in (DPMSolver(7, order=1), DEIS(7, order=1), IPNDM(7, order=1)):
         torch.testing.assert_close(sampler(denoiser, x), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_the_share_of_churn_is_what_the_paper_says():
-    """Evaluations lie at σ̂ = (1 + γ) σ, of which no more than √2 σ."""
-    schedule, seen = schedules.edm().double(), []
-
-    class Network:
-        schedule = schedules.edm().double()
-
-        def __call__(self, x, t, y=None):
-            seen.append(int(t))
-            return 0 * x
-
-    times = [900, 500, 1]
-    EDM(s_churn=1000.0, clip=None)(Network(), torch.zeros(1, 1, 1, 1).double(), times=times)
-    sigma = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()
-    assert sigma[seen[0]] / sigma[900] == pytest.approx(math.sqrt(2), rel=0.01)
-    assert sigma[seen[2]] / sigma[500] == pytest.approx(math.sqrt(2), rel=0.01)
-    assert (seen[1], seen[3]) == (500, 1)
-    assert Heun(clip=None).eta == EDM(clip=None).eta == 0 < EDM(s_churn=1.0).eta
