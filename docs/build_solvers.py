@@ -187,29 +187,23 @@ def draw_orders(path: Path) -> None:
 
 
 def draw_errors(path: Path) -> None:
-    """The three parts of `digits_errors`, side by side."""
-    of_ode, of_sde, shares = digits_errors()
-    figure = Figure(figsize=(16, 5), layout="constrained", dpi=80)
-    left, middle, right = figure.subplots(1, 3)
-    for axes, part in ((left, of_ode), (middle, of_sde), (right, shares)):
+    """The three parts of `digits_errors`; the legend of the ODE's solvers is beside the last."""
+    figure = Figure(figsize=(10, 8.5), layout="constrained", dpi=100)
+    (left, right), (below, empty) = figure.subplots(2, 2)
+    for axes, part in zip((left, right, below), digits_errors(), strict=True):
         for index, (name, points) in enumerate(part.items()):
             color, dashes = line_style(index)
             n, errors = zip(*points, strict=True)
             print(f"{name:<16}", *(f"{error:9.2g}" for error in errors))
             axes.plot(n, errors, marker="o", markersize=4, color=color, linestyle=dashes, label=name)
     _frame(left, COUNTS, "evaluations", "RMS error of a pixel", "ODE, from noise to σ = 0.5")
-    _frame(
-        middle,
-        COUNTS[:-1],
-        "evaluations",
-        "RMS error of a pixel",
-        "SDE, from noise to σ = 0.5, on the same Brownian path",
-    )
-    _frame(right, FINAL_COUNTS, "evaluations", "share of images", "ODE, to σ = 0: images that are another digit")
+    _frame(right, COUNTS, "evaluations", "RMS error of a pixel", "SDE, from noise to σ = 0.5")
+    _frame(below, FINAL_COUNTS, "evaluations", "share of images", "ODE, to σ = 0: images that are another digit")
     left.set_yscale("log")
-    middle.set_yscale("log")
-    for axes in (left, middle):
-        axes.legend(frameon=False, fontsize=9)
+    right.set_yscale("log")
+    right.legend(frameon=False, title="SDE solvers")
+    empty.legend(*left.get_legend_handles_labels(), loc="center left", frameon=False, title="ODE solvers")
+    empty.axis("off")
     figure.savefig(path)
 
 

@@ -274,6 +274,19 @@ def test_bad_settings_are_refused(make, names):
         make()
 
 
+@pytest.mark.parametrize("h", [1e-6, 1e-3, 0.5, 3.0, 20.0, -0.5])
+def test_moments_are_those_of_an_exponential_weight(h):
+    """∫ τ^k w(τ) dτ/∫ w(τ) dτ on [0, 1] by quadrature, w = e^{hτ} for x̂_0, e^{2hτ} with the SDE's noise, e^{−hτ} for ε̂."""
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+    tau = (nodes + 1) / 2
+    samplers = [(UniPC(order=3), h), (DEIS(order=4), -h)]
+    for sampler, rate in samplers if h < 0 else [*samplers, (DPMSolver(order=3, eta=1.0), 2 * h)]:
+        weight = weights * np.exp(rate * (tau - (rate > 0)))
+        expected = [(weight * tau**k).sum() / weight.sum() for k in range(3)]
+        expected[2] /= 2 if isinstance(sampler, DPMSolver) else 1
+        assert sampler.moments(h, 3) == pytest.approx(expected, rel=1e-9)
+
+
 def test_order_1_is_ddim():
     denoiser, x = gaussian(schedules.linear().double(), "v"), torch.randn(3, 1, 4, 4, dtype=torch.float64)
     expected = DDIM(7)(denoiser, x)
