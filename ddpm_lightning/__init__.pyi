@@ -1,6 +1,5 @@
 from . import callbacks as callbacks
 from . import denoiser as denoiser
-from . import ideal as ideal
 from . import images as images
 from . import interop as interop
 from . import likelihood as likelihood
@@ -16,8 +15,8 @@ from .denoiser import PREDICTIONS as PREDICTIONS
 from .denoiser import Denoiser as Denoiser
 from .denoiser import Guidance as Guidance
 from .denoiser import Guided as Guided
+from .denoiser import IdealDenoiser as IdealDenoiser
 from .errors import UserError as UserError
-from .ideal import IdealDenoiser as IdealDenoiser
 from .interop import from_diffusers as from_diffusers
 from .interop import to_diffusers as to_diffusers
 from .likelihood import bits_per_dim as bits_per_dim

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ddpm_lightning import schedules
-from ddpm_lightning.ideal import IdealDenoiser
+from ddpm_lightning.denoiser import IdealDenoiser
 from ddpm_lightning.plots import line_style
 from ddpm_lightning.samplers import DDIM, DEIS, EDM, IPNDM, DPMSolver, Heun, Point, Sampler, Transition, UniPC
 from ddpm_lightning.schedules import NoiseSchedule

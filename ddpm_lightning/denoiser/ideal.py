@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lightning.data.source import Condition
-from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.denoiser.denoiser import Denoiser
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["IdealDenoiser"]
