@@ -48,7 +48,8 @@ null | model.time_hidden_channels sampler.dynamic_threshold sampler.num_steps tr
 # -1 is Lightning's "all" or "without end"; times and log SNR may be negative.
 null -1 | trainer.max_epochs
 -1 huge | callbacks.checkpoint.save_top_k
--1 | loss.times.mean schedule.end schedule.first schedule.last schedule.max_log_snr schedule.min_log_snr schedule.mu schedule.start trainer.num_sanity_val_steps
+-1 | schedule.first schedule.last
+-1 | loss.times.mean schedule.end schedule.max_log_snr schedule.min_log_snr schedule.mu schedule.start trainer.num_sanity_val_steps
 # Any whole number is a seed; any positive one is a factor, or the steps between two.
 huge | callbacks.generation_metrics.seed callbacks.log_snr.seed callbacks.neighbours.seed callbacks.raw_grid.seed
 huge | callbacks.sample_grid.seed callbacks.scatter.seed callbacks.trajectory.seed data.dataset.seed evaluate:seed sample:seed
