@@ -121,6 +121,19 @@ def _add_checkpoint_commands(command: Callable[..., argparse.ArgumentParser]) ->
     )
     likelihood.add_argument("--split", default="validation", metavar="validation|test", help="default: %(default)s")
 
+    about = "find the best time steps for a checkpoint and a deterministic sampler, for sampler.times=learned"
+    times = command("times", _times, about)
+    times.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
+    _add_trust(times)
+    times.add_argument("--steps", type=int, default=8, metavar="N", help="number of steps (default: %(default)s)")
+    times.add_argument(
+        "--sampler", default="dpmpp_2m", metavar="NAME", help="a choice of sampler= (default: %(default)s)"
+    )
+    times.add_argument("--weights", default="ema", metavar="ema|raw", help="default: %(default)s")
+    times.add_argument(
+        "--seconds", type=float, default=100.0, metavar="S", help="time to search (default: %(default)s)"
+    )
+
     export = command("export", _export, "export the model of a checkpoint as a diffusers folder or as safetensors")
     export.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
     _add_trust(export)
@@ -150,6 +163,12 @@ def _likelihood(checkpoint: Path, **options: Any) -> Iterator[Path]:
     from ddpm_lightning.evaluation.bits import measure_bits_per_dim
 
     yield measure_bits_per_dim(checkpoint, **options)
+
+
+def _times(checkpoint: Path, **options: Any) -> Iterator[Path]:
+    from ddpm_lightning.runs.learned_times import find_times
+
+    yield find_times(checkpoint, **options)
 
 
 def _features(overrides: Sequence[str], **options: Any) -> Iterator[str]:

@@ -107,8 +107,9 @@ class Evaluation:
         """Everything that the samples depend on, except the seed."""
         denoiser, sampler = self.setup.denoiser, OmegaConf.to_container(self.config.sampler, resolve=True)
         assert isinstance(sampler, dict)
-        if not sampler.get("continuous"):
-            sampler.pop("continuous", None)  # as in evaluations of 0.1.0, which are read again
+        for key in ("continuous", "times"):
+            if not sampler.get(key):
+                sampler.pop(key, None)  # as in evaluations of 0.1.0, which are read again
         return {
             "weights": fingerprint(*denoiser.state_dict().values()),
             "schedule": fingerprint(denoiser.schedule.alpha_bar),  # not part of the weights

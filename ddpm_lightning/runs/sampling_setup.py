@@ -23,6 +23,7 @@ from ddpm_lightning.run_folder import refuse_pipes
 from ddpm_lightning.runs.compiling import COMPILE, compile_blocks, is_compiled, uses_graphs
 from ddpm_lightning.runs.graphs import graph_evaluations
 from ddpm_lightning.runs.instantiate import build
+from ddpm_lightning.runs.learned_times import learned_times
 from ddpm_lightning.runs.loading import load_model, newest_checkpoint, run_dir_of
 from ddpm_lightning.runs.process_group import ProcessGroup
 from ddpm_lightning.runs.processes import total_memory
@@ -135,6 +136,8 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
     weaker = _weaker(config, device)
     guided = guidance.of(denoiser, weaker)
     condition = torch.tensor(labels) if labels is not None else _condition(config, denoiser, path, data)
+    if config.sampler.get("times") == "learned":
+        config.sampler.times = learned_times(path, denoiser, config.sampler)
     sampler: Sampler = build("sampler", config.sampler)
     steps = len(times_of(sampler, denoiser)) - 1
     return SamplingSetup(path, guided, guidance, weaker, sampler, labels, condition, data, device, steps)
@@ -144,10 +147,7 @@ def _weaker(config: DictConfig, device: torch.device) -> Denoiser | None:
     """The weaker model of autoguidance."""
     if config.autoguidance is None:
         return None
-    try:
-        return load_model(Path(str(config.autoguidance)), weights=config.weights)[0].to(device)
-    except UserError as error:
-        raise UserError(str(error).replace("ckpt_path=", "autoguidance=")) from error
+    return load_model(Path(str(config.autoguidance)), weights=config.weights, key="autoguidance")[0].to(device)
 
 
 def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:

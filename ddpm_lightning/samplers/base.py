@@ -85,6 +85,7 @@ class Options(TypedDict, total=False):
 
     spacing: str
     continuous: bool
+    times: Sequence[float] | str | None
     clip: float | None
     dynamic_threshold: float | None
 
@@ -100,6 +101,8 @@ class Sampler(ABC):
         spacing: the timestep spacing: "trailing" (starts at T, the default), "leading" (ends at 1), "linspace" (both),
             "quadratic" or "karras".
         continuous: do not round the times to the schedule's integer timesteps.
+        times: the timesteps themselves, decreasing, without 0, in place of num_steps and spacing; "learned" for those that `ddpm times`
+            found for a checkpoint, which sample.py and evaluate.py put here.
         clip: clips each estimate of x_0 to ±clip; None for data outside [−1, 1].
         dynamic_threshold: dynamic thresholding with quantile p, such as 0.995: before clipping, each estimate is clipped to ±s and
             divided by s, where s ≥ 1 is the p-quantile of its |x_0| (Saharia et al. 2022, section 2.3).
@@ -117,6 +120,7 @@ class Sampler(ABC):
         *,
         spacing: str = "trailing",
         continuous: bool = False,
+        times: Sequence[float] | str | None = None,
         clip: float | None = 1.0,
         dynamic_threshold: float | None = None,
     ):
@@ -127,6 +131,7 @@ class Sampler(ABC):
         self.num_steps = num_steps
         self.spacing = spacing
         self.continuous = continuous
+        self.given = None if times is None else _checked(times)
         self.clip = clip
         self.dynamic_threshold = dynamic_threshold
 
@@ -140,6 +145,13 @@ class Sampler(ABC):
         Raises:
             ValueError: if fewer than `num_steps` distinct timesteps exist.
         """
+        if self.given == "learned":
+            raise ValueError(
+                "times=learned is for sample.py and evaluate.py, after `python -m ddpm_lightning times CHECKPOINT`"
+            )
+        if self.given is not None:
+            require("times[0]", self.given[0], f"[1, {T}]", hint=f"the schedule has T={T}")
+            return [*self.given, 0] if all(isinstance(t, int) for t in self.given) else [*map(float, self.given), 0.0]
         num_steps = T if self.num_steps is None else self.num_steps
         require("num_steps", num_steps, f"1..{T}", hint=f"the schedule has T={T}")
         spaced = SPACINGS[self.spacing](T, num_steps, None if log_snr is None else log_snr[1:])
@@ -241,6 +253,17 @@ class Sampler(ABC):
         if not times or any(not 0 <= t <= T for t in times) or not (falling or rising):
             upward = " (or increase from 1 or more)" if self.eta == 0 else ""
             raise ValueError(f"times must decrease strictly{upward} within 0..T={T}, got {list(times)}")
+
+
+def _checked(times: Sequence[float] | str) -> Sequence[float] | str:
+    if isinstance(times, str):
+        require_one_of("times", times, ["learned"], hint="or a list such as [1000,600,200]")
+        return times
+    if not times or any(u >= t for t, u in pairwise(times)) or not all(t >= 1 for t in times):
+        raise ValueError(
+            f"times must decrease from one to the next, and end at 1 or above, as in [1000,600,200], got {list(times)}"
+        )
+    return list(times)
 
 
 def reverse_step(
