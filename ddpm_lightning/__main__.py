@@ -17,6 +17,7 @@ from ddpm_lightning.cli.entry import sentence
 from ddpm_lightning.cli.pipes import outlive_readers
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.ranges import require_one_of
+from ddpm_lightning.terminal import Activity, loading
 
 __all__ = ["main"]
 
@@ -152,16 +153,17 @@ def _add_trust(command: argparse.ArgumentParser) -> None:
 
 
 def _schedules(out: Path, num_steps: int) -> Iterator[Path]:
-    from ddpm_lightning.plots import draw_schedules  # imported late, since torch is slow
-
     require_one_of("the suffix of --out", out.suffix, [".png"])
-    draw_schedules(out, num_steps=num_steps)
+    with loading():  # imported late, since torch is slow
+        from ddpm_lightning.plots import draw_schedules
+    with Activity("Plotting"):
+        draw_schedules(out, num_steps=num_steps)
     yield out
 
 
 def _likelihood(checkpoint: Path, **options: Any) -> Iterator[Path]:
-    from ddpm_lightning.evaluation.bits import measure_bits_per_dim
-
+    with loading():
+        from ddpm_lightning.evaluation.bits import measure_bits_per_dim
     yield measure_bits_per_dim(checkpoint, **options)
 
 
@@ -172,24 +174,26 @@ def _times(checkpoint: Path, **options: Any) -> Iterator[Path]:
 
 
 def _features(overrides: Sequence[str], **options: Any) -> Iterator[str]:
-    from ddpm_lightning.evaluation.features import train_classifier
-
+    with loading():
+        from ddpm_lightning.evaluation.features import train_classifier
     yield train_classifier(overrides, **options)
 
 
 def _export(checkpoint: Path, folder: Path, **options: Any) -> Iterator[Path]:
-    from ddpm_lightning.runs.export import export
-
-    export(checkpoint, folder, **options)
+    with loading():
+        from ddpm_lightning.runs.export import export
+    with Activity("Exporting the model"):
+        export(checkpoint, folder, **options)
     yield folder
 
 
 def _report(folder: Path | None, *, wandb: bool, **options: Any) -> Iterable[Any]:
     if not wandb and (folder is None or any(options.values())):
         raise UserError("report requires a folder of runs or --wandb; --project and --entity require --wandb")
-    from ddpm_lightning.report import report_with_dashboard, write_report
-
-    return report_with_dashboard(folder, **options) if folder is None or wandb else write_report(folder)
+    with loading():
+        from ddpm_lightning.report import report_with_dashboard, write_report
+    with Activity("Writing the report"):
+        return [*report_with_dashboard(folder, **options)] if folder is None or wandb else write_report(folder)
 
 
 if __name__ == "__main__":

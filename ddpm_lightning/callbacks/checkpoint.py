@@ -24,6 +24,7 @@ from ddpm_lightning.files import replace_file
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.records.torch import load_plain
 from ddpm_lightning.run_folder import by_step, newest_intact
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["AtomicCheckpointIO", "BestCheckpoint", "NewestCheckpoint", "SaveBeforeFigures"]
 
@@ -35,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replace_file(path, "wb") as file:
+            with Activity("saving a checkpoint"), replace_file(path, "wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError when the disk is full
             saved = newest_intact(path.parent)

@@ -17,6 +17,7 @@ from ddpm_lightning.metrics.distances import frechet_distance, kernel_distance
 from ddpm_lightning.metrics.features import cache_folder, extract
 from ddpm_lightning.ranges import require
 from ddpm_lightning.samplers import Sampler
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["GenerationMetrics"]
 
@@ -96,7 +97,7 @@ class GenerationMetrics(Callback):
                 images = sampled_together(pl_module, self._num_samples, partial(self._draw, pl_module))
             found = self._measure(images) if trainer.is_global_zero else None
             self._measured_at, self._latest = step, trainer.strategy.broadcast(found)
-        pl_module.log_dict(self._latest, logger=False, sync_dist=True)  # the same on all ranks
+        pl_module.log_dict(self._latest, prog_bar=True, logger=False, sync_dist=True)  # the same on all ranks
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured_at": self._measured_at, "latest": self._latest}
@@ -108,12 +109,14 @@ class GenerationMetrics(Callback):
         """Samples with these indices, uint8 (B, C, H, W), batch by batch."""
         guided = self._guidance.of(pl_module.denoiser)
         parts = []
-        for first in range(0, len(indices), self._batch_size):
-            some = indices[first : first + self._batch_size]
-            noise = SeededNoise(self._seed, some)
-            x = noise.draw(self._shape).to(pl_module.device)
-            y = in_turn(self._condition, some, x.device)
-            parts.append(to_uint8(self._sampler(guided, x, y, randn=noise)))
+        with Activity("sampling for FID and KID", total=len(indices), unit="images") as activity:
+            for first in range(0, len(indices), self._batch_size):
+                some = indices[first : first + self._batch_size]
+                noise = SeededNoise(self._seed, some)
+                x = noise.draw(self._shape).to(pl_module.device)
+                y = in_turn(self._condition, some, x.device)
+                parts.append(to_uint8(self._sampler(guided, x, y, randn=noise)))
+                activity.advance(len(some))
         return torch.cat(parts)
 
     def _measure(self, images: Tensor) -> dict[str, float]:

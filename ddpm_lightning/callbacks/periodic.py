@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm_lightning.callbacks.stopwatch import Stopwatch
 from ddpm_lightning.images import save_png
 from ddpm_lightning.ranges import require
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["Periodic", "show"]
 
@@ -36,6 +37,8 @@ class Periodic(Callback):
         self._stopwatch = stopwatch or Stopwatch()
         self._last_step = -1
 
+    doing = "making a figure"  # what a terminal shows meanwhile
+
     @abstractmethod
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         """Measure or plot, on all ranks."""
@@ -55,7 +58,8 @@ class Periodic(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         try:
             self._once_per_step(trainer, pl_module)
-            self.finish(trainer)
+            with Activity(self.doing):
+                self.finish(trainer)
         except Exception as error:  # the last checkpoint is still to be saved
             log.warning("%s failed at the end of training (%s: %s)", type(self).__name__, type(error).__name__, error)
 
@@ -69,7 +73,7 @@ class Periodic(Callback):
         if trainer.global_step == self._last_step:
             return  # called already: at an earlier micro-batch of this step, or just before the end
         self._last_step = trainer.global_step
-        with self._stopwatch.paused():
+        with Activity(self.doing), self._stopwatch.paused():
             self.on_period(trainer, pl_module)
 
 

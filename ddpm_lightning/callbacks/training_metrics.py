@@ -119,7 +119,7 @@ class TrainingMetrics(Callback):
             metrics["train/loss_spikes"] = self._loss_guard.spikes(trainer)
         self._write(trainer, metrics)
         self.latest = metrics
-        trainer.progress_bar_metrics["train/loss"] = metrics["train/loss"]
+        trainer.progress_bar_metrics.update((key, metrics[key]) for key in ("train/loss", "train/images_per_second"))
         self._sums, self._images, self._host_seconds = torch.zeros_like(self._sums), 0, 0.0
         self._stopwatch.start(0.0)
 

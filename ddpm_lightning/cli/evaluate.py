@@ -3,16 +3,15 @@
 from omegaconf import DictConfig
 
 from ddpm_lightning.cli.entry import run, user_errors
-from ddpm_lightning.cli.starting import SAMPLES, TORCH, announce
+from ddpm_lightning.terminal import loading
 
 __all__ = ["main"]
 
 
 def evaluate(config: DictConfig) -> None:
-    announce(TORCH)
-    from ddpm_lightning.evaluation import pipeline  # torch is imported only when there is work
+    with loading():
+        from ddpm_lightning.evaluation import pipeline  # torch is imported only when there is work
 
-    announce(SAMPLES)
     with user_errors(config):
         pipeline.evaluate(config)
 

@@ -7,7 +7,6 @@ from typing import Any
 from ddpm_lightning import environment
 from ddpm_lightning.cli import menu
 from ddpm_lightning.cli.launch import agreed, is_sweep, split_flags, value_of
-from ddpm_lightning.cli.starting import TORCH, announce
 from ddpm_lightning.cli.sweeps import planned
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require_one_of
@@ -20,6 +19,7 @@ from ddpm_lightning.run_folder import (
     refuse_pipes,
     unfinished_runs,
 )
+from ddpm_lightning.terminal import loading
 
 __all__ = ["complete_arguments"]
 
@@ -48,8 +48,8 @@ def _complete_run(asked: str, argv: Sequence[str]) -> list[str]:
     if environment.is_first():
         refuse_pipes(folder, and_links_out=True)
         hold(folder)
-    announce(TORCH)
-    from ddpm_lightning.runs.resume_point import newest_point  # torch is imported only when there is work
+    with loading():  # torch is imported only when there is work
+        from ddpm_lightning.runs.resume_point import newest_point
 
     flags, typed = split_flags(argv)
     typed = [override for override in typed if not override.startswith(("resume=", "hydra.run.dir=", "run_dir="))]

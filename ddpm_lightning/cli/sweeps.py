@@ -28,6 +28,7 @@ from ddpm_lightning.errors import Stopped, UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.records.yaml import length, recorded_sweep
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["Jobs", "Report", "Sweep", "job_name", "planned", "swept"]
 
@@ -85,9 +86,10 @@ class Report(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            from ddpm_lightning.report import report_sweep  # torch and matplotlib are imported only when there is work
+            with Activity("Writing the report"):
+                from ddpm_lightning.report import report_sweep  # torch is imported only when there is work
 
-            found = report_sweep(Path(config.hydra.sweep.dir), metric=config.get("optimized_metric"))
+                found = report_sweep(Path(config.hydra.sweep.dir), metric=config.get("optimized_metric"))
             print("", *found, sep="\n", flush=True)
         except Exception as error:
             print(f"no report: {error}", file=sys.stderr, flush=True)

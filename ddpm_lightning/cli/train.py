@@ -3,16 +3,15 @@
 from omegaconf import DictConfig
 
 from ddpm_lightning.cli.entry import run, user_errors
-from ddpm_lightning.cli.starting import DATA, TORCH, announce
+from ddpm_lightning.terminal import loading
 
 __all__ = ["main"]
 
 
 def train(config: DictConfig) -> float | None:
-    announce(TORCH)
-    from ddpm_lightning import runs  # torch and lightning are imported only when there is work
+    with loading():
+        from ddpm_lightning import runs  # torch and lightning are imported only when there is work
 
-    announce(DATA)
     with user_errors(config):
         return runs.train(config)
     return None

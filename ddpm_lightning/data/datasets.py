@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from ddpm_lightning import terminal
 from ddpm_lightning.data.folders import find_images
 from ddpm_lightning.data.image_files import read_images
 from ddpm_lightning.data.labels import NO_LABEL, in_order, labels_of
@@ -115,7 +116,8 @@ def _download(source: Callable[..., Any], root: Path) -> Any:
     partial = Path(mkdtemp(prefix=_PARTIAL, dir=root))
     try:
         _link_existing(source, root, partial)
-        source(root=partial, download=True)
+        with terminal.hidden():  # torchvision shows the download
+            source(root=partial, download=True)
         for path in sorted(partial.rglob("*")):
             if not path.is_dir():
                 place = root / path.relative_to(partial)

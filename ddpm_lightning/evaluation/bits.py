@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from ddpm_lightning.runs.loading import data_config_of, denoiser_of, load_checkp
 from ddpm_lightning.runs.process_group import ALONE, ProcessGroup
 from ddpm_lightning.runs.sampling_setup import make_out_dir
 from ddpm_lightning.runs.trust import check_targets, without_download
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["METHODS", "Likelihood", "measure_bits_per_dim"]
 
@@ -74,11 +76,12 @@ def measure_bits_per_dim(
     require_one_of("method", method, [*METHODS])
     require_one_of("split", split, ["validation", "test"])
     require("num_images", num_images, "1..", optional=True)
-    content = load_checkpoint(checkpoint)
-    denoiser, node = denoiser_of(content, weights=weights), data_config_of(content)
-    check_targets(node, "data")
-    data = OmegaConf.create(without_download(node))
-    held_out = held_out_of(load_data(data if split == "validation" else test_split_of(data)), split)
+    with Activity("Loading the checkpoint and the data"):
+        content = load_checkpoint(checkpoint)
+        denoiser, node = denoiser_of(content, weights=weights), data_config_of(content)
+        check_targets(node, "data")
+        data = OmegaConf.create(without_download(node))
+        held_out = held_out_of(load_data(data if split == "validation" else test_split_of(data)), split)
     if not len(held_out.images):
         raise UserError(
             "the run has no validation images to measure on (data.val_fraction=0, or data.dataset.val_shards=0 of a stream)"
@@ -162,7 +165,9 @@ class Likelihood:
 
     def arrays(self, group: ProcessGroup = ALONE) -> dict[str, Tensor]:
         """The fields of a `BitsPerDim`, or "total" of the ODE, computed on the denoiser's device unless cached."""
-        with group.progress("likelihood", len(self.chunks.missing(group)), "chunk") as progress:
+        each = {"bound": self.denoiser.schedule.num_steps, "continuous": LEVELS, "ode": 1}[self.method]
+        total = len(self.chunks.missing(group)) * each
+        with Activity("likelihood", total=total, unit="steps") as activity:
 
             def compute(items: range) -> dict[str, Tensor]:
                 part = slice(items.start, items.stop)
@@ -170,22 +175,28 @@ class Likelihood:
                 y = None
                 if self.denoiser.conditional:
                     y = map_condition(lambda rows: rows[part].to(x0.device), self.held_out.labels)
-                found = self._measure(x0, y, SeededNoise(0, items))
-                progress.update()
+                found = self._measure(x0, y, SeededNoise(0, items), activity.advance)
                 return {name: values.cpu() for name, values in found.items()}
 
             self.chunks.compute(compute, group)
         return self.chunks.read()
 
-    def _measure(self, x0: Tensor, y: Condition | None, noise: SeededNoise) -> dict[str, Tensor]:
+    def _measure(
+        self, x0: Tensor, y: Condition | None, noise: SeededNoise, advance: Callable[[], Any]
+    ) -> dict[str, Tensor]:
         if self.method == "ode":
-            return {"total": ode_bits_per_dim(self.denoiser, x0, y, uniform=ndtr(noise(x0)), randn=noise)}
+            total = ode_bits_per_dim(self.denoiser, x0, y, uniform=ndtr(noise(x0)), randn=noise)
+            advance()
+            return {"total": total}
         if self.method == "bound":
-            parts = [bits_per_dim(self.denoiser, x0, y, variance=self.variance, randn=noise)]
+            parts = [bits_per_dim(self.denoiser, x0, y, variance=self.variance, randn=noise, advance=advance)]
         else:
             uniforms = ((noise.uniform() + i / LEVELS) % 1 for i in range(LEVELS))
             estimate = partial(
                 estimate_continuous_bits_per_dim, self.denoiser, x0, y, variance=self.variance, randn=noise
             )
-            parts = [estimate(uniform=uniform) for uniform in uniforms]
+            parts = []
+            for uniform in uniforms:
+                parts.append(estimate(uniform=uniform))
+                advance()
         return {name: torch.stack([getattr(part, name) for part in parts]).mean(0) for name in ("prior", "by_t")}

@@ -51,8 +51,7 @@ class Extractor:
 
         def compute(items: range) -> dict[str, Tensor]:
             part = images[items.start : items.stop]
-            progress = self.group.rank == 0
-            return {"features": extract(self.model, part, batch_size=self.batch_size, progress=progress)}
+            return {"features": extract(self.model, part, batch_size=self.batch_size)}
 
         chunks.compute(compute, self.group)
         return Compared(images, chunks.read()["features"]) if self.group.rank == 0 else nothing

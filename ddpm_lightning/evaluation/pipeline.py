@@ -34,6 +34,7 @@ from ddpm_lightning.runs.processes import take_gpu
 from ddpm_lightning.runs.sampling_setup import SamplingSetup, make_out_dir, prepare_sampling
 from ddpm_lightning.runs.schema import Evaluation as Settings
 from ddpm_lightning.runs.schema import check_types
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["evaluate"]
 
@@ -52,8 +53,9 @@ def evaluate(config: DictConfig) -> Path:
     _check(config)
     take_gpu()
     with join_process_group() as group:
-        setup = prepare_sampling(config, group)
-        real = load_real_images(config, setup)
+        with Activity("Loading the checkpoint and the data"):
+            setup = prepare_sampling(config, group)
+            real = load_real_images(config, setup)
         extractor = load_extractor(config, real.data, setup.device, group)
         evaluation = Evaluation(config, group, setup, real, extractor)
         evaluation.make_folders()
@@ -64,7 +66,8 @@ def evaluate(config: DictConfig) -> Path:
             evaluation.sample()
             found = evaluation.measure()
             if group.rank == 0:
-                evaluation.write(found)
+                with Activity("Computing the metrics"):
+                    evaluation.write(found)
     return evaluation.out
 
 
@@ -187,7 +190,8 @@ class Evaluation:
             print("All samples exist: computing the metrics", flush=True)
             return
         T, world_size = self.setup.denoiser.schedule.num_steps, self.group.world_size
-        each = self.setup.seconds_per_evaluation(min(self.config.batch_size, 32))
+        with Activity("Timing the network"):
+            each = self.setup.seconds_per_evaluation(min(self.config.batch_size, 32))
         total = images * self.setup.evaluations + bits * T
         at_once = min(world_size, -(-images // self.config.shard_size) or world_size)
         where = f"{self.setup.device}" + f" x {world_size}" * (world_size > 1)
@@ -201,8 +205,9 @@ class Evaluation:
         """Sample the missing images."""
         for seed, chunks in self.samples.items():
             batches = sum(-(-len(items) // self.config.batch_size) for items in chunks.missing(self.group))
-            with self.group.progress(f"sampling, seed {seed}", batches * self.setup.steps, "step") as progress:
-                chunks.compute(partial(self._sample_chunk, seed, progress.update), self.group)
+            work = f"sampling, seed {seed}" if len(self.samples) > 1 else "sampling"
+            with Activity(work, total=batches * self.setup.steps, unit="steps") as activity:
+                chunks.compute(partial(self._sample_chunk, seed, activity.advance), self.group)
 
     def _sample_chunk(self, seed: int, advance: Callable[[], Any], items: range) -> dict[str, Tensor]:
         started, size = time.perf_counter(), self.config.batch_size
@@ -215,10 +220,11 @@ class Evaluation:
         """Compute the missing likelihoods and features, and read all of them."""
         bits = self.likelihood.compute(self.group) if self.likelihood.chunks.count else None
         real, extractor = self.real, self.extractor
-        sets = {key: extractor(part.images) for key, part in (("train", real.train), ("held_out", real.held_out))}
-        sets["reference"] = sets["train"] if real.reference is real.train else extractor(real.reference.images)
-        read = [chunks.read() for chunks in self.samples.values()]
-        samples = [extractor(arrays["images"], self.out / "features") for arrays in read]
+        with Activity("Computing the features"):
+            sets = {key: extractor(part.images) for key, part in (("train", real.train), ("held_out", real.held_out))}
+            sets["reference"] = sets["train"] if real.reference is real.train else extractor(real.reference.images)
+            read = [chunks.read() for chunks in self.samples.values()]
+            samples = [extractor(arrays["images"], self.out / "features") for arrays in read]
         return Measured(sets, samples, bits, sum(float(arrays["seconds"].sum()) for arrays in read))
 
     def metrics(self, found: Measured) -> dict[str, Any]:

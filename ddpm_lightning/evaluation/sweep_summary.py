@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.plots import draw_study
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["SweepSummary"]
 
@@ -41,7 +42,8 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            _write(Path(config.hydra.sweep.dir))
+            with Activity("Comparing the evaluations"):
+                _write(Path(config.hydra.sweep.dir))
         except Exception as error:  # the evaluations themselves are complete
             print(f"the evaluations could not be compared: {error}", file=sys.stderr, flush=True)
 

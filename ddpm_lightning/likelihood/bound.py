@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ def bits_per_dim(
     variance: str | None = None,
     clip: float | None = 1.0,
     randn: Callable[[Tensor], Tensor] = torch.randn_like,
+    advance: Callable[[], Any] = lambda: None,
 ) -> BitsPerDim:
     """The variational bound, with one sample of x_t per t (Ho et al. 2020, Eq. 5) and T network evaluations.
 
@@ -83,6 +85,7 @@ def bits_per_dim(
             and "small" elsewhere.
         clip: each estimate of x_0 is kept within ±clip; None for data outside [−1, 1].
         randn: gives noise like x; asked for t = T, …, 1.
+        advance: called after each t, such as by a progress bar.
 
     Raises:
         ValueError: for an unknown variance.
@@ -94,6 +97,7 @@ def bits_per_dim(
         x_t = schedule.q_sample(x0, t, randn(x0))
         raw = denoiser.predict(x_t, t, y)
         terms.append(vlb_term(denoiser, raw, x0, x_t, t, variance=variance, clip=clip))
+        advance()
     return BitsPerDim(prior_term(schedule, x0), torch.stack(terms[::-1], dim=1))
 
 

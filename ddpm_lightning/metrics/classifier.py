@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.seeds import derive
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["Classifier", "train_classifier"]
 
@@ -61,17 +61,18 @@ def train_classifier(
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=num_steps)
         height, width = data.images.shape[-2:]
         pad = max(1, min(height, width) // 10)
-        steps = tqdm(range(num_steps), desc="feature classifier", unit="step", disable=None, dynamic_ncols=True)
-        for _ in steps:
-            chosen = torch.randint(len(data.images), (128,), generator=draw)
-            down, right = torch.randint(2 * pad + 1, (2,), generator=draw).tolist()
-            images = functional.pad(data.images[chosen].float(), (pad,) * 4, "replicate")
-            images = images[..., down : down + height, right : right + width].to(device)
-            loss = functional.cross_entropy(model.classify(model(images)), data.labels[chosen].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rate.step()
+        with Activity("training the feature classifier", total=num_steps, unit="steps") as activity:
+            for _ in range(num_steps):
+                chosen = torch.randint(len(data.images), (128,), generator=draw)
+                down, right = torch.randint(2 * pad + 1, (2,), generator=draw).tolist()
+                images = functional.pad(data.images[chosen].float(), (pad,) * 4, "replicate")
+                images = images[..., down : down + height, right : right + width].to(device)
+                loss = functional.cross_entropy(model.classify(model(images)), data.labels[chosen].to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                rate.step()
+                activity.advance()
     return model.eval()
 
 

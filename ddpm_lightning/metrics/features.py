@@ -10,9 +10,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
-from tqdm import tqdm
 
-from ddpm_lightning import environment
+from ddpm_lightning import environment, terminal
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.data.source import is_labels
@@ -193,7 +192,8 @@ def inception(load: Load, cache: Path, *, weights: str | None = None, device: to
     if weights is None and not (path.exists() and sha256(path.read_bytes()).hexdigest().startswith(INCEPTION_HASH)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_HASH)
+            with terminal.hidden():  # PyTorch shows the download
+                torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_HASH)
         except (URLError, OSError, RuntimeError) as error:
             raise UserError(
                 f"features=inception: {INCEPTION_URL} cannot be downloaded ({brief(error)}): put that file at {path}, or choose "
@@ -235,12 +235,15 @@ def custom(
 
 
 @torch.no_grad()
-def extract(model: nn.Module, images: Tensor, *, batch_size: int = 256, progress: bool = False) -> Tensor:
+def extract(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tensor:
     """Extract features (N, D), float32 on the CPU, of uint8 images (N, C, H, W) on the model's device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    silent = None if progress else True
-    batches = tqdm(images.split(batch_size), desc="features", unit="batch", disable=silent, dynamic_ncols=True)
-    return torch.cat([model(batch.to(device)).float().cpu() for batch in batches])
+    found = []
+    with terminal.Activity("features", total=len(images), unit="images") as activity:
+        for batch in images.split(batch_size):
+            found.append(model(batch.to(device)).float().cpu())
+            activity.advance(len(batch))
+    return torch.cat(found)
 
 
 @torch.no_grad()

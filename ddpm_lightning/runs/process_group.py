@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm_lightning.runs.rendezvous import check_rendezvous
 
@@ -31,11 +29,6 @@ class ProcessGroup:
         if self.world_size > 1:
             dist.gather_object(mine, tensors if self.rank == 0 else None)
         return [tensor for tensor in tensors if tensor is not None and self.rank == 0]
-
-    def progress(self, what: str, total: int, unit: str) -> "tqdm[NoReturn]":
-        """A progress bar, shown only on rank zero in a terminal."""
-        silent = None if self.rank == 0 else True
-        return tqdm(desc=what, total=total, unit=unit, disable=silent, dynamic_ncols=True)
 
     def wait(self) -> None:
         """Wait for all ranks."""

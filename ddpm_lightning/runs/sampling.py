@@ -23,6 +23,7 @@ from ddpm_lightning.runs.process_group import ProcessGroup, join_process_group
 from ddpm_lightning.runs.sampling_setup import SamplingSetup, make_out_dir, prepare_sampling
 from ddpm_lightning.runs.schema import Sampling, check_types
 from ddpm_lightning.runs.trials import times_of
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["sample"]
 
@@ -38,7 +39,8 @@ def sample(config: DictConfig) -> Path:
     """
     _check(config)
     with join_process_group() as group:
-        setup = prepare_sampling(config, group)
+        with Activity("Loading the checkpoint"):
+            setup = prepare_sampling(config, group)
         require_one_of("format", config.format, _formats(setup), hint=f"the model samples {setup.kind}")
         if config.format == "html":
             most, hint = viewer.most_images(setup.shape), "format=html shows every image at every step"
@@ -46,7 +48,8 @@ def sample(config: DictConfig) -> Path:
         out = _out_dir(config, setup, group)
         samples = _sample_batches(config, setup, group)
         if group.rank == 0:
-            _write(samples, out, config, setup)
+            with Activity("Writing the samples"):
+                _write(samples, out, config, setup)
     return out
 
 
@@ -99,14 +102,14 @@ def _sample_batches(config: DictConfig, setup: SamplingSetup, group: ProcessGrou
     frames = _frames(config, setup) if config.format == "html" else None
     collected: list[Tensor] = []
     batches = torch.arange(config.num_samples).split(config.batch_size)
-    with group.progress("sampling", len(batches) * setup.steps, "step") as progress:
+    with Activity("sampling", total=len(batches) * setup.steps, unit="steps") as activity:
         for first in range(0, len(batches), group.world_size):
             mine = None
             if first + group.rank < len(batches):
-                work = config.seed, batches[first + group.rank].tolist(), progress.update
+                work = config.seed, batches[first + group.rank].tolist(), activity.advance
                 mine = viewer.pixels_of(setup.trajectory(*work), frames) if frames else setup.samples(*work)
             found = group.gather(mine)
-            progress.update(setup.steps * (len(found) - 1))
+            activity.advance(setup.steps * (len(found) - 1))
             collected += found
     return collected
 

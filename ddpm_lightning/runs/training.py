@@ -41,6 +41,7 @@ from ddpm_lightning.runs.processes import Ranks, in_processes_of_its_own, take_g
 from ddpm_lightning.runs.rendezvous import check_rendezvous
 from ddpm_lightning.runs.resume_point import ResumePoint, first_intact, refuse_another, resume
 from ddpm_lightning.runs.trust import packages_to_trust
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["train"]
 
@@ -62,9 +63,10 @@ def train(config: DictConfig) -> float | None:
 def _train(config: DictConfig, resumed_from: Path | None) -> float | None:
     run: Run | None = None
     try:
-        config, point = resume(config, resumed_from)
-        check_config(config)
-        run = build_run(config, point)
+        with Activity("Reading the data, building the model and trying a batch"):
+            config, point = resume(config, resumed_from)
+            check_config(config)
+            run = build_run(config, point)
         check_rendezvous(getattr(run.trainer.strategy, "cluster_environment", None), run.trainer.world_size)
         is_first = rank_zero_only.rank == 0  # locks the folder for all ranks
         if is_first and point is None:

@@ -19,6 +19,7 @@ class SampleGrid(Pictures):
     """
 
     name = "grid"
+    doing = "sampling a grid"
 
     def draw(self, pl_module: Any) -> Tensor:
         images = sampled_together(pl_module, self.num_samples, partial(self.samples, pl_module))

@@ -46,6 +46,8 @@ class LogSNRCurve(Periodic):
         UserError: for a number out of range.
     """
 
+    doing = "measuring the noise-prediction error"
+
     def __init__(
         self,
         folder: str | Path,

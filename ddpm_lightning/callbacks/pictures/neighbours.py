@@ -25,6 +25,7 @@ class Neighbours(Pictures):
     """
 
     name = "neighbours"
+    doing = "finding the nearest training images"
 
     def __init__(self, *args: Any, num_neighbours: int = 5, **kwargs: Any):
         super().__init__(*args, **kwargs)

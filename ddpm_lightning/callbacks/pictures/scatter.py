@@ -20,6 +20,7 @@ class Scatter(Pictures):
     """
 
     name = "scatter"
+    doing = "sampling points"
 
     def __init__(self, *args: Any, num_columns: int = 6, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from ddpm_lightning.callbacks.periodic import show
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["ScheduleCurves"]
 
@@ -22,6 +23,7 @@ class ScheduleCurves(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.global_step == 0 and trainer.is_global_zero:  # a resumed run has it already
-            from ddpm_lightning.plots import draw_schedule
+            with Activity("plotting the noise schedule"):
+                from ddpm_lightning.plots import draw_schedule
 
-            show(trainer, draw_schedule(pl_module.denoiser.schedule), self.folder / "schedule.png", "schedule")
+                show(trainer, draw_schedule(pl_module.denoiser.schedule), self.folder / "schedule.png", "schedule")

@@ -32,6 +32,7 @@ class Trajectory(Pictures):
     """
 
     name = "trajectory"
+    doing = "sampling a trajectory"
 
     def __init__(
         self,

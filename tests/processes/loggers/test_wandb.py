@@ -33,7 +33,7 @@ def trained(tmp_path, *overrides, env=None):
     assert done.stderr == ""
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
-    (warning,) = [line for line in done.stdout.splitlines() if "W&B" in line and "[WARNING]" in line]
+    (warning,) = [line for line in done.stdout.splitlines() if "W&B" in line and line.startswith("WARNING: ")]
     assert done.stdout.count("WARNING") == 1
     assert "logger=none" in warning or "did not receive the whole run" in warning
     print(f"{seconds:.1f} s: {warning}")
