@@ -195,11 +195,13 @@ class Evaluation:
         total = images * self.setup.evaluations + bits * T
         at_once = min(world_size, -(-images // self.config.shard_size) or world_size)
         where = f"{self.setup.device}" + f" x {world_size}" * (world_size > 1)
-        print(
+        seconds = total * each / at_once
+        time_needed = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        lines = table.fold(
             f"Computing {images:,} samples ({self.setup.evaluations} network evaluations each) and the likelihood of {bits:,} images "
-            f"({T} each): {total:,} evaluations, about {total * each / at_once / 60:.0f} min on {where}",
-            flush=True,
+            f"({T:,} each): {total:,} evaluations, about {time_needed} on {where}"
         )
+        print(*lines, sep="\n", flush=True)
 
     def sample(self) -> None:
         """Sample the missing images."""
@@ -289,4 +291,4 @@ class Evaluation:
         for path in paths:  # the newest, and one per protocol
             with replace_file(path) as file:
                 file.write(text)
-        table.print_table(summary, self.out)
+        print(*table.lines_of(summary, self.out), sep="\n", flush=True)

@@ -4,13 +4,14 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from ddpm_lightning.evaluation.table import aligned
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.plots import draw_study
 from ddpm_lightning.terminal import Activity
@@ -66,7 +67,8 @@ def _write(folder: Path) -> None:
     draw_study(folder / "study.png", curves, metric=metric)
     name, best = min(named, key=lambda pair: pair[1]["metrics"]["fid"]["value"])
     fid, steps = best["metrics"]["fid"]["value"], best["protocol"]["steps"]
-    print(f"\n{table}\n\nBest FID (lower is better): {fid:.4g} with {name}, {steps} steps")
+    print("", *_lines_of([summary for _, summary in named]), sep="\n")
+    print(f"\nBest FID (lower is better): {fid:.4g} with {name}, {steps} steps")
     print(f"{folder / 'study.md'}\n{folder / 'study.png'}", flush=True)
 
 
@@ -74,22 +76,42 @@ def _evaluations(summary: Mapping[str, Any]) -> int:
     return summary["protocol"]["network_evaluations_per_image"]
 
 
-def table_of(summaries: list[dict[str, Any]]) -> str:
-    """The evaluations as a Markdown table, with the best value of each column in bold."""
+def _columns(summaries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The metrics that all evaluations have, with their best values."""
     columns = [name for name in COLUMNS if all(name in summary["metrics"] for summary in summaries)]
-    best = {
+    return {
         name: (min if name in ("fid", "kid") else max)(summary["metrics"][name]["value"] for summary in summaries)
         for name in columns
     }
+
+
+def _lines_of(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The evaluations as a table for a terminal, with a star at the best value of each column."""
+    columns = _columns(summaries)
+    rows = []
+    for name, summary in zip(names_of(summaries), summaries, strict=True):
+        values = [(summary["metrics"][column], best) for column, best in columns.items()]
+        cells = [_value(row) + ("*" if row["value"] == best else " ") for row, best in values]
+        rows.append([name, f"{_evaluations(summary):,}", *cells])
+    yield from aligned(["sampler", "evaluations", *(f"{name} " for name in columns)], rows)
+    yield "* best of the column"
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    return f"{row['value']:.4g}" + (f" ± {row['spread']:.2g}" if "spread" in row else "")
+
+
+def table_of(summaries: list[dict[str, Any]]) -> str:
+    """The evaluations as a Markdown table, with the best value of each column in bold."""
+    columns = _columns(summaries)
     head = ["sampler", "steps", "evaluations", *columns, "images/s"]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
     for name, summary in zip(names_of(summaries), summaries, strict=True):
         protocol = summary["protocol"]
         cells = [name, protocol["steps"], _evaluations(summary)]
-        for column in columns:
+        for column, best in columns.items():
             row = summary["metrics"][column]
-            text = f"{row['value']:.4g}" + (f" ± {row['spread']:.2g}" if "spread" in row else "")
-            cells.append(f"**{text}**" if row["value"] == best[column] else text)
+            cells.append(f"**{_value(row)}**" if row["value"] == best else _value(row))
         cells.append(f"{summary['timing']['images_per_second_of_one_process']:.3g}")
         lines.append(f"| {' | '.join(_cell(str(cell)) for cell in cells)} |")
     shared = [key for key in NAMED if key not in _differing(summaries)]

@@ -1,6 +1,7 @@
 """Metrics with their provenance, their table, and samples beside their nearest training images."""
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,10 +18,12 @@ from ddpm_lightning.metrics.features import logits_of
 
 __all__ = [
     "Compared",
+    "aligned",
     "bits_rows",
+    "fold",
+    "lines_of",
     "memorization_rows",
     "model_name",
-    "print_table",
     "save_nearest",
     "score_rows",
 ]
@@ -44,6 +47,18 @@ def model_name(model: nn.Module) -> str:
     return str(getattr(model, "name", type(model).__name__))
 
 
+_WIDTH = 80  # of a terminal
+_BETTER = {  # by the start of a metric's name
+    "fid_of": "",
+    "kid_of": "",
+    "fid": "lower is better",
+    "kid": "lower is better",
+    "inception_score": "higher is better",
+    "precision": "higher is better",
+    "recall": "higher is better",
+    "closer": "best near 0.5",
+    "bits_per_dim_total": "lower is better",
+}
 _NOTES = {
     "fid": "",
     "kid": f"{distances.KID_SUBSETS} subsets of at most {distances.KID_SUBSET_SIZE:,}",
@@ -143,17 +158,53 @@ def bits_rows(bits: BitsPerDim, *, variance: str) -> dict[str, Any]:
     return rows
 
 
-def print_table(summary: Mapping[str, Any], out: Path) -> None:
+def lines_of(summary: Mapping[str, Any], out: Path) -> Iterator[str]:
+    """What `evaluate.py` prints of its `evaluation.json`: the metrics below what they were measured on, in 80 columns."""
     rows, protocol, timing = summary["metrics"], summary["protocol"], summary["timing"]
     width = max(map(len, rows))
-    print(f"\n{rows['fid']['of']}")
-    for name, row in rows.items():
-        spread = f"± {row['spread']:.2g} ({row['spread_of']})" if "spread" in row else ""
-        note = row["note"] if "note" in row else row["of"]
-        print(f"  {name:<{width}}  {row['value']:<9.4g} {spread:<26} {note}".rstrip())
-    print(
-        f"{protocol['weights']} weights of {protocol['checkpoint']}, {str(protocol['sampler']['_target_']).rpartition('.')[2]} in "
-        f"{protocol['steps']} steps, {protocol['network_evaluations_per_image']} network evaluations per image, "
-        f"seeds {protocol['seeds']}, {timing['images_per_second_of_one_process']:.1f} images/s of one process\n{out / 'evaluation.json'}",
-        flush=True,
+    for of in dict.fromkeys(row["of"] for row in rows.values()):
+        group = {name: row for name, row in rows.items() if row["of"] == of}
+        yield from ("", *fold(of))
+        for name, row in group.items():
+            spread = f"± {row['spread']:.2g} ({row['spread_of']})" if "spread" in row else ""
+            better = next((text for start, text in _BETTER.items() if name.startswith(start)), "")
+            yield f"  {name:<{width}}  {row['value']:<9.4g}  {spread:<20}  {better}".rstrip()
+        notes: dict[str, list[str]] = {row.get("note", ""): [] for row in group.values()}
+        for name, row in group.items():
+            notes[row.get("note", "")].append(name)
+        told = "; ".join(f"{', '.join(names)}: {note}" for note, names in notes.items() if note not in ("", of))
+        yield from fold(told, indent="  ")
+    sampler = str(protocol["sampler"]["_target_"]).rpartition(".")[2]
+    evaluations, seeds = protocol["network_evaluations_per_image"], ", ".join(map(str, protocol["seeds"]))
+    yield from ("", *fold(f"{protocol['weights']} weights of {protocol['checkpoint']}"))
+    yield from fold(
+        f"{sampler}, {protocol['steps']} steps, {evaluations} network evaluations per image, seed {seeds}, "
+        f"{timing['images_per_second_of_one_process']:.1f} images/s per process"
     )
+    yield str(out / "evaluation.json")
+
+
+def fold(text: str, *, indent: str = "") -> list[str]:
+    """Lines of at most 80 characters; paths are not broken."""
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table in 80 columns: columns that do not fit follow below, beside the first one, which is folded where it is long."""
+    first = [textwrap.wrap(row[0], _WIDTH // 2) or [""] for row in [head, *rows]]
+    left = max(len(line) for lines in first for line in lines)
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    start = 1
+    while start < len(head):
+        end = start + 1
+        while end < len(head) and left + sum(2 + width for width in widths[start : end + 1]) <= _WIDTH:
+            end += 1
+        if start > 1:
+            yield ""
+        for lines, row in zip(first, [head, *rows], strict=True):
+            cells = "".join(f"  {row[i]:>{widths[i]}}" for i in range(start, end))
+            yield f"{lines[0]:<{left}}{cells}"
+            yield from lines[1:]
+        start = end

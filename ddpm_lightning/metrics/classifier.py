@@ -39,7 +39,7 @@ class Classifier(nn.Module):
     @property
     def name(self) -> str:
         """The name of these features in tables."""
-        return f"own classifier ({self.num_steps} steps on this data set, test accuracy {self.test_accuracy:.1%})"
+        return f"own classifier ({self.num_steps} steps on this dataset, test accuracy {self.test_accuracy:.1%})"
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(from_uint8(images))

@@ -91,7 +91,7 @@ def test_the_classifier_is_trained_from_the_command_line(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "own classifier (5 steps on this data set, test accuracy" in done.stdout
+    assert "own classifier (5 steps on this dataset, test accuracy" in done.stdout
     assert len(list((tmp_path / "classifiers").glob("*.pt"))) == 1
     for words, said in ((["cache_dir=x"], "data=... is required"), (["data=digit"], "did you mean data=digits")):
         done = subprocess.run(

@@ -64,10 +64,10 @@ def test_the_numbers_are_those_of_the_samples_that_sample_draws(run, tmp_path, c
         assert row["of"]
     assert size_of(out / "nearest.png") == (6 * 34 + 2, 8 * 34 + 2)  # each sample, and five images beside it
     assert (out / "grid.png").exists()
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "180 network evaluations" not in printed
     assert "60 samples (3 network evaluations each)" in printed
-    assert f"own classifier (5 steps on this data set, test accuracy {model.test_accuracy:.1%})" in printed
+    assert f"own classifier (5 steps on this dataset, test accuracy {model.test_accuracy:.1%})" in printed
 
 
 def test_bits_are_those_of_the_likelihood_command(run, tmp_path):
