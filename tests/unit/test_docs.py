@@ -1,5 +1,6 @@
 import re
 import shlex
+import sys
 from importlib import import_module
 
 import pytest
@@ -7,6 +8,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import ddpm_lightning
 from tests.helpers.configs import ROOT, choices, config_of
+
+sys.path.insert(0, str(ROOT / "docs"))
+import public_names
 
 PAGES = {path.stem: path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md")}
 MODULES = [name for text in PAGES.values() for name in re.findall(r"automodule:: (\S+)", text)]
@@ -64,6 +68,10 @@ def test_every_public_name_is_in_the_reference(name):
 def test_every_part_that_a_config_names_is_in_the_reference(target):
     path, _, name = target.rpartition(".")
     assert documented(getattr(import_module(path), name))
+
+
+def test_the_table_of_public_names_has_their_docstrings():
+    assert public_names.corrected(PAGES["index"]) == PAGES["index"], "python docs/public_names.py"
 
 
 def test_every_page_is_in_the_contents():

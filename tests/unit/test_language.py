@@ -28,7 +28,15 @@ INSTEAD = {
 }
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.py", "README.md", "docs/*.md", "conf/**/*.yaml", "ddpm_lightning/**/*.py", "benchmarks/*.py")
+    for pattern in (
+        "*.py",
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/**/*.md",
+        "conf/**/*.yaml",
+        "ddpm_lightning/**/*.py",
+        "benchmarks/*.py",
+    )
     for path in ROOT.glob(pattern)
 )
 
