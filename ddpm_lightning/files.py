@@ -48,7 +48,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         UserError: if the folder is not empty or cannot be created.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: give the name of a new folder")
+        raise UserError(f"{folder} exists and is not empty: choose a new folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

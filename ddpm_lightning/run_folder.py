@@ -121,7 +121,7 @@ def refuse_used(folder: Path) -> None:
     """
     if (folder / "config.yaml").exists():
         raise UserError(
-            f"hydra.run.dir={folder} holds a run already: resume it with resume={folder}, or choose another folder"
+            f"hydra.run.dir={folder} already holds a run: resume it with resume={folder}, or choose another folder"
         )
 
 
@@ -226,7 +226,7 @@ def hold(folder: Path) -> bool:
 
 
 def _is_held(folder: Path) -> UserError:
-    return UserError(f"{folder}: another run uses this folder: wait for its end, or choose another folder")
+    return UserError(f"{folder} is used by another run: wait until it ends, or choose another folder")
 
 
 def release(folder: Path) -> None:

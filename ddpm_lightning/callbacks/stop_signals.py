@@ -16,7 +16,7 @@ from ddpm_lightning.errors import STOP_SIGNALS, Stopped
 __all__ = ["StopSignals"]
 
 _FIRST = "Stopping after this step: the checkpoint is saved first. Press Ctrl-C again to skip what follows it."
-_SECOND = "The checkpoint is not saved yet, and nothing will follow it. Press Ctrl-C once more to stop without it."
+_SECOND = "The checkpoint is not saved yet; the run ends right after it. Press Ctrl-C once more to stop without it."
 _AT_END = "Training is complete, and its checkpoint is saved. Press Ctrl-C again to skip the last figures."
 _UNSAVED = "Stopping after this step, without a checkpoint. Press Ctrl-C again to stop at once."
 

@@ -128,7 +128,7 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
         if cause.parent_node._get_parent() is None:  # at the top, where groups can be given, too
             if key in (groups := {*group_names()}):
                 files = ", ".join(menu.choices(config_folders(), key))
-                return f"nothing is chosen for {key}: choose one of its files ({files}), and leave ~{key} away"
+                return f"nothing is chosen for {key}: choose one of its files ({files}), and omit ~{key}"
             names = (names | groups) - {"hydra"}
             names |= {"hydra/launcher", "hydra/sweeper"} if key.startswith("hydra") else set()
         everything = OmegaConf.to_container(cause.parent_node._get_root(), resolve=False)
@@ -139,7 +139,7 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
     parent, dot, last = key.rpartition(".")
     rest = _behind(key)
     said = _way_out(last, names, parent + dot, typed=key + rest, rest=rest, everything=everything)
-    return f"there is no key {key}: {said}"
+    return f"there is no key {key}{_joined(said)}"
 
 
 def _unknown_group(text: str) -> str:
@@ -148,11 +148,11 @@ def _unknown_group(text: str) -> str:
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         group, rest = unknown[1], _behind(unknown[1])
         said = _way_out(group, group_names(), typed=group + rest, rest=rest)
-        return f"{environment.current().program} has no config group {group}: {said}"
+        return f"{environment.current().program} has no config group {group}{_joined(said)}"
     if unknown := re.match(r"Could not delete (?:from config\. )?'(([^'=]+)=?([^']*))'", text):
         typed, key, choice = unknown.groups()
         names = menu.choices(config_folders(), key) if choice else [*group_names(), *known_settings()]
-        return f"~{typed} takes nothing away: {_way_out(choice or key, names, f'~{key}=' if choice else '~')}"
+        return f"~{typed} removes nothing: {_way_out(choice or key, names, f'~{key}=' if choice else '~')}"
     return ""
 
 
@@ -162,9 +162,14 @@ def _unreadable(error: BaseException) -> str:
     if several := re.match(r"Ambiguous value for argument '([^'=]+)=([^']+)'", str(error)):
         key, values = several[1], several[2]
         if key not in {*group_names(), *known_settings()} and (said := suggestion(f"{key}={values}")):
-            return f"there is no key {key}: {said}"
-        return f"{key}={values} holds several values: give -m for a job with each, or {key}=[{values}] for a list"
+            return f"there is no key {key}{_joined(said)}"
+        return f"{key}={values} has several values: add -m for one job per value, or write {key}=[{values}] for a list"
     return ""
+
+
+def _joined(said: str) -> str:
+    """A suggestion follows a colon, a list of choices in parentheses a space."""
+    return f" {said}" if said.startswith("(") else f": {said}"
 
 
 def _way_out(

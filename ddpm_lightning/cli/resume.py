@@ -87,7 +87,7 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
 
 def _run_folder(asked: str, run_dir: str | None) -> Path:
     if asked == "auto" and run_dir is None and environment.srun_tasks() != 1:
-        raise UserError("resume=auto requires hydra.run.dir=... under srun, where each task would search by itself")
+        raise UserError("resume=auto requires hydra.run.dir=... under srun, since each task would search on its own")
     asked = run_dir if asked == "auto" and run_dir is not None else asked
     return _found("run", asked, "config.yaml", lambda: unfinished_runs("outputs", "multirun"))
 

@@ -67,11 +67,11 @@ class Jobs(Callback):
         environment.update(job=job)
         finished, end = run_folder.has_finished(Path(hydra.runtime.output_dir)), ""
         if finished:
-            end = ", which has finished before"
+            end = ", already finished"
         elif of and self._seconds:
             seconds = sum(self._seconds) / len(self._seconds) * (of - hydra.job.num)
             left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-            end = f", about {left} to the sweep's end"
+            end = f", about {left} left in the sweep"
         print(f"\n{job.capitalize()}: {' '.join(swept(hydra.overrides.task))}{end}", flush=True)
         self._begun = None if finished else time.monotonic()
 
@@ -92,7 +92,7 @@ class Report(Callback):
                 found = report_sweep(Path(config.hydra.sweep.dir), metric=config.get("optimized_metric"))
             print("", *found, sep="\n", flush=True)
         except Exception as error:
-            print(f"no report: {error}", file=sys.stderr, flush=True)
+            print(f"the report cannot be written: {error}", file=sys.stderr, flush=True)
 
 
 class Sweep:
@@ -231,8 +231,8 @@ def _check_interval(override: Override, searched: bool) -> None:
     low, ordered = 0 if "log" in interval.tags else -math.inf, interval.start < interval.end
     if not (searched and ordered and interval.start > low):
         raise UserError(
-            f"{override.input_line}: an interval requires sweep=optuna, its lower end first, above 0 where it is tagged log; "
-            "or give a list of values, as in 1,2,3"
+            f"{override.input_line}: an interval requires sweep=optuna, with the lower bound first, and above 0 if tagged log; "
+            "otherwise give a list of values, as in 1,2,3"
         )
 
 
@@ -242,6 +242,6 @@ def _check_numbers(hydra: Any) -> None:
     require("hydra.sweeper.n_trials", hydra.sweeper.get("n_trials", 1), "1..")
     require("hydra.sweeper.n_jobs", hydra.sweeper.get("n_jobs", 1), f"1..{at_once}")
     if (jobs := hydra.launcher.get("n_jobs", 1)) != -1:
-        require("hydra.launcher.n_jobs", jobs, f"1..{at_once}", hint="or -1 for one on each core")
+        require("hydra.launcher.n_jobs", jobs, f"1..{at_once}", hint="or -1 for one per core")
     direction = hydra.sweeper.get("direction", "minimize")
     require_one_of("hydra.sweeper.direction", getattr(direction, "name", direction), ("minimize", "maximize"))

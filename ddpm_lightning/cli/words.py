@@ -116,6 +116,6 @@ def _check_part(confs: Sequence[Path], group: menu.Group, value: str) -> None:
         if one in parts:
             fix = f"did you mean {name}=[{default},{one}]?"
             if one in menu.members(confs, f"{name}/{default}"):
-                fix = f"leave it out, since {name}={default} includes it, or list all parts, as in {name}=[{one},...]"
+                fix = f"omit it, since {name}={default} includes it, or list all parts, as in {name}=[{one},...]"
             whole = ", ".join(choice for choice in menu.choices(confs, name) if choice not in parts)
             raise UserError(f"{name}={one} is a single part: {fix} (choose from {whole})")

@@ -72,8 +72,8 @@ def _data_config(config: DictConfig, setup: SamplingSetup) -> DictConfig:
     # The split is that of training, not of the samples' seed, which a typed data=... would take.
     node.seed = setup.data.get("seed", 0) if config.data_seed is None else config.data_seed
     channels, *size = setup.shape
-    require_one_of("data.channels", node.channels, [channels], hint="the channels of the model's images")
-    require_one_of("data.image_size", list(node.image_size), [size], hint="the size of the model's images")
+    require_one_of("data.channels", node.channels, [channels], hint="as in the model's images")
+    require_one_of("data.image_size", list(node.image_size), [size], hint="as in the model's images")
     return node
 
 

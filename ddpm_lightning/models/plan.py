@@ -100,4 +100,6 @@ class Plan:
 def _require_integers(name: str, values: Any, low: int, high: int, *, shortest: int = 0) -> None:
     listed = isinstance(values, Sequence) and len(values) >= shortest
     if not listed or not all(within(value, f"{low}..{high}") for value in values):
-        raise UserError(f"{name} must be a list of integers from {low} to {high}, got {values}")
+        raise UserError(
+            f"{name} must be a {'non-empty ' * (shortest > 0)}list of integers from {low} to {high}, got {values}"
+        )

@@ -72,7 +72,8 @@ def _final_message(run: Run, summary: Mapping[str, Any], uploads: Sequence[str |
     if summary["status"] == "interrupted" and not environment.current().job:  # a sweep says how it resumes as a whole
         resume = ["Resume with:", environment.command("train"), shlex.quote(f"resume={folder}"), trust]
         lines.append(
-            " ".join(filter(None, resume)) + ("" if checkpoint.exists() else ", from the start: nothing was saved")
+            " ".join(filter(None, resume))
+            + ("" if checkpoint.exists() else " (from the start: no checkpoint was saved)")
         )
     if checkpoint.exists():
         plain = re.fullmatch(r"[\w./-]+", str(checkpoint))

@@ -120,7 +120,7 @@ def newest_point(folder: Path, *, warn: bool = True) -> ResumePoint:
         UserError: if the folder is not a run folder, or none of its checkpoints can be read.
     """
     if not (folder / "config.yaml").exists():
-        raise UserError(f"resume={folder} is not a run folder: it holds no config.yaml; give one that train.py made")
+        raise UserError(f"resume must be a run folder of train.py, got {folder}, which has no config.yaml")
     found = checkpoints_in(folder / "checkpoints")
     if (point := first_intact(found, warn=warn)) is not None:
         return point
@@ -132,7 +132,7 @@ def newest_point(folder: Path, *, warn: bool = True) -> ResumePoint:
     with suppress(UserError):  # only needed for keys outside the default config
         typed = read_record(folder / ".hydra" / "overrides.yaml")
     if not isinstance(config, dict):
-        raise UserError(f"resume={folder}: its config.yaml is not a config; give a folder that train.py made")
+        raise UserError(f"resume={folder}: its config.yaml is damaged or not a config; choose another run folder")
     return ResumePoint(config, typed if isinstance(typed, list) else [])
 
 

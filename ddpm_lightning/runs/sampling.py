@@ -80,7 +80,7 @@ def _out_dir(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -> P
     if group.rank == 0:
         if (found := _ours(out)) and not config.overwrite:
             raise UserError(
-                f"out_dir={out} holds samples already, such as {found[0].name}: give another folder, or overwrite=true to replace them"
+                f"out_dir={out} already holds samples, such as {found[0].name}: give another folder, or overwrite=true to replace them"
             )
         make_out_dir(out, run_dir=None if named else run_dir)
     return out
@@ -139,8 +139,8 @@ def _write(samples: list[Tensor], out: Path, config: DictConfig, setup: Sampling
         for path in Path(name).iterdir():
             os.replace(path, out / path.name)
     print(
-        f"{config.num_samples} {setup.kind} from the {config.weights} weights of {setup.path}, "
-        f"{setup.steps} steps each: {out}"
+        f"{config.num_samples} {setup.kind[:-1] if config.num_samples == 1 else setup.kind} from the {config.weights} weights of "
+        f"{setup.path}, {setup.steps} steps each: {out}"
     )
 
 

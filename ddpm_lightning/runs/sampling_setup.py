@@ -169,7 +169,7 @@ def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out_dir={out} cannot be made ({error.strerror}): give another folder") from error
+        raise UserError(f"out_dir={out} cannot be created ({error.strerror}): give another folder") from error
 
 
 def count_evaluations(sampler: Sampler, schedule: NoiseSchedule, guidance: Guidance | None = None) -> int:
@@ -200,8 +200,8 @@ def _check_memory(config: DictConfig, shape: tuple[int, ...]) -> None:
     count, held = min(config.batch_size, config.num_samples), total_memory()
     if (size := 4 * count * math.prod(shape)) > held / 4:
         raise UserError(
-            f"batch_size={config.batch_size}: {count} images of {list(shape)} take {size / 2**30:,.0f} GiB, and this machine has "
-            f"{held / 2**30:,.0f}: give a smaller number"
+            f"batch_size={config.batch_size}: {count} images of {list(shape)} take {size / 2**30:,.0f} GiB, but this machine has "
+            f"{held / 2**30:,.0f} GiB: use a smaller batch_size"
         )
 
 
@@ -211,7 +211,9 @@ def _labels(config: DictConfig, denoiser: Denoiser, names: Sequence[str]) -> lis
     if classes is None:
         require_one_of("labels", config.labels, [None], hint="the model was trained without labels")
         return None
-    require_one_of("condition", config.condition, [None], hint="the model was trained with labels, see labels=")
+    require_one_of(
+        "condition", config.condition, [None], hint="the model was trained with labels, so choose labels=[...]"
+    )
     if config.labels is None:
         return list(range(classes))
     labels = list(config.labels) if isinstance(config.labels, ListConfig) else [config.labels]
@@ -253,4 +255,4 @@ def _device(name: str, local_rank: int) -> torch.device:
         return torch.empty(0, device=str(name)).device
     except (RuntimeError, AssertionError) as error:
         choices = ", ".join(usable)
-        raise UserError(f"device={name} is not on this machine: choose from auto, {choices}") from error
+        raise UserError(f"device={name} is not available on this machine: choose from auto, {choices}") from error

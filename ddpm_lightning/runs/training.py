@@ -108,7 +108,7 @@ def _begin(run: Run) -> None:
     """Rewind the run folder to the resume point, write the config, and start the loggers."""
     trainer = run.trainer
     length = f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
-    say(f"Training {run.parameters:,} parameters for {length}, {trainer.world_size} process(es): {run.folder}")
+    say(f"Training {run.parameters:,} parameters for {length}, {_processes(trainer.world_size)}: {run.folder}")
     if names := run.record.config["data"].get("class_names"):
         say(f"Labels: {listed(names)}")
     if run.estimate is not None:
@@ -117,7 +117,7 @@ def _begin(run: Run) -> None:
         say(f"This run uses classes from outside ddpm_lightning: to resume, sample or evaluate it, add {argument}")
     if first(run.callbacks, Checkpoint) is None:
         say(
-            "Warning: no checkpoint will be saved: this run can be neither resumed nor sampled from; callbacks=default saves some"
+            "Warning: no checkpoint will be saved, so this run can be neither resumed nor sampled from; callbacks=default saves checkpoints"
         )
     trainer.loggers = [run.csv, *run.loggers]
     keep_wandb_id(run.folder, run.loggers)
@@ -132,6 +132,10 @@ def _begin(run: Run) -> None:
     origin = origin_of(run.data, run.record.overrides)
     for logger in run.loggers:
         logger.log_hyperparams({**run.record.config, "parameters": run.parameters, **origin})
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'es' if count > 1 else ''}"
 
 
 def _batches_left(run: Run) -> int | None:

@@ -29,7 +29,7 @@ sys.stdin.read()
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"
         assert is_going_on(tmp_path / "run")
-        with pytest.raises(UserError, match="another run uses this folder"):
+        with pytest.raises(UserError, match="is used by another run"):
             hold(tmp_path / "run")
         process.kill()
     assert hold(tmp_path / "run")

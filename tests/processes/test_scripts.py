@@ -216,7 +216,7 @@ def test_a_run_goes_on_in_its_folder_with_what_was_typed_changed(tmp_path):
         ([f"resume={folder}", "optimizer.lr=1"], "optimizer cannot be changed when a run is resumed"),
         ([f"resume={folder}", "model.base_channels=16"], "holds a different network"),
         (["-m", "resume=auto", "seed=1,2"], "resume=auto found no unfinished sweep"),
-        ([f"hydra.run.dir={folder}"], "holds a run already"),
+        ([f"hydra.run.dir={folder}"], "already holds a run"),
     ):
         before = sorted(folder.rglob("*"))
         result = script("train.py", *wrong, *([] if "resume" in " ".join(wrong) else TINY), cwd=tmp_path)

@@ -63,7 +63,7 @@ def test_optuna_improves_on_its_first_trial_and_goes_on_with_those_that_it_has(t
     (found[7] / "summary.json").unlink()
     result = script("train.py", "-m", "resume=sweep", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("which has finished before") == 7
+    assert result.stdout.count("already finished") == 7
     assert OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml") == best
 
 

@@ -118,7 +118,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
 
     result = script("train.py", "-m", "resume=killed", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "Job 1 of 2: seed=0, which has finished before" in result.stdout
+    assert "Job 1 of 2: seed=0, already finished" in result.stdout
     assert first == {path: path.stat().st_mtime_ns for path in first if path.name != ".lock"}
     assert script("train.py", "-m", *command, f"hydra.sweep.dir={whole}", cwd=tmp_path).returncode == 0
     for seed in range(2):
@@ -127,7 +127,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
 
     result = script("train.py", "resume=killed", cwd=tmp_path)  # nothing is left to do
     assert result.returncode == 0
-    assert result.stdout.count("which has finished before") == 2
+    assert result.stdout.count("already finished") == 2
 
 
 def test_a_sweep_s_folder_is_its_own_and_what_had_not_begun_to_be_saved_begins_anew(tmp_path):
@@ -145,7 +145,7 @@ def test_a_sweep_s_folder_is_its_own_and_what_had_not_begun_to_be_saved_begins_a
         result = script("train.py", "-m", "resume=sweep", cwd=here)
         assert (result.returncode, result.stderr) == (
             1,
-            "error: sweep: another run uses this folder: wait for its end, or choose another folder\n",
+            "error: sweep is used by another run: wait until it ends, or choose another folder\n",
         )
     for typed in ("optimizer.lr=0.5", "seed=1,2"):
         result = script("train.py", "-m", "resume=sweep", typed, cwd=here)
@@ -191,7 +191,7 @@ def test_samples_that_cannot_be_drawn_end_a_sweep_of_them_with_an_error(tmp_path
         (["-m", "optimizer.lr=interval(0,1)"], "optimizer.lr=interval(0,1): an interval requires sweep=optuna"),
         (
             ["sweep=optuna", "optimizer.lr=interval(2,1)"],
-            "optimizer.lr=interval(2,1): an interval requires sweep=optuna, its lower end first",
+            "optimizer.lr=interval(2,1): an interval requires sweep=optuna, with the lower bound first",
         ),
         (["sweep=optuna", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials must be a positive integer, got 0"),
         (

@@ -190,7 +190,7 @@ runpy.run_path(ROOT + "/train.py", run_name="__main__")
         for result in results:
             assert result["code"] == 1
             assert len(result["err"].strip().splitlines()) == 1, result
-        assert all("another run uses this folder" in result["err"] for result in results[:2])
+        assert all("is used by another run" in result["err"] for result in results[:2])
         (tmp_path / "go").touch()
         assert process.wait() == 0, process.stderr.read()
     assert {".hydra", "train.log", "config.yaml", "summary.json"} <= {

@@ -179,11 +179,11 @@ def test_what_a_killed_save_left_is_removed(whole, tmp_path):
 
 def test_a_folder_takes_one_run(whole, tmp_path):
     folder = interrupted(whole, tmp_path / "run", step=2)
-    with pytest.raises(UserError, match="holds a run already: resume it with resume="):
+    with pytest.raises(UserError, match="already holds a run: resume it with resume="):
         runs.train(train_config(folder))
     (tmp_path / "free").mkdir()
     with only_one_run(tmp_path / "free"):
-        with pytest.raises(UserError, match="another run uses this folder"):
+        with pytest.raises(UserError, match="is used by another run"):
             runs.train(train_config(tmp_path / "free"))
         assert unfinished_runs(str(tmp_path)) == [folder]
     with only_one_run(folder):

@@ -194,7 +194,7 @@ def test_a_folder_with_samples_is_refused_or_cleared_by_a_word(tiny_run, tmp_pat
     (out / "notes.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     for options in (["format=npz"], ["format=grid"], ["format=png", "num_samples=3"]):
-        with pytest.raises(UserError, match=r"out_dir=.* holds samples already, such as .*png: .*overwrite=true"):
+        with pytest.raises(UserError, match=r"out_dir=.* already holds samples, such as .*png: .*overwrite=true"):
             draw(tiny_run, out, *options)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     draw(tiny_run, out, "format=png", "num_samples=3", "seed=1", "overwrite=true")

@@ -268,4 +268,4 @@ def test_a_report_that_cannot_be_written_leaves_the_sweep_alone(tmp_path, capsys
     from ddpm_lightning.cli.sweeps import Report
 
     Report().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "gone")}}}))
-    assert "no report: " in capsys.readouterr().err
+    assert "the report cannot be written: " in capsys.readouterr().err
