@@ -1,6 +1,7 @@
 """What the entry points share: from the command line to Hydra, and from an error to one sentence; nothing heavy to import."""
 
 import atexit
+import functools
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ from ddpm_lightning.cli.typed import as_hydra_reads
 from ddpm_lightning.cli.words import check_typed
 from ddpm_lightning.records.moved import targets_in
 from ddpm_lightning.run_folder import SWEEP, remove_unbegun
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["run", "sentence", "user_errors"]
 
@@ -36,7 +38,7 @@ def run(program: Callable[[DictConfig], Any]) -> None:
     With DDPM_TRACEBACK=1 in the environment its traceback is shown instead.
     """
     outlive_readers()
-    name = program.__name__
+    name, reading = program.__name__, Activity("Reading the config")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and end the process itself
     environment.update(script=os.path.abspath(sys.argv[0]), program=name)
     sys.argv[1:] = as_hydra_reads(_without_trust(sys.argv[1:]))
@@ -46,10 +48,13 @@ def run(program: Callable[[DictConfig], Any]) -> None:
             return
         end_with_parent()
         check_sweep_allowed(sys.argv[1:])
+        reading.open()
         check_typed(sys.argv[1:])
         flags, overrides = split_flags(complete_arguments(sys.argv[1:]))
         sys.argv[1:] = [*flags, *overrides]  # Hydra's parser does not read overrides before a flag and behind it
-        hydra.main(version_base="1.3", config_path=str(menu.conf_folder()), config_name=name)(program)()
+        hydra.main(version_base="1.3", config_path=str(menu.conf_folder()), config_name=name)(
+            _after(reading, program)
+        )()
         if (sweep := Sweep.started) and (failures := sweep.failures()):
             sys.exit(f"error: {failures}")
     except KeyboardInterrupt:
@@ -58,7 +63,19 @@ def run(program: Callable[[DictConfig], Any]) -> None:
     except Exception as error:
         _end(error)
     finally:
+        reading.close()
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # other libraries' ends are not to be broken off
+
+
+def _after(reading: Activity, program: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """The program, which begins when its config has been read."""
+
+    @functools.wraps(program)
+    def begin(config: DictConfig) -> Any:
+        reading.close()
+        return program(config)
+
+    return begin
 
 
 @contextmanager

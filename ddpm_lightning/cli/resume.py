@@ -101,7 +101,7 @@ def _found(kind: str, asked: str, record: str, unfinished: Callable[[], Iterable
         )
     wrong = "" if (folder / record).exists() else f"has no {record}"
     if wrong := wrong or "has a folder in place of train.log" * (folder / "train.log").is_dir():
-        raise UserError(f"resume={asked} must be the folder of a {kind}, but it {wrong}")
+        raise UserError(f"resume must be the folder of a {kind}, got {asked}, which {wrong}")
     return folder
 
 

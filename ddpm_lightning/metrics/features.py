@@ -168,7 +168,7 @@ def classifier(
         ImageSet(data.images[part], data.labels[part]) for part in order.tensor_split([-(-len(order) // 10)])
     )
     model = train_classifier(train, num_classes, seed=seed, num_steps=num_steps, device=device or torch.device("cpu"))
-    with torch.no_grad():
+    with torch.no_grad(), terminal.Activity("Testing the feature classifier"):
         read = model.cpu().classify(extract(model, test.images)).argmax(1)
     model.test_accuracy = float((read == test.labels).double().mean())
     with replace_file(path, "wb") as file:
