@@ -31,7 +31,7 @@ class Activity:
 
     Args:
         what: the work, such as "sampling".
-        total: the number of units; None for no bar.
+        total: the number of units; None for no bar, and no lines in a log file.
         unit: the unit, such as "steps".
         done: units that were done before.
     """
@@ -60,7 +60,12 @@ class Activity:
     def advance(self, units: int = 1) -> None:
         """Count units that are done."""
         self.done += units
-        if time.monotonic() >= self._next_line and self in _display.activities and not _display.is_live:
+        if (
+            self.total is not None
+            and time.monotonic() >= self._next_line
+            and self in _display.activities
+            and not _display.is_live
+        ):
             self._write(self._left())
 
     def close(self) -> None:
@@ -71,7 +76,7 @@ class Activity:
         if _display.is_live:
             _display.stop(last=self if self.total is not None and not _display.activities else None)
             _display.start()
-        elif self._seconds() >= _FIRST:
+        elif self.total is not None and self._seconds() >= _FIRST:
             self._write(f"done in {_clock(self._seconds())}")
 
     def line(self, width: int, *, colored: bool = True, encoding: str = "utf-8") -> "Text":
@@ -103,9 +108,9 @@ class Activity:
     def _write(self, when: str) -> None:
         """Write the line of a log file."""
         self._next_line = time.monotonic() + min(max(_FIRST, self._seconds() / 10), _LONGEST)
-        count = [] if self.total is None else [f"{self.done:,}/{self.total:,} {self.unit}".rstrip()]
+        count = f"{self.done:,}/{self.total:,} {self.unit}".rstrip()
         if sys.stderr is not None:
-            print(f"{self.what}: {', '.join([*count, when, *self.figures])}", file=sys.stderr, flush=True)
+            print(f"{self.what}: {', '.join([count, when, *self.figures])}", file=sys.stderr, flush=True)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began
