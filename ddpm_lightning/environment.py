@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ddpm_lightning.errors import UserError
+
 __all__ = [
     "Launch",
     "allows_pipes",
@@ -24,6 +26,7 @@ __all__ = [
     "srun_tasks",
     "started_by_lightning",
     "started_by_torchrun",
+    "theme",
     "trust_argument",
     "trusted",
     "update",
@@ -116,6 +119,18 @@ def is_first() -> bool:
 def shows_traceback() -> bool:
     """Whether errors are shown with a traceback instead of one sentence."""
     return "DDPM_TRACEBACK" in os.environ
+
+
+def theme() -> str:
+    """The theme of figures: $DDPM_THEME, "light" or "dark"; light if it is not set.
+
+    Raises:
+        UserError: for another theme.
+    """
+    chosen = os.environ.get("DDPM_THEME") or "light"
+    if chosen not in ("light", "dark"):
+        raise UserError(f"DDPM_THEME must be light or dark, got {chosen!r}")
+    return chosen
 
 
 def cache_folder() -> Path:

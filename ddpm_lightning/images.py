@@ -10,11 +10,10 @@ from typing import IO
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from ddpm_lightning.data.source import Condition, in_turn, is_labels
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.seeds import derive
 
@@ -22,12 +21,10 @@ __all__ = [
     "SeededNoise",
     "as_pictures",
     "cells",
-    "contact_sheet",
     "from_uint8",
     "grid",
     "open_image",
     "readable_endings",
-    "rows_by_label",
     "save_gif",
     "save_image",
     "save_png",
@@ -121,43 +118,6 @@ def _curves(x: Tensor, height: int = 65) -> Tensor:
     return picture
 
 
-def contact_sheet(samples: Tensor, condition: Condition | None = None) -> Tensor:
-    """A contact sheet of samples (N, C, ...) in [−1, 1]; sample i has condition i % M of M.
-
-    Labels get one row each; an image condition is placed left of its sample, at the sample's size.
-    """
-    pictures = as_pictures(samples)
-    if condition is None:
-        return grid(pictures)
-    if is_labels(condition):
-        return rows_by_label(pictures, len(condition))
-    if not isinstance(condition, Tensor) or condition.ndim != 4 or samples.ndim != 4:
-        return grid(pictures)
-    given = as_pictures(in_turn(condition, range(len(samples))).to(samples.device))
-    given = F.interpolate(given, size=[*pictures.shape[2:]], mode="nearest")
-    channels = max(given.shape[1], pictures.shape[1])
-    pairs = torch.stack([part.expand(-1, channels, -1, -1) for part in (given, pictures)], dim=1)
-    return grid(pairs.flatten(0, 1), columns=2 * _columns(len(samples)))
-
-
-def _columns(count: int) -> int:
-    """The columns of a nearly square sheet of pairs."""
-    return max(1, round(math.sqrt(count / 2)))
-
-
-def rows_by_label(images: Tensor, num_labels: int) -> Tensor:
-    """A contact sheet of images (N, C, H, W) with cyclic labels: one row per label, padded with black images.
-
-    A plain grid if there are fewer images than labels.
-    """
-    if len(images) < num_labels:
-        return grid(images)
-    missing = -len(images) % num_labels
-    padded = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
-    rows = padded.unflatten(0, (-1, num_labels)).transpose(0, 1)
-    return grid(rows.flatten(0, 1), columns=rows.shape[1])
-
-
 def open_image(file: Path | IO[bytes]) -> Image.Image:
     """Open an image file without decoding it.
 
@@ -173,22 +133,34 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
     return image
 
 
-def save_png(image: Tensor, path: Path) -> None:
-    """Save a uint8 image (C, H, W) with 1, 3 or 4 channels as PNG, creating its folder if needed."""
-    save_image(image.cpu().numpy(), path)
+def save_png(image: Tensor, path: Path, facts: Mapping[str, str] | None = None) -> None:
+    """Save a uint8 image (C, H, W) with 1, 3 or 4 channels as PNG, creating its folder if needed; see `save_image`."""
+    save_image(image.cpu().numpy(), path, facts)
 
 
-def save_image(image: np.ndarray, path: Path) -> None:
-    """Save an array (C, H, W) in the format of the file extension: uint8 with 1, 3 or 4 channels, uint16 or float32 with 1."""
+def save_image(image: np.ndarray, path: Path, facts: Mapping[str, str] | None = None) -> None:
+    """Save an array (C, H, W) in the format of the file extension: uint8 with 1, 3 or 4 channels, uint16 or float32 with 1.
+
+    Args:
+        image: the array.
+        path: the file; its folder is created if needed.
+        facts: text for the metadata of a PNG, by name; other formats are saved without.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    options = {}
+    if path.suffix == ".png":
+        options["pnginfo"] = PngInfo()
+        for name, text in (facts or {}).items():
+            options["pnginfo"].add_text(name.replace("σ", "sigma"), text)  # names are Latin-1
     with replace_file(path, "wb") as file:
-        _pillow(image).save(file, format=path.suffix[1:])
+        _pillow(image).save(file, format=path.suffix[1:], **options)
 
 
 def save_gif(frames: Sequence[Tensor], path: Path) -> None:
     """Save uint8 images (C, H, W) with 1 or 3 channels as a looping GIF, with 100 ms per frame and 2 s for the last."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    first, *others = (_pillow(frame.cpu().numpy()) for frame in frames)
+    gray = all(bool((frame == frame[:1]).all()) for frame in frames)  # exact, where 256 colors may not be
+    first, *others = (_pillow((frame[:1] if gray else frame).cpu().numpy()) for frame in frames)
     times = [100] * len(others) + [2000]
     with replace_file(path, "wb") as file:
         first.save(file, format="gif", save_all=True, append_images=others, duration=times, loop=0)

@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import LinearLR
 from ddpm_lightning import Ancestral, Denoiser, UNet, schedules
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.data.source import Form, Share
-from ddpm_lightning.images import SeededNoise, from_uint8, grid, save_png, to_uint8
+from ddpm_lightning.images import SeededNoise, from_uint8, save_png
 from ddpm_lightning.seeds import derive
+from ddpm_lightning.sheets import contact_sheet
 
 SEED = 0
 BATCH_SIZE = 64
@@ -81,7 +82,7 @@ def sample(denoiser: Denoiser, count: int) -> Tensor:
 
 def save(images: Tensor, path: Path) -> None:
     """Write a contact sheet."""
-    save_png(grid(to_uint8(images)), path)
+    save_png(contact_sheet(images).pixels, path)
 
 
 def main() -> None:

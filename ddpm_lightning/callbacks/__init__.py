@@ -5,6 +5,7 @@ from ddpm_lightning.callbacks.ema import EMA, averaged_weights
 from ddpm_lightning.callbacks.generation_metrics import GenerationMetrics
 from ddpm_lightning.callbacks.loss_guard import LossGuard
 from ddpm_lightning.callbacks.periodic import Periodic
+from ddpm_lightning.callbacks.pictures.forward_strip import ForwardStrip
 from ddpm_lightning.callbacks.pictures.grid import SampleGrid
 from ddpm_lightning.callbacks.pictures.log_snr import LogSNRCurve
 from ddpm_lightning.callbacks.pictures.neighbours import Neighbours
@@ -20,6 +21,7 @@ __all__ = [
     "EMA",
     "AtomicCheckpointIO",
     "BestCheckpoint",
+    "ForwardStrip",
     "GenerationMetrics",
     "LogSNRCurve",
     "LossGuard",

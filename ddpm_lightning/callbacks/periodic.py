@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from ddpm_lightning.callbacks.stopwatch import Stopwatch
 from ddpm_lightning.images import save_png
 from ddpm_lightning.ranges import require
+from ddpm_lightning.sheets import Picture
 from ddpm_lightning.terminal import Activity
 
 __all__ = ["Periodic", "show"]
@@ -77,10 +77,10 @@ class Periodic(Callback):
             self.on_period(trainer, pl_module)
 
 
-def show(trainer: Trainer, picture: Tensor, path: Path, name: str) -> None:
-    """Save a figure, uint8 (C, H, W), and log it as `samples/<name>` to every logger that takes images; on rank zero."""
+def show(trainer: Trainer, picture: Picture, path: Path, name: str) -> None:
+    """Save a figure, and log it as `samples/<name>` to every logger that takes images; on rank zero."""
     if trainer.is_global_zero:
-        save_png(picture, path)
+        save_png(picture.pixels, path, picture.facts)
         for logger in trainer.loggers:
             if log_image := getattr(logger, "log_image", None):
-                log_image(f"samples/{name}", [picture.permute(1, 2, 0).numpy()], step=trainer.global_step)
+                log_image(f"samples/{name}", [picture.pixels.permute(1, 2, 0).numpy()], step=trainer.global_step)

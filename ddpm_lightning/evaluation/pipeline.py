@@ -24,7 +24,7 @@ from ddpm_lightning.evaluation.chunks import Chunks, digest
 from ddpm_lightning.evaluation.features import Extractor, load_extractor
 from ddpm_lightning.evaluation.real_images import RealImages, load_real_images
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.images import contact_sheet, from_uint8, save_png
+from ddpm_lightning.images import from_uint8, save_png
 from ddpm_lightning.likelihood import VARIANCES, BitsPerDim
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.run_folder import only_one_run, remove_leftovers
@@ -34,6 +34,7 @@ from ddpm_lightning.runs.processes import take_gpu
 from ddpm_lightning.runs.sampling_setup import SamplingSetup, make_out_dir, prepare_sampling
 from ddpm_lightning.runs.schema import Evaluation as Settings
 from ddpm_lightning.runs.schema import check_types
+from ddpm_lightning.sheets import contact_sheet
 from ddpm_lightning.terminal import Activity
 
 __all__ = ["evaluate"]
@@ -281,9 +282,13 @@ class Evaluation:
         summary = {"metrics": self.metrics(found), "protocol": protocol, "timing": timing}
         images, labels = found.samples[0].images, self.setup.labels
         shown = images[: 64 if labels is None else 8 * len(labels)]
-        save_png(contact_sheet(from_uint8(shown), self.setup.condition), self.out / "grid.png")
+        facts = self.setup.facts(weights=self.config.weights, seed=self.config.seed)
+        class_names = self.setup.data.get("class_names") or ()
+        grid = contact_sheet(from_uint8(shown), self.setup.condition, class_names=class_names)
+        save_png(grid.pixels, self.out / "grid.png", {**facts, **grid.facts})
         if self.config.nearest:
-            table.save_nearest(found.sets["train"], found.samples[0], self.config.nearest, self.out / "nearest.png")
+            closest = table.nearest_sheet(found.sets["train"], found.samples[0], self.config.nearest)
+            save_png(closest.pixels, self.out / "nearest.png", {**facts, **closest.facts})
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         paths = [self.out / name for name in ("evaluation.json", f"evaluation_{digest(protocol)}.json")]
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:

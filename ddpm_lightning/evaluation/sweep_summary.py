@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from ddpm_lightning.evaluation.table import aligned
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.plots import draw_study
+from ddpm_lightning.runs.names import named
 from ddpm_lightning.terminal import Activity
 
 __all__ = ["SweepSummary"]
@@ -130,9 +131,9 @@ def _differing(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The sampler of each evaluation, with the settings that differ between them, except the number of steps."""
+    """The sampler of each evaluation as on the command line, with the settings that differ between them, except the number of steps."""
     nodes = [dict(summary["protocol"]["sampler"]) for summary in summaries]
-    names = [str(node.pop("_target_")).rpartition(".")[2] for node in nodes]
+    names = [named("sampler", node).choice for node in nodes]
     values: dict[tuple[str, str], set[str]] = {}
     for name, node in zip(names, nodes, strict=True):
         for key, value in node.items():

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_lightning.images import grid, save_png
 from ddpm_lightning.likelihood import BitsPerDim
 from ddpm_lightning.metrics import distances
 from ddpm_lightning.metrics.distances import Score
 from ddpm_lightning.metrics.features import logits_of
+from ddpm_lightning.runs.names import named
+from ddpm_lightning.sheets import Picture, beside_neighbours
 
 __all__ = [
     "Compared",
@@ -24,7 +25,7 @@ __all__ = [
     "lines_of",
     "memorization_rows",
     "model_name",
-    "save_nearest",
+    "nearest_sheet",
     "score_rows",
 ]
 
@@ -136,14 +137,12 @@ def memorization_rows(sets: Mapping[str, Compared], samples: Compared) -> dict[s
     return rows
 
 
-def save_nearest(train: Compared, samples: Compared, count: int, path: Path) -> None:
-    """Save the samples closest to the training set by pixels, each with its nearest training images."""
+def nearest_sheet(train: Compared, samples: Compared, count: int) -> Picture:
+    """The samples closest to the training set by pixels, each with its nearest training images."""
     images = samples.images[:MEMORIZATION_IMAGES]
-    shown = min(NEIGHBOURS_SHOWN, len(train.images))
-    found, numbers = distances.nearest(images, train.images, count=shown)
+    found, numbers = distances.nearest(images, train.images, count=min(NEIGHBOURS_SHOWN, len(train.images)))
     closest = found[:, 0].argsort()[:count]
-    rows = [torch.cat([images[i][None], train.images[numbers[i]]]) for i in closest.tolist()]
-    save_png(grid(torch.cat(rows), columns=1 + shown), path)
+    return beside_neighbours(images[closest], train.images[numbers[closest]])
 
 
 def bits_rows(bits: BitsPerDim, *, variance: str) -> dict[str, Any]:
@@ -174,7 +173,7 @@ def lines_of(summary: Mapping[str, Any], out: Path) -> Iterator[str]:
             notes[row.get("note", "")].append(name)
         told = "; ".join(f"{', '.join(names)}: {note}" for note, names in notes.items() if note not in ("", of))
         yield from fold(told, indent="  ")
-    sampler = str(protocol["sampler"]["_target_"]).rpartition(".")[2]
+    sampler = named("sampler", protocol["sampler"])
     evaluations, seeds = protocol["network_evaluations_per_image"], ", ".join(map(str, protocol["seeds"]))
     yield from ("", *fold(f"{protocol['weights']} weights of {protocol['checkpoint']}"))
     yield from fold(

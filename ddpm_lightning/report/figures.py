@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ddpm_lightning.images import cells, grid, open_image
 from ddpm_lightning.plots import Curve, draw_curves
@@ -16,6 +17,7 @@ from ddpm_lightning.report.page import Figure
 from ddpm_lightning.report.reading import Run, Setting, part
 from ddpm_lightning.report.rebuilding import schedule_of
 from ddpm_lightning.run_folder import by_step
+from ddpm_lightning.sheets import Layout
 
 __all__ = ["curves", "errors_by_log_snr", "last_samples", "quartiles", "schedule_curves"]
 
@@ -69,23 +71,29 @@ def last_samples(run: Run, *, count: int = 12) -> bytes | None:
     grids, scatters = (by_step(run.folder / "samples", name, ".png") for name in ("grid", "scatter"))
     try:
         with open_image((grids or scatters)[-1]) as opened:
-            image = opened.convert("RGB")
+            image, layout = opened.convert("RGB"), Layout.read(opened.info)
         file = BytesIO()
-        (_first_images(image, run, count) if grids else image).save(file, format="png")
+        (_first_images(image, layout, run, count) if grids else image).save(file, format="png")
         return file.getvalue()
     except (OSError, ValueError, LookupError, TypeError, RuntimeError):
         return None
 
 
-def _first_images(sheet: Image.Image, run: Run, count: int) -> Image.Image:
-    images = cells(torch.from_numpy(np.array(sheet)).permute(2, 0, 1), part(run.config, "data.image_size"))
+def _first_images(sheet: Image.Image, layout: Layout | None, run: Run, count: int) -> Image.Image:
+    pixels = torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
+    images = layout.images(pixels) if layout else _without_layout(pixels, run)
+    row = grid(images[:count], columns=min(count, len(images)), cell=64, gap=4, grey=208)  # beside black and white
+    return Image.fromarray(row.permute(1, 2, 0).numpy())
+
+
+def _without_layout(sheet: Tensor, run: Run) -> Tensor:
+    """The images of a grid of earlier versions, whose file does not say where they are."""
+    images = cells(sheet, part(run.config, "data.image_size"))
     sampled = part(run.config, "callbacks.sample_grid.num_samples") or len(images)
     classes = part(run.config, "data.num_classes")
     if classes and classes <= sampled:  # one row per label: back to cyclic order
         images = images.unflatten(0, (classes, -1)).transpose(0, 1).flatten(0, 1)
-    shown = images[: min(count, sampled)]
-    row = grid(shown, columns=len(shown), cell=64, gap=4, grey=208)  # visible beside both black and white images
-    return Image.fromarray(row.permute(1, 2, 0).numpy())
+    return images[:sampled]
 
 
 Series = Mapping[Any, tuple[float, float]]  # (x, y) of a run, by a key shared by a setting's runs

@@ -105,7 +105,7 @@ def _sections() -> list[ws.Section]:
         _section("From noise to image", [_media("trajectory"), _media("trajectory_animation")], columns=2),
         _section("Nearest training images", [_media("neighbours")], columns=1),
         _section("Noise-prediction error vs. log SNR", [_media("log_snr"), *levels], rows=2),
-        _section("Schedule", [_media("schedule")], columns=1),
+        _section("Forward process", [_media("schedule"), _media("forward_strip")], columns=2),
         _section("Optimizer", [_curve(f"train/{name}") for name in ("grad_norm", "lr", "ema_decay", "loss_spikes")]),
         _section("Speed", [_curve(f"train/{name}") for name in _SPEED], columns=2),
         _section(

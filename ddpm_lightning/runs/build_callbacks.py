@@ -20,6 +20,7 @@ from ddpm_lightning.callbacks import (
 from ddpm_lightning.callbacks.stopwatch import Stopwatch
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.runs.instantiate import build
+from ddpm_lightning.runs.names import names_of
 from ddpm_lightning.samplers import Sampler
 
 __all__ = ["build_callbacks", "first"]
@@ -39,9 +40,9 @@ _OURS_ALONE = ("ema", "loss_guard", "stop_signals", "stopwatch")  # never overri
 def build_callbacks(config: DictConfig, sampler: Sampler, data: Mapping[str, Any] | None = None) -> list[Callback]:
     """Build the callbacks in the required order: the EMA first, the checkpoint to resume from last.
 
-    A callback is passed each of `sampler`, `shape`, `num_classes`, `condition`, `flops_per_image`, `ema`, `loss_guard`, `stopwatch`
-    and `stop_signals` that its constructor has a parameter for, unless the config sets it. Classes from other packages keep
-    their own defaults for the first five.
+    A callback is passed each of `sampler`, `shape`, `num_classes`, `names`, `condition`, `flops_per_image`, `ema`, `loss_guard`,
+    `stopwatch` and `stop_signals` that its constructor has a parameter for, unless the config sets it. Classes from other
+    packages keep their own defaults for the first six.
 
     Args:
         config: the run's config.
@@ -52,6 +53,7 @@ def build_callbacks(config: DictConfig, sampler: Sampler, data: Mapping[str, Any
         "sampler": sampler,
         "shape": (config.data.channels, *config.data.image_size),
         "num_classes": config.data.num_classes,
+        "names": names_of(sampler=config.get("sampler"), schedule=config.get("schedule")),
         "stop_signals": StopSignals(),
         "stopwatch": Stopwatch(),
         **{name: value for name, value in (data or {}).items() if value is not None},

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
@@ -20,6 +20,7 @@ from ddpm_lightning.runs.instantiate import build, one_line
 from ddpm_lightning.runs.trust import check_targets
 
 __all__ = [
+    "Loaded",
     "averages_of",
     "data_config_of",
     "denoiser_of",
@@ -30,6 +31,14 @@ __all__ = [
     "newest_checkpoint",
     "run_dir_of",
 ]
+
+
+class Loaded(NamedTuple):
+    """A checkpoint's model, and the configs of its data and of its schedule, if known."""
+
+    denoiser: Denoiser
+    data: dict[str, Any]
+    schedule: dict[str, Any] | None
 
 
 def load_denoiser(checkpoint: str | Path, *, weights: str | None = None, trust: Collection[str] = ()) -> Denoiser:
@@ -48,8 +57,8 @@ def load_denoiser(checkpoint: str | Path, *, weights: str | None = None, trust: 
     return denoiser_of(load_checkpoint(checkpoint), weights=weights, trust=trust)
 
 
-def load_model(path: Path, *, weights: str = "ema", key: str = "ckpt_path") -> tuple[Denoiser, dict[str, Any]]:
-    """Like `load_denoiser`, with the data config; for a diffusers folder only "channels" and "image_size".
+def load_model(path: Path, *, weights: str = "ema", key: str = "ckpt_path") -> Loaded:
+    """Like `load_denoiser`, with configs; a diffusers folder has a data config of "channels" and "image_size" only.
 
     Args:
         path: the checkpoint.
@@ -57,9 +66,10 @@ def load_model(path: Path, *, weights: str = "ema", key: str = "ckpt_path") -> t
         key: the setting that names the path, for errors.
     """
     if is_diffusers_folder(path):
-        return from_diffusers(path), images_of(path)
+        return Loaded(from_diffusers(path), images_of(path), None)
     checkpoint = load_checkpoint(path, key=key)
-    return denoiser_of(checkpoint, weights=weights), data_config_of(checkpoint)
+    denoiser, config = denoiser_of(checkpoint, weights=weights), checkpoint["config"]["denoiser"]
+    return Loaded(denoiser, data_config_of(checkpoint), config.get("schedule"))
 
 
 def load_checkpoint(path: str | Path, *, key: str = "ckpt_path") -> dict[str, Any]:

@@ -16,13 +16,13 @@ from ddpm_lightning import viewer
 from ddpm_lightning.data.source import in_turn
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.images import contact_sheet, save_image, save_png
+from ddpm_lightning.images import save_image, save_png
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.runs.loading import run_dir_of
 from ddpm_lightning.runs.process_group import ProcessGroup, join_process_group
 from ddpm_lightning.runs.sampling_setup import SamplingSetup, make_out_dir, prepare_sampling
 from ddpm_lightning.runs.schema import Sampling, check_types
-from ddpm_lightning.runs.trials import times_of
+from ddpm_lightning.sheets import Picture, captions_of, contact_sheet
 from ddpm_lightning.terminal import Activity
 
 __all__ = ["sample"]
@@ -115,13 +115,11 @@ def _sample_batches(config: DictConfig, setup: SamplingSetup, group: ProcessGrou
 
 
 def _frames(config: DictConfig, setup: SamplingSetup) -> list[viewer.Frame]:
-    times = times_of(setup.sampler, setup.denoiser)
-    return viewer.choose_frames(times, setup.denoiser.schedule, num_images=config.num_samples, shape=setup.shape)
+    return viewer.choose_frames(setup.times, setup.denoiser.schedule, num_images=config.num_samples, shape=setup.shape)
 
 
 def _page(pixels: Tensor, config: DictConfig, setup: SamplingSetup) -> str:
-    facts = {"checkpoint": str(setup.path), "weights": config.weights}
-    facts |= viewer.facts_of(setup.sampler, setup.steps, setup.denoiser, seed=config.seed, guidance=setup.guidance)
+    facts = setup.facts(weights=config.weights, seed=config.seed)
     captions = viewer.captions_of(len(pixels), setup.labels, setup.data.get("class_names") or ())
     return viewer.render(pixels, _frames(config, setup), facts=facts, captions=captions)
 
@@ -133,7 +131,8 @@ def _write(samples: list[Tensor], out: Path, config: DictConfig, setup: Sampling
             with replace_file(Path(name) / "reverse_process.html") as file:
                 file.write(_page(torch.cat(samples), config, setup))
         else:
-            _write_files(torch.cat(samples), Path(name), config.format, setup)
+            facts = setup.facts(weights=config.weights, seed=config.seed)
+            _write_files(torch.cat(samples), Path(name), config.format, setup, facts)
         for path in _ours(out):
             path.unlink()
         for path in Path(name).iterdir():
@@ -144,7 +143,7 @@ def _write(samples: list[Tensor], out: Path, config: DictConfig, setup: Sampling
     )
 
 
-def _write_files(samples: Tensor, out: Path, form: str, setup: SamplingSetup) -> None:
+def _write_files(samples: Tensor, out: Path, form: str, setup: SamplingSetup, facts: dict[str, str]) -> None:
     labels = None if setup.labels is None else in_turn(torch.tensor(setup.labels), range(len(samples)))
     array = setup.values.array(samples)
     if form == "npy":
@@ -160,13 +159,23 @@ def _write_files(samples: Tensor, out: Path, form: str, setup: SamplingSetup) ->
         np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
     elif form in ("png", "tiff"):
         for i, image in enumerate(array):
-            save_image(image, out / f"{i:05d}.{form}")
+            given = {} if labels is None else {"label": str(int(labels[i]))}
+            save_image(image, out / f"{i:05d}.{form}", {**facts, "image": str(i), **given})
         if labels is not None:
             rows = [f"{i:05d}.{form},{label}" for i, label in enumerate(labels.tolist())]
             (out / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
-    elif setup.kind == "points":
+    else:
+        picture = _picture(samples, labels, setup)
+        name = "scatter.png" if setup.kind == "points" else "grid.png"
+        save_png(picture.pixels, out / name, {**facts, **picture.facts})
+
+
+def _picture(samples: Tensor, labels: Tensor | None, setup: SamplingSetup) -> Picture:
+    """All samples in one figure."""
+    class_names = setup.data.get("class_names") or ()
+    if setup.kind == "points":
         from ddpm_lightning.plots import Panel, draw_points  # and with it matplotlib
 
-        save_png(draw_points([[Panel(f"{len(samples):,} generated points", samples, labels)]]), out / "scatter.png")
-    else:
-        save_png(contact_sheet(setup.values.normalize(samples), setup.condition), out / "grid.png")
+        names = captions_of(sorted(set(setup.labels or ())), class_names)
+        return Picture(draw_points([[Panel(f"{len(samples):,} generated points", samples, labels)]], names=names), {})
+    return contact_sheet(setup.values.normalize(samples), setup.condition, class_names=class_names)

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
+from ddpm_lightning import viewer
 from ddpm_lightning.data.conditions import load_condition
 from ddpm_lightning.data.source import Condition, in_turn, map_condition
 from ddpm_lightning.data.values import Values, kind_of, values_of
@@ -25,6 +26,7 @@ from ddpm_lightning.runs.graphs import graph_evaluations
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.learned_times import learned_times
 from ddpm_lightning.runs.loading import load_model, newest_checkpoint, run_dir_of
+from ddpm_lightning.runs.names import names_of
 from ddpm_lightning.runs.process_group import ProcessGroup
 from ddpm_lightning.runs.processes import total_memory
 from ddpm_lightning.runs.trials import refusal, times_of
@@ -48,7 +50,8 @@ class SamplingSetup:
         condition: rows that are used in turn, the labels or another condition; None for a model without.
         data: the config of the data that the model was trained on, see `load_model`.
         device: where images are sampled.
-        steps: sampler steps per image.
+        names: the sampler's and the schedule's names in conf/.
+        times: the timesteps, first to last.
     """
 
     path: Path
@@ -60,7 +63,13 @@ class SamplingSetup:
     condition: Condition | None
     data: Mapping[str, Any]
     device: torch.device
-    steps: int
+    names: Mapping[str, str]
+    times: Sequence[int]
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps per image."""
+        return len(self.times) - 1
 
     @property
     def denoiser(self) -> Denoiser:
@@ -105,13 +114,23 @@ class SamplingSetup:
         return self.values.denormalize(last.x).cpu()
 
     def trajectory(self, seed: int, indices: Sequence[int], advance: Callable[[], Any]) -> Iterator[Step]:
-        """The way there: the noise, with gray as its estimate, then each of the sampler's steps."""
+        """The way there: each x_t beside its estimate of x_0, see `viewer.beside_estimates`."""
         noise = SeededNoise(seed, indices)
         x, y = noise.draw(self.shape).to(self.device), in_turn(self.condition, indices, self.device)
-        yield Step(self.denoiser.schedule.num_steps, x, torch.zeros_like(x), 0)
-        for step in self.sampler.trajectory(self.guided, x, y, randn=noise):
-            advance()
-            yield step
+
+        def steps() -> Iterator[Step]:
+            for step in self.sampler.trajectory(self.guided, x, y, randn=noise):
+                advance()
+                yield step
+
+        return viewer.beside_estimates(self.times[0], x, steps())
+
+    def facts(self, *, weights: str, seed: int) -> dict[str, str]:
+        """How images are sampled, by name, for a page or the metadata of a file."""
+        facts = {"checkpoint": str(self.path), "weights": weights}
+        return facts | viewer.facts_of(
+            self.sampler, self.steps, self.denoiser, seed=seed, guidance=self.guidance, names=self.names
+        )
 
 
 def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
@@ -121,7 +140,7 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
         UserError: for a checkpoint or a setting that cannot be used.
     """
     path = newest_checkpoint() if config.ckpt_path is None else Path(str(config.ckpt_path))
-    denoiser, data = load_model(path, weights=config.weights)
+    denoiser, data, schedule = load_model(path, weights=config.weights)
     _check_memory(config, (data["channels"], *data["image_size"]))
     device = _device(config.device, group.local_rank)
     torch.set_float32_matmul_precision("high")  # as in training, so that its images are sampled again bit by bit
@@ -139,8 +158,9 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
     if config.sampler.get("times") == "learned":
         config.sampler.times = learned_times(path, denoiser, config.sampler)
     sampler: Sampler = build("sampler", config.sampler)
-    steps = len(times_of(sampler, denoiser)) - 1
-    return SamplingSetup(path, guided, guidance, weaker, sampler, labels, condition, data, device, steps)
+    names = names_of(sampler=config.sampler, schedule=schedule)
+    times = times_of(sampler, denoiser)
+    return SamplingSetup(path, guided, guidance, weaker, sampler, labels, condition, data, device, names, times)
 
 
 def _weaker(config: DictConfig, device: torch.device) -> Denoiser | None:

@@ -2,6 +2,7 @@
 
 from ddpm_lightning.viewer.frames import (
     Frame,
+    beside_estimates,
     choose_frames,
     estimated_noise,
     evenly,
@@ -13,6 +14,7 @@ from ddpm_lightning.viewer.page import captions_of, facts_of, render, sprite_she
 
 __all__ = [
     "Frame",
+    "beside_estimates",
     "captions_of",
     "choose_frames",
     "estimated_noise",

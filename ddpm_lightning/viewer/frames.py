@@ -1,8 +1,7 @@
 """The frames of the viewer: which timesteps it shows, and the pixels of x_t and of the estimates of x_0 and ε there."""
 
 import math
-from collections.abc import Iterable, Sequence
-from itertools import chain, pairwise
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from ddpm_lightning.schedules import NoiseSchedule
 __all__ = [
     "EPSILON_RANGE",
     "Frame",
+    "beside_estimates",
     "choose_frames",
     "estimated_noise",
     "evenly",
@@ -84,19 +84,33 @@ def estimated_noise(x_t: Tensor, x0: Tensor, frame: Frame) -> Tensor:
     return (x_t - frame.signal * x0) / frame.noise if frame.noise > 0 else torch.zeros_like(x_t)
 
 
+def beside_estimates(first: int, noise: Tensor, steps: Iterable[Step]) -> Iterator[Step]:
+    """Each x_t from noise to image beside the estimate of x_0 that was made from it; x_0 stands beside itself.
+
+    Args:
+        first: the first timestep of the sampler.
+        noise: x there.
+        steps: the sampler's, each of which holds the estimate that led to it.
+    """
+    t, x, evaluations = first, noise, 0
+    for step in steps:
+        yield Step(t, x, step.x0, evaluations)
+        t, x, evaluations = step.t, step.x, step.evaluations
+    yield Step(t, x, x, evaluations)
+
+
 def pixels_of(steps: Iterable[Step], frames: Sequence[Frame]) -> Tensor:
     """(B, F, 3, C, H, W) uint8 on the CPU: x_t, x̂_0(x_t) and ε̂ in each of F frames.
 
     x_t and x̂_0 are black at −1 and white at 1, ε̂ at ∓`EPSILON_RANGE`; what lies beyond is clipped. At t = 0 x̂_0 is x_0.
 
     Args:
-        steps: x_T with any estimate, then each of the sampler's steps, down to t = 0.
+        steps: each x_t beside its estimate of x_0, from `beside_estimates`.
         frames: their choice, in this order.
     """
     chosen, pixels = {frame.step: frame for frame in frames}, []
-    for i, (here, after) in enumerate(pairwise(chain(steps, [None]))):
-        if here is not None and (frame := chosen.get(i)):
-            x0 = here.x if after is None else after.x0  # a step holds the estimate that led to it
-            shown = here.x, x0, estimated_noise(here.x, x0, frame) / EPSILON_RANGE
+    for i, step in enumerate(steps):
+        if frame := chosen.get(i):
+            shown = step.x, step.x0, estimated_noise(step.x, step.x0, frame) / EPSILON_RANGE
             pixels.append(torch.stack([to_uint8(part) for part in shown], dim=1).cpu())
     return torch.stack(pixels, dim=1)

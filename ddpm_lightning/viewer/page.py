@@ -20,12 +20,30 @@ from ddpm_lightning.viewer.frames import EPSILON_RANGE, Frame
 __all__ = ["captions_of", "facts_of", "render", "sprite_sheet"]
 
 
-def facts_of(sampler: Sampler, num_steps: int, denoiser: Denoiser, *, seed: int, guidance: Guidance) -> dict[str, str]:
-    """What a page says of how its images were sampled."""
+def facts_of(
+    sampler: Sampler,
+    num_steps: int,
+    denoiser: Denoiser,
+    *,
+    seed: int,
+    guidance: Guidance,
+    names: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """How images were sampled, by name, for a page or the metadata of a file.
+
+    Args:
+        sampler: the sampler.
+        num_steps: its number of steps.
+        denoiser: the denoiser.
+        seed: of the noise.
+        guidance: of classifier-free guidance.
+        names: the names of "sampler" and "schedule" in the config; the sampler's class and no schedule if unknown.
+    """
     facts = {
         "sampler": type(sampler).__name__,
         "steps": f"{num_steps:,} of T = {denoiser.schedule.num_steps:,}",
         "seed": str(seed),
+        **(names or {}),
         "prediction": denoiser.prediction,
     }
     if denoiser.conditional or guidance.scale != 1:

@@ -33,7 +33,7 @@ TINY = (
     "lr_scheduler.total_iters=2",
 )
 
-FIGURES = ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")
+FIGURES = ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves", "forward_strip")
 NO_FIGURES = tuple(f"callbacks.{name}=null" for name in FIGURES)
 
 IMAGES_ALONE = ("callbacks.sample_grid", "callbacks.raw_grid", "callbacks.neighbours", "callbacks.trajectory")

@@ -21,7 +21,10 @@ QUICK = [
     "callbacks.checkpoint.every_n_train_steps=10",
     "logger=none",
 ]
-QUICK += [f"callbacks.{name}=null" for name in ("raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")]
+QUICK += [
+    f"callbacks.{name}=null"
+    for name in ("raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves", "forward_strip")
+]
 TRUST = "trust=[mylab]"
 COMMANDS = {
     "ddpm": ["-m", "ddpm_lightning"],

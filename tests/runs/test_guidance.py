@@ -8,6 +8,7 @@ from PIL import Image
 
 from ddpm_lightning import runs
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.sheets import Layout
 from tests.helpers.configs import config_of, train_config
 
 
@@ -28,8 +29,10 @@ def draw(run, out, *overrides):
 def test_a_run_with_labels_draws_a_row_for_each(labelled_run, tmp_path):
     """And the grid is the one that sample.py draws."""
     with Image.open(labelled_run / "samples" / "grid_0000004.png") as picture:
-        ours = np.asarray(picture)
-    assert ours.shape == (10 * 34 + 2, 2 * 34 + 2, 3)
+        ours, layout = np.asarray(picture), Layout.read(picture.text)
+    assert (layout.factor, len(layout.tops), len(layout.lefts)) == (12, 10, 2)  # 960 pixels for ten rows of 8
+    assert ours.shape[0] == 10 * (12 * 8 + 2) + 2
+    assert layout.order == [i for label in range(10) for i in (label, 10 + label)]
     out = draw(labelled_run, tmp_path / "same", "num_samples=20", "guidance_scale=2.0")
     assert np.array_equal(np.asarray(Image.open(out / "grid.png")), ours)
     out = draw(labelled_run, tmp_path / "other", "num_samples=20")

@@ -34,7 +34,9 @@ def test_losses_weights_and_grid_are_those_of_train_py_bit_by_bit(example, tmp_p
 
     monkeypatch.setattr(Randomness, "on_train_batch_end", keep)
     folder = tmp_path / "run"
-    unneeded = [f"callbacks.{name}=null" for name in ("trajectory", "neighbours", "log_snr", "schedule_curves")]
+    unneeded = [
+        f"callbacks.{name}=null" for name in ("trajectory", "neighbours", "log_snr", "schedule_curves", "forward_strip")
+    ]
     runs.train(
         config_of(
             "experiment=lecture_digits",
@@ -80,4 +82,4 @@ def test_its_command_line_trains_tells_and_saves(example, tmp_path, monkeypatch,
     assert first.startswith("step     2  loss ")
     assert last == str(tmp_path / "x.png")
     with Image.open(last) as sheet:
-        assert sheet.size == (2 * 34 + 2, 2 * 34 + 2)
+        assert sheet.size == (2 * 130 + 2, 2 * 130 + 2)  # 8×8 pixels, 16 times as large

@@ -8,7 +8,6 @@ from torch import nn
 from ddpm_lightning import schedules
 from ddpm_lightning.data.source import Batch
 from ddpm_lightning.denoiser import PREDICTIONS, Autoguided, Denoiser, Guidance, Guided, Interval, Rescaled
-from ddpm_lightning.images import rows_by_label
 from ddpm_lightning.losses import Loss
 from ddpm_lightning.models import UNet
 from ddpm_lightning.module import DDPM

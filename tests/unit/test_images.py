@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_lightning.images import SeededNoise, from_uint8, grid, rows_by_label, save_png, to_uint8
+from ddpm_lightning.images import SeededNoise, from_uint8, grid, save_png, to_uint8
 
 
 def test_bytes_survive_the_way_to_floats_and_back():
@@ -51,12 +51,6 @@ def test_a_grid_puts_image_i_in_row_and_column(tmp_path):
     ]  # fmt: skip
     save_png(images[3], tmp_path / "new" / "one.png")
     assert (np.asarray(Image.open(tmp_path / "new" / "one.png")) == 120).all()
-
-
-def test_a_sheet_of_fewer_images_than_labels_is_a_square():
-    images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(rows_by_label(images, 1000), grid(images))
-    assert not torch.equal(rows_by_label(images, 9), grid(images))
 
 
 def test_images_are_rounded_as_they_are_saved():

@@ -1,6 +1,6 @@
 import torch
 
-from ddpm_lightning.images import as_pictures, contact_sheet
+from ddpm_lightning.images import as_pictures
 
 
 def test_a_signal_is_a_curve():
@@ -33,12 +33,3 @@ def test_frames_and_channels_stand_side_by_side():
     picture = as_pictures(latent)
     assert picture.shape == (2, 1, 5, 24)
     assert torch.equal(picture[:, :, :, 12:18], as_pictures(latent[:, 2:3]))
-
-
-def test_a_color_condition_beside_gray_samples():
-    sheet = contact_sheet(
-        torch.zeros(4, 1, 8, 8), torch.tensor([1.0, -1.0, -1.0]).reshape(1, 3, 1, 1).expand(2, -1, 4, 4)
-    )
-    assert sheet.shape[0] == 3
-    assert sheet[:, 10, 10].tolist() == [255, 0, 0]
-    assert sheet[:, 10, 10 + 34].tolist() == [128, 128, 128]

@@ -1,6 +1,6 @@
 """Noise-prediction error vs. log SNR, comparable across schedules, prediction types and losses."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require
 from ddpm_lightning.schedules import NoiseSchedule
 from ddpm_lightning.seeds import derive
+from ddpm_lightning.sheets import Picture
 
 __all__ = ["LogSNRCurve", "noise_errors", "times_at"]
 
@@ -40,6 +41,7 @@ class LogSNRCurve(Periodic):
         every_n_steps: optimizer steps between curves; None for one at the end only.
         seed: the noise of image i at a level depends on (seed, level, i) only.
         ema: the run's EMA; None uses the raw weights.
+        names: the schedule's name in the config, for the metadata.
         stopwatch: the training stopwatch, paused during measurement.
 
     Raises:
@@ -57,6 +59,7 @@ class LogSNRCurve(Periodic):
         every_n_steps: int | None = None,
         seed: int = 0,
         ema: EMA | None = None,
+        names: Mapping[str, str] | None = None,
         stopwatch: Stopwatch | None = None,
     ):
         super().__init__(folder, every_n_steps=every_n_steps, stopwatch=stopwatch)
@@ -67,6 +70,7 @@ class LogSNRCurve(Periodic):
         self._batch_size = batch_size
         self._seed = seed
         self._ema = ema
+        self._names = {key: name for key, name in (names or {}).items() if key == "schedule"}
 
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         times = times_at(pl_module.denoiser.schedule, _LEVELS)
@@ -99,11 +103,18 @@ class LogSNRCurve(Periodic):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         if trainer.is_global_zero:
-            from ddpm_lightning.plots import draw_curve
+            from ddpm_lightning.plots import LOWER, draw_curve
 
-            title = f"noise-prediction error vs. log SNR, step {trainer.global_step:,}"
-            picture = draw_curve([*times], errors, title=title, x_label="log SNR")
-            show(trainer, picture, self.folder / f"log_snr_{trainer.global_step:07d}.png", "log_snr")
+            curve = draw_curve(
+                [*times],
+                errors,
+                title=f"Noise-prediction error at step {trainer.global_step:,}",
+                x_label="log SNR (noise on the left, image on the right)",
+                y_label=f"E‖ε̂ − ε‖²/d {LOWER} (lower is better)",
+            )
+            facts = {"training step": f"{trainer.global_step:,}", "weights": "raw" if self._ema is None else "ema"}
+            facts |= {"seed": str(self._seed), **self._names}
+            show(trainer, Picture(curve, facts), self.folder / f"log_snr_{trainer.global_step:07d}.png", "log_snr")
 
 
 def times_at(schedule: NoiseSchedule, levels: Iterable[int]) -> dict[int, int]:

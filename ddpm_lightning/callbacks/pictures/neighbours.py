@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.data.loaders import InMemory
-from ddpm_lightning.images import grid, to_uint8
+from ddpm_lightning.images import to_uint8
 from ddpm_lightning.metrics.distances import nearest
 from ddpm_lightning.ranges import require
+from ddpm_lightning.sheets import Picture, beside_neighbours, sheet
 
 __all__ = ["Neighbours"]
 
@@ -37,11 +36,13 @@ class Neighbours(Pictures):
         if isinstance(source, InMemory) and source.are_images:
             super().on_period(trainer, pl_module)
 
-    def draw(self, pl_module: Any) -> Tensor:
+    def draw(self, pl_module: Any) -> Picture:
         samples = to_uint8(self.samples(pl_module)).cpu()
         if not pl_module.trainer.is_global_zero:
-            return grid(samples)  # only rank zero shows it
+            return sheet(samples)  # only rank zero shows it
         images = pl_module.trainer.datamodule.split("train").images
         _, found = nearest(samples, images, count=self.num_neighbours, mirrored=True)
-        rows = torch.cat([samples[:, None], images[found]], dim=1)
-        return grid(rows.flatten(0, 1), columns=rows.shape[1])
+        names = self.captions(pl_module)
+        return beside_neighbours(
+            samples, images[found], names=[names[i % len(names)] for i in range(len(samples)) if names]
+        )

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ddpm_lightning.callbacks.pictures.base import Pictures
 from ddpm_lightning.data.source import in_turn, is_labels
 from ddpm_lightning.ranges import require
+from ddpm_lightning.sheets import Picture
 
 __all__ = ["Scatter"]
 
@@ -27,7 +27,7 @@ class Scatter(Pictures):
         require("num_columns", num_columns, "2..20")
         self.num_columns = num_columns
 
-    def draw(self, pl_module: Any) -> Tensor:
+    def draw(self, pl_module: Any) -> Picture:
         from ddpm_lightning.plots import Panel, draw_points
 
         steps = list(self.steps(pl_module))
@@ -42,4 +42,5 @@ class Scatter(Pictures):
         level = schedule.scales(torch.tensor([step.t for step in steps], device=schedule.alpha_bar.device))[1].cpu()
         wanted = torch.linspace(level[0].item(), level[-1].item(), self.num_columns)
         shown = sorted(set((level - wanted[:, None]).abs().argmin(1).tolist()))
-        return draw_points([beside, [Panel(f"t = {steps[i].t:.7g}", steps[i].x, y) for i in shown]])
+        trajectory = [Panel(f"t = {steps[i].t:.7g}", steps[i].x, y) for i in shown]
+        return Picture(draw_points([beside, trajectory], names=self.captions(pl_module)), {})

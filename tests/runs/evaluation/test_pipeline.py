@@ -62,7 +62,8 @@ def test_the_numbers_are_those_of_the_samples_that_sample_draws(run, tmp_path, c
     assert (protocol["num_samples"], protocol["reference_images"], protocol["seeds"]) == (60, len(train.images), [0])
     for row in metrics.values():
         assert row["of"]
-    assert size_of(out / "nearest.png") == (6 * 34 + 2, 8 * 34 + 2)  # each sample, and five images beside it
+    # Each sample, apart, and five images beside it, under a line of text.
+    assert size_of(out / "nearest.png") == (6 * 122 + 2 + 8, 18 + 8 * 122 + 2)
     assert (out / "grid.png").exists()
     printed = " ".join(capsys.readouterr().out.split())
     assert "180 network evaluations" not in printed

@@ -35,7 +35,13 @@ def run(tmp_path_factory):
 
 def test_pictures_are_drawn_and_bits_are_not_measured(run):
     names = sorted(path.name for path in (run / "samples").iterdir())
-    assert names == ["log_snr_0000004.png", "scatter_0000002.png", "scatter_0000004.png", "schedule.png"]
+    assert names == [
+        "forward_strip.png",
+        "log_snr_0000004.png",
+        "scatter_0000002.png",
+        "scatter_0000004.png",
+        "schedule.png",
+    ]
     with Image.open(run / "samples" / "scatter_0000004.png") as picture:
         assert len(picture.getcolors(1 << 24)) > 20  # dots of two colours, not an empty page
     with (run / "metrics.csv").open(newline="") as file:
@@ -79,7 +85,7 @@ def test_samples_are_points_and_their_scatter_plot(run, tmp_path):
     )
     assert np.abs(found["points"] - guided["points"]).max() > 1e-3
     with Image.open(draw(run, tmp_path / "grid") / "scatter.png") as picture:
-        assert picture.width == picture.height
+        assert (picture.width, picture.height) == (1000, 1050)  # square, and a line of text
 
 
 def test_what_is_for_images_is_refused(run, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 from ddpm_lightning import runs
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, to_uint8
+from ddpm_lightning.sheets import Layout
 from tests.helpers.configs import config_of
 from tests.helpers.viewer import data_of, pixels_in
 
@@ -53,9 +54,25 @@ def test_formats(tiny_run, tmp_path):
     assert sorted(os.listdir(png)) == [f"{i:05d}.png" for i in range(6)]
     for i in range(6):
         assert np.array_equal(np.asarray(Image.open(png / f"{i:05d}.png")), npz[i, :, :, 0])
-    sheet = np.asarray(Image.open(draw(tiny_run, tmp_path / "grid") / "grid.png"))
-    assert sheet.shape == (2 * 34 + 2, 3 * 34 + 2, 3)
-    assert (sheet[2:34:4, 2:34:4, 0] == npz[0, :, :, 0]).all()
+    with Image.open(draw(tiny_run, tmp_path / "grid") / "grid.png") as image:
+        sheet, facts = np.asarray(image), image.text
+    assert sheet.shape == (2 * 130 + 2, 3 * 130 + 2, 3)  # 8×8 pixels, 16 times as large
+    for i in range(6):
+        y, x = 2 + i // 3 * 130, 2 + i % 3 * 130
+        assert (sheet[y : y + 128, x : x + 128, 0] == npz[i, :, :, 0].repeat(16, 0).repeat(16, 1)).all()
+    layout = facts.pop("layout")
+    assert Layout.read({"layout": layout}).tops == [2, 132]
+    assert facts == {
+        "checkpoint": f"{tiny_run}/checkpoints/last.ckpt",
+        "weights": "ema",
+        "sampler": "ddim",
+        "steps": "4 of T = 1,000",
+        "seed": "0",
+        "schedule": "linear",
+        "prediction": "epsilon",
+    }
+    with Image.open(png / "00004.png") as image:
+        assert image.text == {**facts, "image": "4"}
 
 
 def test_a_page_of_the_reverse_process_begins_with_the_noise_and_ends_with_the_samples(tiny_run, tmp_path):
@@ -70,7 +87,7 @@ def test_a_page_of_the_reverse_process_begins_with_the_noise_and_ends_with_the_s
         assert np.abs(shown[:, 0].numpy().astype(int) - npz[..., 0]).max() <= 1  # another batch size
     noise = torch.cat([SeededNoise(0, [i]).draw((1, 8, 8)) for i in range(6)])
     assert torch.equal(pixels[:, 0, 0], to_uint8(noise))
-    for fact in (f"{tiny_run}/checkpoints/last.ckpt", "ema", "DDIM", "4 of T = 1,000", "0", "epsilon"):
+    for fact in (f"{tiny_run}/checkpoints/last.ckpt", "ema", "ddim", "linear", "4 of T = 1,000", "0", "epsilon"):
         assert f"<dd>{fact}</dd>" in html
     assert len(html) < 40_000
 

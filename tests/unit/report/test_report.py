@@ -13,12 +13,13 @@ from PIL import Image
 from scipy import stats
 
 from ddpm_lightning.__main__ import main
-from ddpm_lightning.images import cells, grid, rows_by_label, save_png
+from ddpm_lightning.images import cells, grid, save_png
 from ddpm_lightning.report import write_report
 from ddpm_lightning.report.comparison import Distance, Mean
 from ddpm_lightning.report.figures import curves, last_samples
 from ddpm_lightning.report.ranking import incomparable, verdict, winner
 from ddpm_lightning.report.reading import read_runs, settings_of
+from ddpm_lightning.sheets import by_label, captions_of
 from tests.helpers.reports import fabricate, rows_of
 
 BITS = {
@@ -195,7 +196,8 @@ def test_samples_are_the_first_of_the_grid_in_their_order(tmp_path):
     images = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 8, 8) * 10
     plain = fabricate(tmp_path, 0, "data.channels=3", images=images)
     labelled = fabricate(tmp_path, 1, "data.num_classes=10", "callbacks.sample_grid.num_samples=15")
-    save_png(rows_by_label(images[:15], 10), labelled / "samples" / "grid_0000100.png")
+    sheet = by_label(images[:15], captions_of(range(10)))
+    save_png(sheet.pixels, labelled / "samples" / "grid_0000100.png", sheet.facts)
     for run in read_runs(tmp_path):
         count = {plain: 12, labelled: 14}[run.folder]
         with Image.open(io.BytesIO(last_samples(run, count=count))) as image:

@@ -41,7 +41,7 @@ def test_the_only_axis_is_the_optimisers_step():
             "From noise to image",
             "Nearest training images",
         ),
-        *("Noise-prediction error vs. log SNR", "Schedule", "Optimizer", "Speed", "Report of a sweep"),
+        *("Noise-prediction error vs. log SNR", "Forward process", "Optimizer", "Speed", "Report of a sweep"),
     ]
 
 

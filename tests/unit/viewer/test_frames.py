@@ -7,8 +7,16 @@ import torch
 
 from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.samplers import DDIM, Ancestral, Heun, Step, UniPC
-from ddpm_lightning.viewer import Frame, choose_frames, estimated_noise, is_viewable, most_images, pixels_of
+from ddpm_lightning.samplers import DDIM, Ancestral, Heun, UniPC
+from ddpm_lightning.viewer import (
+    Frame,
+    beside_estimates,
+    choose_frames,
+    estimated_noise,
+    is_viewable,
+    most_images,
+    pixels_of,
+)
 from tests.helpers.gaussian import GaussianModel
 
 SCHEDULE = schedules.linear(1000)
@@ -27,8 +35,8 @@ class Ideal:
 
 
 def way(sampler, denoiser, x, **options):
-    """x_T, and each of a sampler's steps."""
-    return [Step(1000, x, torch.zeros_like(x), 0), *sampler.trajectory(denoiser, x, **options)]
+    """Each x_t beside its estimate of x_0."""
+    return list(beside_estimates(1000, x, sampler.trajectory(denoiser, x, **options)))
 
 
 def frames_of(steps, **options):

@@ -108,6 +108,8 @@ def test_facts_say_how_the_images_were_sampled():
         "seed": "7",
         "prediction": "v",
     }
+    named = {"sampler": "dpmpp_2m_sde", "schedule": "cosine"}
+    assert facts_of(DDIM(50), 50, denoiser, seed=7, guidance_scale=1.0, names=named).items() >= named.items()
     denoiser.model.num_classes = 10
     assert facts_of(DDIM(50), 50, denoiser, seed=7, guidance=Guidance(2.5, [0.3, 5.0], 0.7)) | {"seed": ""} == {
         "sampler": "DDIM",

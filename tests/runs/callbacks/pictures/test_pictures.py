@@ -1,6 +1,7 @@
 """What the pictures and curves of a run show: compared with closed forms, and with what is computed from its checkpoints."""
 
 import csv
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from hydra.utils import instantiate
 from PIL import Image, ImageSequence
 
 from ddpm_lightning import runs
-from ddpm_lightning.images import cells
+from ddpm_lightning.images import SeededNoise, to_uint8
 from ddpm_lightning.metrics.distances import nearest
+from ddpm_lightning.sheets import Layout
 from tests.helpers.configs import config_of, train_config
 from tests.helpers.log_snr import errors_of_the_last, logged
 from tests.helpers.resuming import interrupted
@@ -50,16 +52,73 @@ def test_the_grid_of_the_raw_weights_is_what_sample_draws_with_them(tiny_run, tm
     assert grid.read_bytes() != (tiny_run / "samples" / "grid_0000004.png").read_bytes()
 
 
+def opened(path):
+    """The images of a sheet (N, C, H, W), and the facts in its file."""
+    with Image.open(path) as picture:
+        pixels, facts = torch.from_numpy(np.array(picture)).permute(2, 0, 1), picture.text
+    return Layout.read(facts).images(pixels)[:, :1], facts
+
+
+def test_a_file_says_how_it_was_made(tiny_run):
+    _, facts = opened(tiny_run / "samples" / "raw_grid_0000002.png")
+    del facts["layout"]
+    assert facts == {
+        "training step": "2",
+        "weights": "raw",
+        "sampler": "ddim",
+        "steps": "4 of T = 1,000",
+        "seed": "0",
+        "schedule": "linear",
+        "prediction": "epsilon",
+    }
+    with Image.open(tiny_run / "samples" / "log_snr_0000004.png") as picture:
+        assert picture.text == {"training step": "4", "weights": "ema", "seed": "0", "schedule": "linear"}
+
+
+def test_the_strip_has_each_x_t_beside_the_estimate_that_is_made_from_it(tiny_run):
+    """From noise on, which is no gray square: it is compared with the denoiser of the checkpoint."""
+    images, facts = opened(tiny_run / "samples" / "trajectory_0000004.png")
+    layout, denoiser = Layout.read(facts), runs.load_denoiser(tiny_run)
+    assert [len(layout.tops), len(layout.lefts)] == [4, 3]
+    first, second, third, fourth = layout.tops
+    assert second - first == fourth - third < third - second  # the two rows of a sample belong together
+    strip = images.reshape(2, 2, 3, 1, 8, 8)  # sample, x_t or the estimate, column
+    noise = torch.cat([SeededNoise(0, [i]).draw((1, 8, 8)) for i in range(2)])
+    assert torch.equal(strip[:, 0, 0], to_uint8(noise))
+    with torch.no_grad():
+        estimate = denoiser(noise, torch.tensor(1000)).clamp(-1, 1)
+    assert (strip[:, 1, 0].int() - to_uint8(estimate).int()).abs().max() <= 1
+    assert torch.equal(strip[:, 0, 2], strip[:, 1, 2])  # x_0 is its own
+
+
 def test_the_animation_ends_as_the_strip_does_and_holds(tiny_run):
     with Image.open(tiny_run / "samples" / "trajectory_0000004.gif") as movie:
-        frames = [(np.asarray(f.convert("L")), f.info["duration"]) for f in ImageSequence.Iterator(movie)]
+        frames = [(np.array(f.convert("L")), f.info["duration"]) for f in ImageSequence.Iterator(movie)]
     assert [duration for _, duration in frames] == [100] * 4 + [2000]  # the noise and four steps
-    with Image.open(tiny_run / "samples" / "trajectory_0000004.png") as picture:
-        strip = cells(torch.from_numpy(np.asarray(picture.convert("L")).copy())[None], (8, 8))[:, 0, ::4, ::4]
-    strip = strip.reshape(2, 2, 3, 8, 8)  # sample, x_t or x̂_0, column
+    strip = opened(tiny_run / "samples" / "trajectory_0000004.png")[0].reshape(2, 2, 3, 8, 8)
     for frame, column in ((0, 0), (-1, 2)):
-        shown = cells(torch.from_numpy(frames[frame][0].copy())[None], (8, 8), cell=64)[:, 0, ::8, ::8]
-        assert torch.equal(shown.reshape(2, 2, 8, 8), strip[:, :, column])
+        shown = torch.from_numpy(frames[frame][0])[-2 * 82 :, -2 * 82 :]  # two rows and columns, 10 times as large
+        for sample in range(2):
+            for kind in range(2):
+                cell = shown[82 * sample : 82 * sample + 80 : 10, 82 * kind : 82 * kind + 80 : 10]
+                assert torch.equal(cell, strip[sample, kind, column])
+
+
+def test_the_forward_process_is_that_of_the_schedule(tiny_run):
+    """Real images in the first column, and √ᾱ_t x_0 + √(1−ᾱ_t) ε with one ε for each of them in the others."""
+    images, facts = opened(tiny_run / "samples" / "forward_strip.png")
+    assert facts.items() >= {"seed": "0", "schedule": "linear"}.items()
+    strip = images.reshape(4, 11, 1, 8, 8)
+    data = instantiate(runs.load_checkpoint(tiny_run)["config"]["data"])
+    data.setup()
+    x0 = data.split("validation").images[:4]
+    assert torch.equal(strip[:, 0], x0)
+    noise = torch.cat([SeededNoise(0, [i]).draw((1, 8, 8)) for i in range(4)]).double()
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    for column, t in ((3, 300), (10, 1000)):
+        a = alpha_bar[t - 1]
+        x = a.sqrt() * (x0.double() / 127.5 - 1) + (1 - a).sqrt() * noise
+        assert (strip[:, column].int() - to_uint8(x).int()).abs().max() <= 1
 
 
 def test_training_ends_with_a_page_of_the_reverse_process_as_sample_writes_it(tiny_run, tmp_path):
@@ -69,7 +128,7 @@ def test_training_ends_with_a_page_of_the_reverse_process_as_sample_writes_it(ti
     options = [f"ckpt_path={tiny_run}", "sampler=ddim", "sampler.num_steps=4", "num_samples=2", f"out_dir={tmp_path}"]
     runs.sample(config_of(*options, "format=html", name="sample"))
     assert torch.equal(pixels_in(html), pixels_in((tmp_path / "reverse_process.html").read_text()))
-    for name, fact in [("training step", "4"), ("weights", "ema"), ("sampler", "DDIM"), ("steps", "4 of T = 1,000")]:
+    for name, fact in [("training step", "4"), ("weights", "ema"), ("sampler", "ddim"), ("steps", "4 of T = 1,000")]:
         assert f"<dt>{name}</dt><dd>{fact}</dd>" in html
 
 
@@ -96,7 +155,16 @@ def test_tensorboard_has_the_same_scalars_pictures_and_the_animation(tmp_path):
     for key in rows[0].keys() - {"step"}:
         ours = [(int(row["step"]), float(row[key])) for row in rows if row[key]]
         assert [(e.step, e.value) for e in events.Scalars(key)] == [(s, pytest.approx(v, rel=1e-6)) for s, v in ours]
-    kinds = ("grid", "raw_grid", "trajectory", "trajectory_animation", "neighbours", "log_snr", "schedule")
+    kinds = (
+        "grid",
+        "raw_grid",
+        "trajectory",
+        "trajectory_animation",
+        "neighbours",
+        "log_snr",
+        "schedule",
+        "forward_strip",
+    )
     assert {f"samples/{kind}" for kind in kinds} <= set(tags["images"])
     animations = events.Images("samples/trajectory_animation")
     assert [event.step for event in animations] == [2, 4]
@@ -107,8 +175,9 @@ def test_a_sample_that_copies_a_training_image_stands_beside_it(tiny_run):
     data = instantiate(runs.load_checkpoint(tiny_run)["config"]["data"])
     data.setup()
     images = data.split("train").images
-    with Image.open(tiny_run / "samples" / "neighbours_0000004.png") as picture:
-        shown = cells(torch.from_numpy(np.asarray(picture).copy())[None, ..., 0] if picture.mode == "RGB" else
-                      torch.from_numpy(np.asarray(picture).copy())[None], (8, 8))[:, :, ::4, ::4]  # fmt: skip
+    shown, facts = opened(tiny_run / "samples" / "neighbours_0000004.png")
     for row in shown.reshape(2, 3, 1, 8, 8):
         assert torch.equal(row[1:], images[nearest(row[:1], images, count=2, mirrored=True)[1][0]])
+    layout = Layout.read(facts)
+    gaps = [right - left - layout.width for left, right in pairwise(layout.lefts)]
+    assert gaps == [10, 2]  # the sample stands apart
