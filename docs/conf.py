@@ -27,5 +27,20 @@ def plain(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: li
     lines[:] = [re.sub(r"([|*])", r"\\\1", line) for line in lines]
 
 
+def themed(_app: Any, _name: str, source: list[str]) -> None:
+    """A picture for light and dark, which GitHub shows as HTML, becomes two images, of which the theme shows one."""
+    pattern = (
+        r'<picture>\n *<source media="[^"]*dark[^"]*" srcset="(.*?)">\n *<img alt="(.*?)" src="(.*?)">\n</picture>'
+    )
+    image = "```{image} %s\n:alt: %s\n:class: only-%s\n```\n"
+
+    def both(found: re.Match[str]) -> str:
+        dark, alt, light = found.groups()
+        return image % (light, alt, "light") + "\n" + image % (dark, alt, "dark")
+
+    source[0] = re.sub(pattern, both, source[0])
+
+
 def setup(app: Any) -> None:
+    app.connect("source-read", themed)
     app.connect("autodoc-process-docstring", plain, priority=100)  # before the sections are read

@@ -156,7 +156,8 @@ class Evaluation:
         """The results folder."""
         if self.config.out_dir is not None:
             return self.root
-        return self.root / f"{type(self.setup.sampler).__name__.lower()}_{self.setup.steps}_{digest(self.key)}"
+        sampler = self.setup.names["sampler"].split()[0]
+        return self.root / f"{sampler}_{self.setup.steps}_{digest(self.key)}"
 
     @property
     def samples(self) -> dict[int, Chunks]:

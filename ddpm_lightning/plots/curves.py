@@ -1,5 +1,7 @@
 """Plots of metrics: against the training step, log SNR, t, and the network evaluations of samplers."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
@@ -62,14 +64,14 @@ def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, flo
     label = f"{metric} {LOWER} (lower is better)"
     axes.set(xlabel="network evaluations per image", ylabel=label, xscale="log", yscale="log")
     ticks: list[float] = []
-    for tick in sorted({point[0] for points in curves.values() for point in points}):
-        if not ticks or tick > 1.15 * ticks[-1]:  # otherwise the tick labels would overlap
+    for tick, _ in Counter(point[0] for points in curves.values() for point in points).most_common():
+        if all(abs(math.log(tick / other)) > math.log(1.15) for other in ticks):  # otherwise labels would overlap
             ticks.append(tick)
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
-    axes.grid(which="both")
+    axes.grid(visible=True, which="both")
     axes.legend()
     save(figure, path)
 

@@ -44,6 +44,7 @@ def test_a_run_from_the_command_line(tmp_path, processes):
     assert {path.name for path in (folder / "samples").iterdir()} == {
         *names,
         "schedule.png",
+        "forward_strip.png",
         "reverse_process_0000004.html",
     }
     assert json.loads((folder / "summary.json").read_text())["processes"] == processes
@@ -58,11 +59,20 @@ def test_a_run_from_the_command_line(tmp_path, processes):
         if any(key.split("/filenames")[0] == "samples/grid" for key in row)
     ]
     assert grids == [2, 4]
-    assert len(media) == len(names) - 2 + 1  # the animations lie elsewhere
+    assert len(media) == len(names) - 2 + 2  # the animations lie elsewhere
     assert len(list(folder.glob("wandb/offline-run-*/files/media/videos/samples/*.gif"))) == 2
     keys = {key.split("/filenames")[0] for row in history for key in row if key.startswith("samples/")}
     assert {key.split("/")[1] for key in keys} == {
-        *("grid", "raw_grid", "trajectory", "trajectory_animation", "neighbours", "log_snr", "schedule"),
+        *(
+            "grid",
+            "raw_grid",
+            "trajectory",
+            "trajectory_animation",
+            "neighbours",
+            "log_snr",
+            "schedule",
+            "forward_strip",
+        ),
     }
     curve = [row for row in history if "mse_at_log_snr/+00" in row]
     assert [row["trainer/global_step"] for row in curve] == [4]

@@ -138,7 +138,7 @@ def test_super_resolution_is_sampled_from_the_conditions_of_the_run_or_of_a_file
     other = np.load(draw(small_to_large, tmp_path / "other", "format=npy", other, "guidance_scale=3") / "samples.npy")
     assert np.abs(own.astype(int) - other).mean() > 2
     with Image.open(draw(small_to_large, tmp_path / "grid") / "grid.png") as image:
-        sheet, layout = np.asarray(image), Layout.read(image.text)
+        sheet, layout = np.array(image), Layout.read(image.text)
     given = ((condition[0, 0].clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
     shown = layout.images(torch.from_numpy(sheet).permute(2, 0, 1))
     assert np.array_equal(shown[0, 0, ::2, ::2], given)  # left of its sample

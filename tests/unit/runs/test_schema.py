@@ -40,7 +40,7 @@ true | model.scale_shift_norm model.xavier_init model.zero_init sample:overwrite
 true | loss.times.continuous sampler.continuous train:compile train:learned_variance
 null true | optimizer.fused trainer.benchmark trainer.deterministic trainer.enable_model_summary trainer.enable_progress_bar
 # Nothing of that kind, or all of it.
-null | callbacks.trajectory.num_frames callbacks.trajectory.viewer_frames
+null | callbacks.forward_strip.times callbacks.trajectory.num_frames callbacks.trajectory.viewer_frames
 null | data.dataset.condition data.num_classes data.value_range evaluate:bits_images
 null | evaluate:guidance_interval sample:guidance_interval train:guidance_interval loss.space
 null | evaluate:bits_variance evaluate:reference_images loss.variance model.condition_channels model.condition_size model.head_channels
@@ -51,7 +51,7 @@ null -1 | trainer.max_epochs
 -1 | schedule.first schedule.last
 -1 | loss.times.mean schedule.end schedule.max_log_snr schedule.min_log_snr schedule.mu schedule.start trainer.num_sanity_val_steps
 # Any whole number is a seed; any positive one is a factor, or the steps between two.
-huge | callbacks.generation_metrics.seed callbacks.log_snr.seed callbacks.neighbours.seed callbacks.raw_grid.seed
+huge | callbacks.forward_strip.seed callbacks.generation_metrics.seed callbacks.log_snr.seed callbacks.neighbours.seed callbacks.raw_grid.seed
 huge | callbacks.sample_grid.seed callbacks.scatter.seed callbacks.trajectory.seed data.dataset.seed evaluate:seed sample:seed
 huge | callbacks.generation_metrics.batch_size callbacks.generation_metrics.every_n_steps callbacks.loss_guard.spike
 huge | loss.distance.delta loss.vlb_weight loss.weighting.k schedule.tau
