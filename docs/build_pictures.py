@@ -31,7 +31,7 @@ def steps_of(denoiser: Denoiser, count: int) -> list[Step]:
 
 def frame(step: Step) -> Picture:
     """Eight images, above the estimates of x_0."""
-    return sheet(as_pictures(torch.cat([step.x, step.x0])), columns=8, names=ROWS, title=f"t = {step.t}", cell=64)
+    return sheet(as_pictures(torch.cat([step.x, step.x0])), columns=8, names=ROWS, title=f"t = {step.t:.7g}", cell=64)
 
 
 def strip(steps: list[Step]) -> Picture:
@@ -41,7 +41,7 @@ def strip(steps: list[Step]) -> Picture:
         as_pictures(cells.flatten(0, 2)),
         columns=len(steps),
         names=[text for i in range(len(cells)) for text in (f"sample {i}   {ROWS[0]}", ROWS[1])],
-        heads=[f"t = {step.t}" for step in steps],
+        heads=[f"t = {step.t:.7g}" for step in steps],
         row_breaks=range(2, 2 * len(cells), 2),
     )
 

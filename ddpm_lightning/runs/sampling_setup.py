@@ -64,7 +64,7 @@ class SamplingSetup:
     data: Mapping[str, Any]
     device: torch.device
     names: Mapping[str, str]
-    times: Sequence[int]
+    times: Sequence[float]
 
     @property
     def steps(self) -> int:

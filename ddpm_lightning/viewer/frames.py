@@ -84,7 +84,7 @@ def estimated_noise(x_t: Tensor, x0: Tensor, frame: Frame) -> Tensor:
     return (x_t - frame.signal * x0) / frame.noise if frame.noise > 0 else torch.zeros_like(x_t)
 
 
-def beside_estimates(first: int, noise: Tensor, steps: Iterable[Step]) -> Iterator[Step]:
+def beside_estimates(first: float, noise: Tensor, steps: Iterable[Step]) -> Iterator[Step]:
     """Each x_t from noise to image beside the estimate of x_0 that was made from it; x_0 stands beside itself.
 
     Args:

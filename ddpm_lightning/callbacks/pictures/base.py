@@ -138,7 +138,7 @@ class Pictures(Periodic):
             ),
         }
 
-    def _times(self, pl_module: Any) -> list[int]:
+    def _times(self, pl_module: Any) -> Sequence[float]:
         schedule = pl_module.denoiser.schedule
         return self.sampler.times(schedule.num_steps, log_snr=schedule.log_snr)
 

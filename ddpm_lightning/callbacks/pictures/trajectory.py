@@ -68,7 +68,7 @@ class Trajectory(Pictures):
             as_pictures(cells.flatten(0, 2)),
             columns=len(shown),
             names=[text for name in self._names(pl_module) for text in (f"{name}   {_X_T}", _ESTIMATE)],
-            heads=[f"t = {step.t}" for step in shown],
+            heads=[f"t = {step.t:.7g}" for step in shown],
             row_breaks=range(2, 2 * self.num_samples, 2),
         )
 
@@ -117,5 +117,5 @@ def _frame(step: Step, names: Sequence[str]) -> Tensor:
     """A frame of the animation."""
     pairs = torch.stack([step.x, step.x0], dim=1).flatten(0, 1)
     return sheet(
-        as_pictures(pairs), columns=2, names=names, heads=[_X_T, _ESTIMATE], title=f"t = {step.t}", cell=_CELL
+        as_pictures(pairs), columns=2, names=names, heads=[_X_T, _ESTIMATE], title=f"t = {step.t:.7g}", cell=_CELL
     ).pixels
