@@ -1,5 +1,6 @@
 """What plots say: names, units and which way is better, in light and dark."""
 
+import runpy
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from ddpm_lightning import plots, schedules
 from ddpm_lightning.plots import Curve, Panel
 from ddpm_lightning.plots.style import line_style
+from tests.helpers.configs import ROOT
 
 
 @pytest.fixture
@@ -81,6 +83,14 @@ def test_one_style_for_light_and_dark(drawn, monkeypatch):
     assert dark[:, 0, 0].tolist() == [0x13, 0x14, 0x16]
     ink = [figure.axes[0].title.get_color() for figure in drawn]
     assert ink[0] != ink[1]
+
+
+def test_the_figure_of_samplers_shows_the_table_of_its_page():
+    curves = dict(runpy.run_path(str(ROOT / "docs" / "build_pictures.py"))["samplers"]())
+    assert [*curves] == ["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc"]
+    assert curves["ancestral"][-1] == (1000, 4.9, 0)
+    assert curves["dpmpp_2m_sde"] == [(10, 4.9, 0), (20, 3.8, 0), (50, 5.9, 0), (100, 5.4, 0)]
+    assert [evaluations for evaluations, *_ in curves["heun"]] == [9, 19, 39, 99]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
