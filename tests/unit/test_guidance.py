@@ -130,12 +130,6 @@ def test_the_training_step_hands_the_labels_on():
         DDPM(Denoiser(model, schedules.linear()), Loss(), torch.optim.Adam, label_dropout=1.5)
 
 
-def test_rows_by_label():
-    images = torch.arange(1, 8, dtype=torch.uint8).reshape(7, 1, 1, 1) * 20
-    sheet = rows_by_label(images, 3)[0, 18::34, 18::34]
-    assert sheet.tolist() == [[20, 80, 140], [40, 100, 0], [60, 120, 0]]
-
-
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_an_interval_guides_at_its_noise_levels_only(prediction):
     denoiser, guided = of(prediction), Guided(of(prediction), 3.0)

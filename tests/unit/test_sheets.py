@@ -79,10 +79,10 @@ def test_a_layout_leads_back_to_the_images(tmp_path):
         row_breaks=[1],
         column_breaks=[2],
     )
-    save_png(made.pixels, tmp_path / "sheet.png", {"seed": "3", "name": "Größe x̂₀", **made.facts})
+    save_png(made.pixels, tmp_path / "sheet.png", {"guidance at σ": "3", "name": "Größe x̂₀", **made.facts})
     with Image.open(tmp_path / "sheet.png") as file:
         pixels, facts = torch.from_numpy(np.array(file)).permute(2, 0, 1), file.text
-    assert (facts["seed"], facts["name"]) == ("3", "Größe x̂₀")
+    assert (facts["guidance at sigma"], facts["name"]) == ("3", "Größe x̂₀")
     layout = Layout.read(facts)
     assert torch.equal(layout.images(pixels), images)
     assert layout.lefts[2] - layout.lefts[1] - layout.width == 10

@@ -109,7 +109,7 @@ def test_facts_say_how_the_images_were_sampled():
         "prediction": "v",
     }
     named = {"sampler": "dpmpp_2m_sde", "schedule": "cosine"}
-    assert facts_of(DDIM(50), 50, denoiser, seed=7, guidance_scale=1.0, names=named).items() >= named.items()
+    assert facts_of(DDIM(50), 50, denoiser, seed=7, guidance=Guidance(), names=named).items() >= named.items()
     denoiser.model.num_classes = 10
     assert facts_of(DDIM(50), 50, denoiser, seed=7, guidance=Guidance(2.5, [0.3, 5.0], 0.7)) | {"seed": ""} == {
         "sampler": "DDIM",
