@@ -68,7 +68,7 @@ def find_times(
         UserError: for an unusable checkpoint or setting.
     """
     require("seconds", seconds, "[1, 1e6]")
-    denoiser, data = load_model(checkpoint, weights=weights, key="checkpoint")
+    denoiser, data, _ = load_model(checkpoint, weights=weights, key="checkpoint")
     require("steps", steps, f"1..{denoiser.schedule.num_steps}")
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
         node = compose("sample", [f"sampler={sampler}", f"sampler.num_steps={steps}"]).sampler
