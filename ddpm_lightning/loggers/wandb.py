@@ -108,6 +108,12 @@ class WandbLogger(LightningWandbLogger):
             self._start()
         return self._experiment
 
+    @property
+    def address(self) -> str | None:
+        """The page of the run at W&B; None if it is offline or has not started."""
+        run = self._experiment
+        return None if run is None or run.disabled or run.offline else run.url
+
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         self._try(super().log_hyperparams, params)

@@ -1,18 +1,22 @@
 """The summary and the final message of a run."""
 
 import os
+import platform
 import re
 import shlex
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from ddpm_lightning import environment
+from ddpm_lightning import __version__, environment
 from ddpm_lightning.callbacks import EMA
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.loggers import WandbLogger
@@ -33,14 +37,20 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
         status: "finished", "interrupted" or "failed".
         signum: the signal that stopped the run.
     """
+    wandb = [logger for logger in run.loggers if isinstance(logger, WandbLogger)]
     summary = {
         "status": status,
+        "ended": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S+00:00}",
         "steps": run.trainer.global_step,
         "wall_seconds": round(run.record.wall_seconds, 1),
         "parameters": run.parameters,
         "processes": run.trainer.world_size,
         **run.record.metrics(run.trainer),
         "overrides": run.record.overrides,
+        "git_commit": _commit(),
+        "versions": {name: version(name) for name in ("torch", "lightning")}
+        | {"ddpm_lightning": __version__, "python": platform.python_version()},
+        "wandb": next((logger.address for logger in wandb if logger.address), None),
     }
     if run.trainer.is_global_zero:
         with suppress(OSError):  # a full disk may be the cause
@@ -50,7 +60,7 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
     exit_code = 0 if status == "finished" else 1
     uploads: list[str | None] = []
     with suppress(KeyboardInterrupt):  # which ends the upload, and not the final message
-        uploads += [logger.finish(exit_code) for logger in run.loggers if isinstance(logger, WandbLogger)]
+        uploads += [logger.finish(exit_code) for logger in wandb]
     if status != "failed":
         say(_final_message(run, summary, uploads))
     return summary
@@ -94,14 +104,16 @@ def _speed(final: Mapping[str, Any]) -> list[str]:
 
 def origin_of(data: ImageDataModule, overrides: list[str]) -> dict[str, Any]:
     """The origin of a run besides its config: its data, the code's commit and the typed overrides."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None  # installed from a wheel, or without git
-    return {"data_fingerprint": data.source.fingerprint, "git_commit": commit, "overrides": overrides}
+    return {"data_fingerprint": data.source.fingerprint, "git_commit": _commit(), "overrides": overrides}
+
+
+@cache
+def _commit() -> str | None:
+    """The code's commit, as of the start of the run; None if installed from a wheel, or without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return None
 
 
 @rank_zero_only
