@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     outlive_readers()
     options = vars(_parser().parse_args(argv))
     run = options.pop("run")
-    environment.update(trust=options.pop("trust", []))
+    environment.update(script=os.path.abspath(sys.argv[0]), program="", trust=options.pop("trust", []))
     own_packages.allow(environment.trusted())
     try:
         for line in run(**options):
@@ -90,15 +91,29 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="+", metavar="data=NAME", help="the dataset, and other overrides of evaluate.py"
     )
 
-    about = "compare the runs in a folder, such as a sweep, in report.html and report.md; build W&B dashboards"
+    _add_report_commands(command)
+    return parser
+
+
+def _add_report_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Those that compare runs."""
+    about = "compare runs, such as those of a sweep, in report.html and report.md; build W&B dashboards"
     report = command("report", _report, about)
-    report.add_argument("folder", type=Path, nargs="?", help="folder of runs; the report is written into it")
+    report.add_argument("folders", nargs="*", metavar="folder", help="run, sweep, or folder of these")
+    where = "folder for the report (default: the folder, or for several, reports/<day>/<time>)"
+    report.add_argument("--out", type=Path, metavar="FOLDER", help=where)
     _add_trust(report)
     wandb = "also build the dashboard of the W&B project; without a folder, only the dashboard"
     report.add_argument("--wandb", action="store_true", help=wandb)
     report.add_argument("--project", metavar="NAME", help="W&B project (default: the runs' own, or ddpm_lightning)")
     report.add_argument("--entity", metavar="NAME", help="W&B entity (default: the runs' own, or the account's)")
-    return parser
+
+    about = "evaluate every finished run of a sweep as evaluate.py does, and add the results to the sweep's report"
+    evaluate = command("evaluate-sweep", _evaluate_sweep, about)
+    evaluate.add_argument("folder", help="sweep, or another folder of runs")
+    evaluate.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings of evaluate.py, as in num_samples=1500 sampler=ddim"
+    )
 
 
 def _add_checkpoint_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -187,13 +202,28 @@ def _export(checkpoint: Path, folder: Path, **options: Any) -> Iterator[Path]:
     yield folder
 
 
-def _report(folder: Path | None, *, wandb: bool, **options: Any) -> Iterable[Any]:
-    if not wandb and (folder is None or any(options.values())):
+def _report(folders: Sequence[str], *, out: Path | None, wandb: bool, **options: Any) -> Iterable[Any]:
+    if not wandb and (not folders or any(options.values())):
         raise UserError("report requires a folder of runs or --wandb; --project and --entity require --wandb")
+    paths = [_folder(folder) for folder in folders]
     with loading():
         from ddpm_lightning.report import report_with_dashboard, write_report
+    if len(paths) > 1 and out is None:
+        out = Path(f"reports/{datetime.now():%Y-%m-%d/%H-%M-%S}")
     with Activity("Writing the report"):
-        return [*report_with_dashboard(folder, **options)] if folder is None or wandb else write_report(folder)
+        return [*report_with_dashboard(*paths, out=out, **options)] if wandb else write_report(*paths, out=out)
+
+
+def _evaluate_sweep(folder: str, overrides: Sequence[str]) -> Iterator[str]:
+    from ddpm_lightning.cli.evaluate_sweep import evaluate_sweep
+
+    return evaluate_sweep(_folder(folder), overrides)
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise UserError("folder must be a run, a sweep, or a folder of these, got ''")
+    return Path(text)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Launch:
 
     Args:
         script: the script that the user started, such as train.py, or ddpm-train of an installed package.
-        program: train, sample or evaluate.
+        program: train, sample or evaluate; empty for a command of `ddpm`.
         trust: the packages that a checkpoint's config may name, as typed by the user.
         main_process: the ID of the process from which Lightning starts the other ranks; 0 for none.
         num_jobs: the number of jobs in the current sweep; 0 if unknown.
@@ -77,11 +77,20 @@ def update(**changes: Any) -> None:
 
 
 def command(program: str) -> str:
-    """The command that starts a program the way the user started this one: `python train.py`, or `ddpm-train` if installed."""
+    """The command that starts a program the way the user started this one: `python train.py`, or `ddpm-train` if installed.
+
+    Args:
+        program: train, sample, evaluate, or another command of `ddpm`.
+    """
     script = Path(current().script)
-    if script.parent.name == "cli":
+    is_repository = bool(current().program) and script.name == f"{current().program}.py"
+    if script.parent.name in ("cli", "ddpm_lightning"):
         return f"python -m ddpm_lightning {program}"
-    return f"python {program}.py" if script.name == f"{current().program}.py" else f"ddpm-{program}"
+    if program not in ("train", "sample", "evaluate"):
+        return f"{'python -m ddpm_lightning' if is_repository else 'ddpm'} {program}"
+    if script.stem == "ddpm":
+        return f"ddpm {program}"
+    return f"python {program}.py" if is_repository else f"ddpm-{program}"
 
 
 def for_a_job(error_file: Path) -> dict[str, str]:

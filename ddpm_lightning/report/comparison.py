@@ -1,20 +1,43 @@
-"""Means over seeds and significance tests."""
+"""Means over seeds with confidence intervals, t-tests of their differences, and Holm's correction."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
 
-__all__ = ["LEVEL", "Distance", "Mean"]
+__all__ = ["CONFIDENCE", "FEWEST", "LEVEL", "Difference", "Estimate", "Mean", "holm"]
 
 LEVEL = 0.05  # significance level of the t-tests
+CONFIDENCE = 1 - LEVEL  # of the intervals
+FEWEST = 3  # seeds for an interval or a test
+
+
+class Estimate(NamedTuple):
+    """A value and the ends of its confidence interval, nan if unknown."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """The value and the interval with two significant digits of its half-width; an unknown interval is ""."""
+        half = (self.high - self.low) / 2
+        if math.isnan(half):
+            return _minus(f"{self.value:.4g}"), ""
+        form = f",.{max(0, 1 - math.floor(math.log10(half)))}f" if half > 0 else ".4g"
+        return _minus(f"{self.value:{form}}"), _minus(f"[{self.low:{form}}, {self.high:{form}}]")
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, self.texts))
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean and standard deviation (with n − 1) of finite values; the deviation of a single value is nan.
+    """Mean, standard deviation (with n − 1) and confidence interval of finite values.
 
     Args:
         by_seed: a run's value by its seed.
@@ -32,48 +55,62 @@ class Mean:
 
     @property
     def deviation(self) -> float:
+        """The standard deviation; nan for a single value."""
         return float(np.std([*self.by_seed.values()], ddof=1)) if self.n > 1 else math.nan
 
+    @property
+    def estimate(self) -> Estimate:
+        """The mean with Student's interval, from FEWEST seeds on."""
+        return _estimate(self.mean, self.deviation**2 / self.n, self.n - 1) if self.n >= FEWEST else Estimate(self.mean)
+
     def __str__(self) -> str:
-        """Format with two significant digits of the deviation."""
-        if not self.deviation > 0:
-            return f"{self.mean:.4g}" + (" ± 0" if self.deviation == 0 else "")
-        decimals = max(0, 1 - math.floor(math.log10(self.deviation)))
-        return f"{self.mean:,.{decimals}f} ± {self.deviation:,.{decimals}f}"
+        return f"{self.estimate} over {self.n} seeds" if self.n > 1 else f"{self.estimate} (one seed)"
 
 
-@dataclass(frozen=True)
-class Distance:
-    """The difference of two means and the p-value of Student's t-test, nan if unknown.
+class Difference(NamedTuple):
+    """The difference of two means, and the p-value of the t-test, nan if there are too few seeds.
 
     A seed fixes a run's data split, initial weights and noise, whose effects cancel when two settings are compared seed by
-    seed. So the test is paired over the common seeds if there are at least two, and otherwise Welch's (Welch 1947).
+    seed. So the test is paired where at least FEWEST seeds are shared, and otherwise Welch's (Welch 1947).
     """
 
-    delta: float
-    p: float
+    estimate: Estimate
+    p: float = math.nan
+    paired: bool = False
 
     @classmethod
-    def between(cls, low: Mean, high: Mean) -> "Distance":
-        """`high` minus `low`."""
-        if len(shared := sorted({*low.by_seed} & {*high.by_seed})) > 1:
-            pairs = Mean({seed: high.by_seed[seed] - low.by_seed[seed] for seed in shared})
-            return cls(pairs.mean, _p_value(pairs.mean, pairs.deviation**2 / pairs.n, pairs.n - 1))
-        delta, a, b = high.mean - low.mean, low.deviation**2 / low.n, high.deviation**2 / high.n
-        freedom = (a + b) ** 2 / (a**2 / (low.n - 1) + b**2 / (high.n - 1)) if a + b > 0 else math.nan
-        return cls(delta, _p_value(delta, a + b, freedom))
+    def between(cls, one: Mean, other: Mean) -> "Difference":
+        """`other` minus `one`."""
+        if len(shared := sorted({*one.by_seed} & {*other.by_seed})) >= FEWEST:
+            pairs = Mean({seed: other.by_seed[seed] - one.by_seed[seed] for seed in shared})
+            return cls(pairs.estimate, _p_value(pairs.mean, pairs.deviation**2 / pairs.n, pairs.n - 1), paired=True)
+        delta = other.mean - one.mean
+        if min(one.n, other.n) < FEWEST:
+            return cls(Estimate(delta))
+        a, b = one.deviation**2 / one.n, other.deviation**2 / other.n
+        freedom = (a + b) ** 2 / (a**2 / (one.n - 1) + b**2 / (other.n - 1)) if a + b > 0 else math.inf
+        return cls(_estimate(delta, a + b, freedom), _p_value(delta, a + b, freedom))
 
-    @property
-    def clear(self) -> bool | None:
-        """Whether the difference is significant; None if unknown."""
-        return None if math.isnan(self.p) else self.p < LEVEL
 
-    def __str__(self) -> str:
-        return f"{self.delta:+.2g}" + {None: "", True: " clear", False: " within"}[self.clear]
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for the number of tests (Holm 1979); nan, which is no test, stays nan."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    corrected, largest = [math.nan] * len(p_values), 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[i] = largest
+    return corrected
+
+
+def _estimate(value: float, variance: float, freedom: float) -> Estimate:
+    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance) if variance > 0 else 0.0
+    return Estimate(value, value - reach, value + reach)
 
 
 def _p_value(delta: float, variance: float, freedom: float) -> float:
     """The two-sided p-value."""
-    if not variance > 0:
-        return math.nan if math.isnan(variance) else float(delta == 0)
-    return float(2 * stdtr(freedom, -abs(delta) / math.sqrt(variance)))
+    return float(2 * stdtr(freedom, -abs(delta) / math.sqrt(variance))) if variance > 0 else float(delta == 0)
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

@@ -1,4 +1,4 @@
-"""The report's figures as PNG data: curves, schedules and samples."""
+"""The report's figures: charts of curves and schedules, and samples as PNG data."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_lightning.images import cells, grid, open_image
-from ddpm_lightning.plots import Curve, draw_curves
-from ddpm_lightning.report.page import Figure
+from ddpm_lightning.plots import Curve
+from ddpm_lightning.report.page import Plot
 from ddpm_lightning.report.reading import Run, Setting, part
 from ddpm_lightning.report.rebuilding import schedule_of
 from ddpm_lightning.run_folder import by_step
@@ -25,28 +25,28 @@ _COLUMNS = ("train/loss", "val/loss", "val/bits_per_dim", "val/fid")
 _LEVELS = "mse_at_log_snr/"  # prefix of the columns of the error at a level
 
 
-def curves(settings: Sequence[Setting]) -> Iterator[Figure]:
+def curves(settings: Sequence[Setting]) -> Iterator[Plot]:
     """Columns of metrics.csv against step and wall time: the mean over a setting's runs, with a min-max band."""
     for column in _COLUMNS:
-        yield from _plot(settings, partial(_by_step, column=column), f"{column} by step", title=column, x_label="step")
+        yield from _plot(settings, partial(_by_step, column=column), f"{column} by step", column, "step")
         by_time = partial(_by_time, column=column)
-        yield from _plot(settings, by_time, f"{column} by wall time", title=column, x_label="wall time in s")
+        yield from _plot(settings, by_time, f"{column} by wall time", column, "wall time in s")
 
 
-def quartiles(settings: Sequence[Setting]) -> Iterator[Figure]:
+def quartiles(settings: Sequence[Setting]) -> Iterator[Plot]:
     """The training loss by quartile of t, against step."""
     for i in range(4):
         title = f"train/loss, {i / 4:g} < t/T ≤ {(i + 1) / 4:g}"
-        yield from _plot(settings, partial(_by_step, column=f"train/loss_q{i + 1}"), title, title=title, x_label="step")
+        yield from _plot(settings, partial(_by_step, column=f"train/loss_q{i + 1}"), title, title, "step")
 
 
-def errors_by_log_snr(settings: Sequence[Setting]) -> Iterator[Figure]:
+def errors_by_log_snr(settings: Sequence[Setting]) -> Iterator[Plot]:
     """Each run's last noise-prediction error vs. log SNR: the mean over a setting's runs, with a min-max band."""
     title, x_label = "noise-prediction error", "log SNR (noise on the left, image on the right)"
-    yield from _plot(settings, _last_errors, title, title=title, x_label=x_label)
+    yield from _plot(settings, _last_errors, title, title, x_label)
 
 
-def schedule_curves(settings: Sequence[Setting]) -> Iterator[Figure]:
+def schedule_curves(settings: Sequence[Setting]) -> Iterator[Plot]:
     """ᾱ_t and log SNR of the settings' schedules, if they differ."""
     first: dict[str, int] = {}
     for i, setting in enumerate(settings):
@@ -61,9 +61,8 @@ def schedule_curves(settings: Sequence[Setting]) -> Iterator[Figure]:
             bars.append(Curve(name, i, share, schedule.alpha_bar.numpy()))
             snrs.append(Curve(name, i, share[shown], schedule.log_snr.numpy()[shown]))
     if bars:
-        plot = partial(draw_curves, x_label="t/T", may_be_log=False)
-        yield Figure("ᾱ: the signal's share", plot(bars, title="ᾱ: the signal's share of the variance"))
-        yield Figure("log SNR", plot(snrs, title="log SNR = log ᾱ/(1 − ᾱ)"))
+        for title, drawn in (("ᾱ: the signal's share of the variance", bars), ("log SNR = log ᾱ/(1 − ᾱ)", snrs)):
+            yield Plot(title, title, "t/T", drawn, may_be_log=False)
 
 
 def last_samples(run: Run, *, count: int = 12) -> bytes | None:
@@ -116,8 +115,8 @@ def _last_errors(run: Run) -> Series:
 
 
 def _plot(
-    settings: Sequence[Setting], series_of: Callable[[Run], Series], caption: str, **labels: Any
-) -> Iterator[Figure]:
+    settings: Sequence[Setting], series_of: Callable[[Run], Series], caption: str, title: str, x_label: str
+) -> Iterator[Plot]:
     """One curve per setting, over the keys common to its runs: mean, minimum and maximum of y."""
     drawn = []
     for i, setting in enumerate(settings):
@@ -126,4 +125,4 @@ def _plot(
             x, y = np.array([[found[key] for key in shared] for found in series]).transpose(2, 0, 1)
             drawn.append(Curve(setting.name, i, x.mean(0).tolist(), y.mean(0), y.min(0), y.max(0)))
     if drawn:
-        yield Figure(caption, draw_curves(drawn, **labels))
+        yield Plot(caption, title, x_label, drawn)

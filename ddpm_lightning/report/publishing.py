@@ -12,8 +12,11 @@ from omegaconf import OmegaConf
 
 from ddpm_lightning.errors import brief, optional_package
 from ddpm_lightning.images import open_image
-from ddpm_lightning.report.ranking import measured, rankings, winner
+from ddpm_lightning.plots import draw_curves
+from ddpm_lightning.report.page import Section
+from ddpm_lightning.report.ranking import validations, winner
 from ddpm_lightning.report.reading import Setting, flat
+from ddpm_lightning.report.tables import plain
 from ddpm_lightning.report.writing import Report, compare, write
 from ddpm_lightning.run_folder import SWEEP
 from ddpm_lightning.runs.build_loggers import build_loggers, keep_wandb_id, sweep_name
@@ -36,24 +39,27 @@ def report_sweep(folder: Path, *, metric: str | None = None) -> list[str]:
 
     Args:
         folder: the sweep's.
-        metric: names the best setting in the first line; None for no such line.
+        metric: the first line names the best setting by this metric; None is the report's verdict.
 
     Raises:
         UserError: if the folder holds no run of train.py.
     """
     report = compare(folder)
     written = [str(path) for path in write(report)]
-    best = winner(metric, report.settings) if metric else ""
+    best = winner(metric, report.settings) if metric else plain(report.page.verdicts[0])
     published = publish(report)
     where = [] if published is None else [f"W&B: {published.where}"]
     return [*filter(None, [best]), *written, *where]
 
 
-def report_with_dashboard(folder: Path | None, *, project: str | None, entity: str | None) -> Iterator[str]:
-    """Save the dashboard of a W&B project; for a folder of runs, write the report first and add the sweep's dashboard.
+def report_with_dashboard(
+    *folders: Path, out: Path | None = None, project: str | None, entity: str | None
+) -> Iterator[str]:
+    """Save the dashboard of a W&B project; for folders of runs, write the report first and add the sweep's dashboard.
 
     Args:
-        folder: a folder of runs; None saves the dashboard only.
+        folders: folders of runs; none of them saves the dashboard only.
+        out: where to write the report, see `write_report`.
         project: the W&B project; None is the runs' own, or the default.
         entity: the W&B entity; None is the runs' own, or the account's.
 
@@ -66,8 +72,8 @@ def report_with_dashboard(folder: Path | None, *, project: str | None, entity: s
     with optional_package("wandb-workspaces", "workspaces", needed_by="--wandb"):
         from ddpm_lightning.report import workspace
     sweep = None
-    if folder is not None:
-        report = compare(folder)
+    if folders:
+        report = compare(*folders, out=out)
         yield from map(str, write(report))
         if found := _wandb_of(report.settings):
             project, entity = project or found[1].get("project"), entity or found[1].get("entity")
@@ -134,11 +140,11 @@ def _publish(report: Report, name: str, node: Mapping[str, Any]) -> Published:
         logger.log_hyperparams({"settings": len(report.settings), "runs": sum(len(s.runs) for s in report.settings)})
         columns, rows = _results(report.settings)
         logger.log_table("report/results", columns=columns, data=rows)
-        for section in report.sections:
-            if section.figures:
-                images = [open_image(BytesIO(figure.png)) for figure in section.figures]
+        for section in report.page.sections:
+            if figures := _figures(section):
+                images, captions = [open_image(BytesIO(png)) for _, png in figures], [caption for caption, _ in figures]
                 key = re.sub(r"\W+", "_", section.heading.lower())
-                logger.log_image(f"report/{key}", images, caption=[figure.caption for figure in section.figures])
+                logger.log_image(f"report/{key}", images, caption=captions)
         run.log_artifact(str(report.folder / "report.html"), name=f"report-{run.id}", type="report")
         run.summary.update(_best_values(report.settings))
     finally:
@@ -146,14 +152,23 @@ def _publish(report: Report, name: str, node: Mapping[str, Any]) -> Published:
     return Published(where, group)
 
 
+def _figures(section: Section) -> list[tuple[str, bytes]]:
+    """The captions and PNG files of a section's samples and charts."""
+    charts = [
+        (p.caption, draw_curves(p.curves, title=p.title, x_label=p.x_label, may_be_log=p.may_be_log))
+        for p in section.plots
+    ]
+    return [*section.figures, *charts]
+
+
 def _results(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
     """The results, unrounded: column names, and one row per setting."""
-    keys, metrics = list(settings[0].values), measured(settings)
-    head = [*keys, "seeds", *(column for metric in metrics for column in (metric, f"{metric} deviation"))]
+    keys, metrics = list(settings[0].values), [ranking.metric for ranking in validations(settings)]
+    head = [*keys, "seeds", *(column for m in metrics for column in (m.name, f"{m.name} deviation"))]
     rows: list[list[Any]] = []
     for setting in settings:
         rows.append([*setting.values.values(), len(setting.finished)])
-        for mean in map(setting.best, metrics):
+        for mean in (metric.mean(setting) for metric in metrics):
             rows[-1] += [None, None] if mean is None else [mean.mean, _or_none(mean.deviation)]
     return head, rows
 
@@ -161,12 +176,11 @@ def _results(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
 def _best_values(settings: Sequence[Setting]) -> dict[str, Any]:
     """For each comparable metric: the best setting, its mean, deviation and number of seeds."""
     found: dict[str, Any] = {}
-    for metric, ranked in rankings(settings).items():
-        setting, mean = ranked[0]
-        found[f"best/{metric}"] = mean.mean
-        found[f"best/{metric}_deviation"] = _or_none(mean.deviation)
-        found[f"best/{metric}_seeds"] = mean.n
-        found[f"best/{metric}_setting"] = setting.name
+    for ranking in validations(settings):
+        if not ranking.incomparable:
+            key, (setting, mean) = f"best/{ranking.metric.name}", ranking.ranked[0]
+            found |= {key: mean.mean, f"{key}_deviation": _or_none(mean.deviation)}
+            found |= {f"{key}_seeds": mean.n, f"{key}_setting": setting.name}
     return found
 
 

@@ -1,92 +1,161 @@
-"""Rank settings by a metric, with a verdict that accounts for the spread."""
+"""Rank settings by a metric, test their differences, and give a verdict that claims no more than the tests."""
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any, NamedTuple
 
-from ddpm_lightning.report.comparison import Distance, Mean
+from ddpm_lightning.report.comparison import FEWEST, LEVEL, Difference, Mean, holm
 from ddpm_lightning.report.reading import Setting, part
 
-__all__ = ["METRICS", "incomparable", "measured", "rankings", "verdict", "winner"]
-
-METRICS = ("val/bits_per_dim", "val/fid", "val/kid", "val/loss")  # lower is better
+__all__ = ["DATA", "Metric", "Pair", "Ranking", "validations", "winner"]
 
 _NAMED = 2  # number of other settings named in the verdict
 
 # Config keys that settings must share for the metric to be comparable.
-_DATA = ("data.dataset", "data.channels", "data.image_size", "data.val_fraction")
-_FEATURES = (*_DATA, "features", "callbacks.generation_metrics.num_samples")
-_SHARED = {
-    "val/bits_per_dim": _DATA,
+DATA = ("data.dataset", "data.channels", "data.image_size", "data.val_fraction")
+_FEATURES = (*DATA, "features", "callbacks.generation_metrics.num_samples")
+_VALIDATIONS = {
+    "val/bits_per_dim": DATA,
     "val/fid": _FEATURES,
     "val/kid": _FEATURES,
     # The mean over t weights noise levels by the schedule's spacing.
-    "val/loss": (*_DATA, "loss", "prediction", "learned_variance", "schedule"),
+    "val/loss": (*DATA, "loss", "prediction", "learned_variance", "schedule"),
 }
 
 
-def measured(settings: Sequence[Setting]) -> list[str]:
-    """The metrics of the finished runs."""
-    return [metric for metric in METRICS if any(setting.best(metric) for setting in settings)]
+class Metric(NamedTuple):
+    """A metric of runs: its name, its mean of a setting, the config keys in which settings must agree, and its direction."""
+
+    name: str
+    mean: Callable[[Setting], Mean | None]
+    shared: Sequence[str] = DATA
+    lower: bool = True
+    differ: Sequence[str] = ()  # other names of what makes it incomparable, found by its reader
+
+    @property
+    def better(self) -> str:
+        """Which way is better, in words."""
+        return "lower is better" if self.lower else "higher is better"
 
 
-def rankings(settings: Sequence[Setting]) -> dict[str, list[tuple[Setting, Mean]]]:
-    """The rankings by each comparable metric."""
-    return {metric: ranking(metric, settings) for metric in measured(settings) if not incomparable(metric, settings)}
+class Pair(NamedTuple):
+    """Two settings by their place in a ranking, the difference of the second from the first, and its corrected p-value."""
+
+    first: int
+    second: int
+    difference: Difference
+    p: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The settings with a finished run and the metric."""
+
+    metric: Metric
+    settings: Sequence[Setting]
+
+    @cached_property
+    def ranked(self) -> list[tuple[Setting, Mean]]:
+        """The settings with the metric's mean, best first; in their own order if they cannot be compared."""
+        means = [(setting, mean) for setting in self.settings if (mean := self.metric.mean(setting))]
+        if self.incomparable:
+            return means
+        return sorted(means, key=lambda ranked: ranked[1].mean if self.metric.lower else -ranked[1].mean)
+
+    @cached_property
+    def incomparable(self) -> list[str]:
+        """The differing config keys that make the metric incomparable."""
+        configs = [setting.config for setting in self.settings]
+        keys = (k for k in self.metric.shared if any(_meaning(c, k) != _meaning(configs[0], k) for c in configs))
+        return [*keys, *self.metric.differ]
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """All pairs of settings, with p-values corrected over them; none if they cannot be compared."""
+        places = [] if self.incomparable else [*combinations(range(len(self.ranked)), 2)]
+        differences = [Difference.between(self.ranked[i][1], self.ranked[j][1]) for i, j in places]
+        corrected = holm([difference.p for difference in differences])
+        return [Pair(i, j, d, p) for (i, j), d, p in zip(places, differences, corrected, strict=True)]
+
+    @property
+    def tested(self) -> int:
+        """The number of tests that the p-values are corrected for."""
+        return sum(not math.isnan(pair.p) for pair in self.pairs)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence; empty if no setting has the metric."""
+        name = f"`{self.metric.name}`"
+        if not self.ranked:
+            return ""
+        if self.incomparable:
+            keys = " and ".join(f"`{key}`" for key in self.incomparable)
+            return f"{name} cannot be compared: the settings differ in {keys}."
+        (first, best), *others = self.ranked
+        if not others:
+            alone = "" if len(self.settings) == 1 else f" with `{first.name}`, the only setting with this metric"
+            return f"{name}: {best}{alone}."
+        against = self.pairs[: len(others)]  # the pairs with the best
+        place = "lowest" if self.metric.lower else "highest"
+        if all(math.isnan(pair.p) for pair in against):
+            return (
+                f"**No verdict** on {name}, since a test requires at least {FEWEST} seeds per setting: "
+                f"`{first.name}` is {place} with {best}."
+            )
+        if all(pair.p < LEVEL for pair in against):
+            margin = f", significantly {'lower' if self.metric.lower else 'higher'} than {self._named(against)}"
+            return f"**`{first.name}`** is best by {name}: {best}{margin}."
+        return f"**No clear winner** by {name}: `{first.name}` is {place}, {best}, but {self._doubts(against)}."
+
+    def _doubts(self, against: Sequence[Pair]) -> str:
+        """Why the first setting is not clearly the best, and what it is clearly better than."""
+        unclear = [pair for pair in against if pair.p >= LEVEL]
+        parts = [f"its lead over {self._named(unclear)} may be chance"] if unclear else []
+        if untested := [pair for pair in against if math.isnan(pair.p)]:
+            parts.append(f"{self._named(untested)} {'has' if len(untested) == 1 else 'have'} too few seeds for a test")
+        if clear := [pair for pair in against if pair.p < LEVEL]:
+            parts.append(f"it is significantly {'lower' if self.metric.lower else 'higher'} than {self._named(clear)}")
+        return "; ".join(parts)
+
+    def _named(self, pairs: Sequence[Pair]) -> str:
+        """The second settings of some pairs with their p-values, or their number."""
+        if len(pairs) > _NAMED:
+            p_values = [pair.p for pair in pairs if not math.isnan(pair.p)]
+            bound = min if p_values and p_values[0] >= LEVEL else max
+            told = f" (all {_p_text(bound(p_values), '≥' if bound is min else '≤')})" if p_values else ""
+            return f"{len(pairs)} other settings{told}"
+        texts = [(self.ranked[pair.second][0].name, pair.p) for pair in pairs]
+        return " and ".join(f"`{name}`" + ("" if math.isnan(p) else f" ({_p_text(p)})") for name, p in texts)
+
+
+def validations(settings: Sequence[Setting]) -> list[Ranking]:
+    """The rankings by the best validation of each metric that finished runs have."""
+    metrics = (Metric(name, _best_of(name), shared) for name, shared in _VALIDATIONS.items())
+    return [ranking for metric in metrics if (ranking := Ranking(metric, settings)).ranked]
 
 
 def winner(metric: str | None, settings: Sequence[Setting]) -> str:
     """The best setting by a metric, or by the first that can be compared, in a line; empty where nothing can."""
-    ranked = rankings(settings)
-    metric = metric if metric in ranked else next(iter(ranked), None)
-    if metric is None:
+    rankings = {ranking.metric.name: ranking for ranking in validations(settings) if not ranking.incomparable}
+    found = rankings.get(metric or "") or next(iter(rankings.values()), None)
+    if found is None:
         return ""
-    setting, mean = ranked[metric][0]
-    seeds = f" over {mean.n} seeds" if mean.n > 1 else ""
+    setting, mean = found.ranked[0]
     if len(settings) == 1:
-        return f"{metric}: {mean}{seeds}"
-    return f"Best {metric} (lower is better): {mean}{seeds} with {setting.name}"
+        return f"{found.metric.name}: {mean}"
+    return f"Best {found.metric.name} ({found.metric.better}): {mean} with {setting.name}"
 
 
-def ranking(metric: str, settings: Sequence[Setting]) -> list[tuple[Setting, Mean]]:
-    """The settings with a finished run and the metric, with the metric's mean, best first."""
-    means = [(setting, mean) for setting in settings if (mean := setting.best(metric))]
-    return sorted(means, key=lambda ranked: ranked[1].mean)
+def _p_text(p: float, relation: str = "=") -> str:
+    """A p-value with two significant digits."""
+    return "p < 0.0001" if p < 1e-4 else f"p {relation} {p:.2g}"
 
 
-def incomparable(metric: str, settings: Sequence[Setting]) -> list[str]:
-    """The differing config keys that make the metric incomparable."""
-    configs = [setting.config for setting in settings]
-    return [key for key in _SHARED[metric] if any(_meaning(c, key) != _meaning(configs[0], key) for c in configs)]
-
-
-def verdict(metric: str, settings: Sequence[Setting]) -> str | None:
-    """The verdict on a metric, None if no run has it."""
-    ranked = ranking(metric, settings)
-    if not ranked:
-        return None
-    if differ := incomparable(metric, settings):
-        return f"`{metric}` cannot be compared: the settings differ in {' and '.join(f'`{key}`' for key in differ)}."
-    (first, best), *others = ranked
-    value = f"{best} over {best.n} seeds" if best.n > 1 else f"{best} (one seed)"
-    if not others:
-        alone = "" if len(settings) == 1 else f" with `{first.name}`, the only setting with this metric"
-        return f"`{metric}`: {value}{alone}."
-    distances = [Distance.between(best, mean) for _, mean in others]
-    beside = [_beside(setting, distance) for (setting, _), distance in zip(others, distances, strict=True)]
-    if rest := distances[_NAMED:]:
-        beside[_NAMED:] = [f"clear of {sum(bool(d.clear) for d in rest)} of the {len(rest)} others"]
-    clear = [distance.clear for distance in distances]
-    end = "" if all(clear) else " More seeds are needed to tell." if None in clear else " There is no clear winner."
-    place = "best" if all(clear) else "lowest"
-    return f"`{metric}`: **`{first.name}`** is {place}, {value}: {'; '.join(beside)}.{end}"
-
-
-def _beside(other: Setting, distance: Distance) -> str:
-    """Compare the best setting with another one."""
-    where = f"{abs(distance.delta):.2g} {'below' if distance.delta >= 0 else 'above'} `{other.name}`"
-    if distance.clear is None:
-        return where
-    return f"{where}, {'more than' if distance.clear else 'within'} the spread (p = {max(distance.p, 1e-4):.2g})"
+def _best_of(name: str) -> Callable[[Setting], Mean | None]:
+    return lambda setting: setting.mean(f"best.{name}")
 
 
 def _meaning(config: Any, key: str) -> Any:

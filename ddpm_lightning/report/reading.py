@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +37,11 @@ class Run:
     @property
     def seed(self) -> int:
         return self.config.get("seed", 0)
+
+    def said(self, key: str) -> str:
+        """A text of the summary, by dotted key, in one line; "" if it has none, as in runs of earlier versions."""
+        found = part(self.summary, key)
+        return " ".join(found.split())[:300] if isinstance(found, str) else ""
 
     @cached_property
     def compared(self) -> dict[str, Any]:
@@ -93,27 +98,31 @@ class Setting:
         return self.runs[0].config
 
     def mean(self, key: str) -> Mean | None:
-        """The mean of a summary entry, by dotted key, over the finished runs."""
-        found = {run.seed: part(run.summary, key) for run in self.finished}
+        """The mean of a summary entry, by dotted key, see `mean_of`."""
+        return self.mean_of(lambda run: part(run.summary, key))
+
+    def mean_of(self, value_of: Callable[[Run], Any]) -> Mean | None:
+        """The mean of a number over the finished runs that have it; of two runs with the same seed, the later one counts."""
+        found = {run.seed: value_of(run) for run in self.finished}
         known = {seed: float(v) for seed, v in found.items() if within(v, "[-1e300, 1e300]")}
         return Mean(known) if known else None
 
-    def best(self, metric: str) -> Mean | None:
-        """The mean of a metric's best validation value over the finished runs."""
-        return self.mean(f"best.{metric}")
 
-
-def read_runs(folder: Path) -> list[Run]:
-    """Read the runs at and below a folder, ordered by name.
+def read_runs(*folders: Path) -> list[Run]:
+    """Read the runs at and below the folders, ordered by name.
 
     Raises:
-        UserError: if there are none.
+        UserError: if there are none in one of them.
     """
-    refuse_pipes(folder)
-    runs = [run for path in configs_below(folder) if (run := _read(path.parent)) is not None]
-    if not runs:
-        raise UserError(f"{folder} must be a folder with runs of train.py, such as a sweep's multirun/<day>/<time>")
-    return sorted(runs, key=lambda run: (run.folder.parent, job_number(run.folder), run.folder.name))
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        refuse_pipes(folder)
+        runs = [run for path in configs_below(folder) if (run := _read(path.parent)) is not None]
+        if not runs:
+            raise UserError(f"{folder} must be a folder with runs of train.py, such as a sweep's multirun/<day>/<time>")
+        for run in sorted(runs, key=lambda run: (run.folder.parent, job_number(run.folder), run.folder.name)):
+            found.setdefault(run.folder.resolve(), run)
+    return [*found.values()]
 
 
 def job_number(folder: Path) -> float:
@@ -137,7 +146,9 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
         told = ("denoiser.", *(f"{key}." for key in keys))
         keys += [key for key in differing if key not in keys and not key.startswith(told)]
     return [
-        Setting({key: _typed(group[0], key) for key in keys}, sorted(group, key=lambda run: run.seed))
+        Setting(
+            {key: _typed(group[0], key) for key in keys}, sorted(group, key=lambda run: (run.seed, run.said("ended")))
+        )
         for group in groups.values()
     ]
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from itertools import dropwhile, takewhile
 
 import torch
 from omegaconf import OmegaConf
@@ -21,6 +22,7 @@ def fabricate(
     images=None,
     errors=None,
     logger=("logger=none",),
+    **said,
 ):
     """A job's folder as train.py leaves it, without having trained."""
     seed = next((o for o in overrides if o.startswith("seed=")), "seed=0")
@@ -55,7 +57,9 @@ def fabricate(
         "processes": 1,
         "images_per_second": 1000.0,
         "best": best,
+        "final": {key: 1.1 * value for key, value in best.items()},
         "overrides": list(overrides),
+        **said,
     }
     if status:
         (run / "summary.json").write_text(json.dumps(summary))
@@ -63,5 +67,7 @@ def fabricate(
 
 
 def rows_of(markdown, heading):
+    """The rows of the first table of a section."""
     lines = markdown.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
-    return [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in lines if line.startswith("| ")][2:]
+    table = [*takewhile(lambda line: line.startswith("| "), dropwhile(lambda line: not line.startswith("| "), lines))]
+    return [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in table][2:]

@@ -51,8 +51,8 @@ def test_every_panel_shows_what_is_logged(logged, published):
 
 def test_a_sweeps_report_is_a_run_of_its_group(sweep, published):
     lines, records = published
-    assert lines[:2] == [str(sweep / "report.html"), str(sweep / "report.md")]
-    assert lines[2].startswith("W&B: offline; upload with: wandb sync ")
+    assert lines[1:3] == [str(sweep / "report.html"), str(sweep / "report.md")]
+    assert lines[3].startswith("W&B: offline; upload with: wandb sync ")
     run = next(r.run for r in records if r.HasField("run"))
     assert (run.display_name, run.job_type, run.run_group, run.project) == (
         "report",

@@ -1,9 +1,12 @@
 """The page that a sweep ends in: its numbers, its claims, and that it needs nothing but itself."""
 
 import base64
+import csv
 import io
 import json
 import re
+from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -13,12 +16,13 @@ from PIL import Image
 from scipy import stats
 
 from ddpm_lightning.__main__ import main
+from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import cells, grid, save_png
 from ddpm_lightning.report import write_report
-from ddpm_lightning.report.comparison import Distance, Mean
 from ddpm_lightning.report.figures import curves, last_samples
-from ddpm_lightning.report.ranking import incomparable, verdict, winner
+from ddpm_lightning.report.ranking import validations, winner
 from ddpm_lightning.report.reading import read_runs, settings_of
+from ddpm_lightning.report.writing import compare
 from ddpm_lightning.sheets import by_label, captions_of
 from tests.helpers.reports import fabricate, rows_of
 
@@ -27,6 +31,13 @@ BITS = {
     "cosine": (2.30, 2.69, 2.36),  # below linear with every seed, though the deviations overlap
     "sigmoid": (2.33, 2.67, 2.38),  # now above cosine, now below
 }
+
+
+P_LINEAR = f"{3 * stats.ttest_rel(BITS['linear'], BITS['cosine']).pvalue:.2g}"  # the smallest of three, by Holm
+
+
+def verdict(name, settings):
+    return next((ranking.verdict for ranking in validations(settings) if ranking.metric.name == name), None)
 
 
 @pytest.fixture(scope="module")
@@ -71,79 +82,129 @@ def test_jobs_that_differ_in_their_seed_only_are_one_setting(sweep):
 def test_a_sweep_ends_with_its_best_setting(sweep):
     """By the metric that was asked for, or else one that compares; a single setting has no other to be better than."""
     settings = settings_of(read_runs(sweep))
-    best = "Best val/bits_per_dim (lower is better): 2.45 ± 0.21 over 3 seeds with schedule=cosine"
+    best = "Best val/bits_per_dim (lower is better): 2.45 [1.93, 2.97] over 3 seeds with schedule=cosine"
     assert winner("val/bits_per_dim", settings) == winner("val/loss", settings) == best
-    assert winner("val/bits_per_dim", settings_of(settings[1].runs)) == "val/bits_per_dim: 2.45 ± 0.21 over 3 seeds"
+    assert (
+        winner("val/bits_per_dim", settings_of(settings[1].runs)) == "val/bits_per_dim: 2.45 [1.93, 2.97] over 3 seeds"
+    )
     assert winner("val/loss", settings[3:]) == ""
 
 
-def test_the_table_holds_mean_and_deviation_and_how_far_the_best_is(pages):
-    rows = {row[0]: row[1:] for row in rows_of(pages[1], "Results")}
-    for name, values in BITS.items():
-        mean, deviation = np.mean(values), np.std(values, ddof=1)
-        text = f"{mean:.2f} ± {deviation:.2f}"
-        assert rows[name][:2] == ["3", f"**{text}**" if name == "cosine" else text]
-    assert rows["cosine"][2] == "–"
-    assert rows["linear"][2] == "+0.2 clear"  # as all three seeds say, whatever the deviations
-    assert rows["sigmoid"][2] == "+0.01 within"
-    assert rows["laplace"] == ["0", "–", "–", "–"]  # the interrupted job's 1.0 is no result
+def test_the_table_has_the_best_setting_first_and_its_lead(pages):
+    rows = rows_of(pages[1], "Results by `val/bits_per_dim` (lower is better)")
+    assert [row[0] for row in rows] == ["`cosine`", "`sigmoid`", "`linear`"]  # the interrupted job's 1.0 is no result
+    for (name, *row), p in zip(rows, ("–", "0.58", P_LINEAR), strict=True):
+        values = np.array(BITS[name.strip("`")])
+        low, high = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
+        text = f"{values.mean():.2f} \\[{low:.2f}, {high:.2f}\\]"
+        assert row[:2] == ["3", text]
+        assert float(row[2].split()[0]) == pytest.approx(1.1 * values.mean(), abs=0.006)  # the last one, as fabricated
+        delta = np.mean(values - BITS["cosine"])
+        assert row[3] == "–" if name == "`cosine`" else row[3].startswith(f"{delta:.2g}")
+        assert row[4] == p
 
 
-def test_the_answer_claims_no_more_than_the_spread_allows(sweep, pages):
+def test_all_pairs_are_listed_with_their_tests(sweep, pages):
+    (section,) = [s for s in compare(sweep).page.sections if s.details]
+    assert section.details[0] == "How differences are tested, and all pairs"
+    table = section.details[2]
+    assert [row.cells[:2] for row in table.rows] == [
+        ["`schedule=sigmoid` − `schedule=cosine`", "paired"],
+        ["`schedule=linear` − `schedule=cosine`", "paired"],
+        ["`schedule=linear` − `schedule=sigmoid`", "paired"],
+    ]
+    raw = [
+        stats.ttest_rel(BITS[a], BITS[b]).pvalue
+        for a, b in [("sigmoid", "cosine"), ("linear", "cosine"), ("linear", "sigmoid")]
+    ]
+    assert [row.cells[3] for row in table.rows] == [float(f"{p:.2g}") for p in raw]
+    assert raw[1] < raw[2] < raw[0]
+    corrected = [max(raw[0], 2 * raw[2]), 3 * raw[1], 2 * raw[2]]  # Holm: three tests, then two, then one
+    assert [row.cells[4] for row in table.rows] == [float(f"{p:.2g}") for p in corrected]
+    assert [row.bold for row in table.rows] == [{4} if p < 0.05 else set() for p in corrected]
+    assert "corrected by Holm's method for 3 pairs of settings" in section.note
+
+
+def test_the_answer_claims_no_more_than_the_tests(sweep, pages):
     settings = settings_of(read_runs(sweep))
-    first = pages[1].splitlines()[2]
-    p = stats.ttest_rel(BITS["cosine"], BITS["sigmoid"]).pvalue
-    assert first == (
-        "`val/bits_per_dim`: **`schedule=cosine`** is lowest, 2.45 ± 0.21 over 3 seeds: 0.01 below `schedule=sigmoid`, within the "
-        f"spread (p = {p:.2g}); 0.2 below `schedule=linear`, more than the spread "
-        f"(p = {stats.ttest_rel(BITS['cosine'], BITS['linear']).pvalue:.2g}). There is no clear winner."
+    bits = verdict("val/bits_per_dim", settings)
+    assert bits == (
+        "**No clear winner** by `val/bits_per_dim`: `schedule=cosine` is lowest, 2.45 [1.93, 2.97] over 3 seeds, but its lead over "
+        f"`schedule=sigmoid` (p = 0.58) may be chance; it is significantly lower than `schedule=linear` (p = {P_LINEAR})."
     )
+    assert pages[1].splitlines()[2] == bits.replace("[", "\\[").replace("]", "\\]")
     two = verdict("val/bits_per_dim", settings[:2])
-    assert two.startswith(
-        "`val/bits_per_dim`: **`schedule=cosine`** is best, 2.45 ± 0.21 over 3 seeds: 0.2 below `schedule=linear`"
+    p = stats.ttest_rel(BITS["cosine"], BITS["linear"]).pvalue  # one test needs no correction
+    assert two == (
+        "**`schedule=cosine`** is best by `val/bits_per_dim`: 2.45 [1.93, 2.97] over 3 seeds, significantly lower than "
+        f"`schedule=linear` (p = {p:.2g})."
     )
-    assert re.search(r"`schedule=linear`, more than the spread \(p = 0\.00\d+\)\.$", two)
     assert verdict("val/loss", settings) == "`val/loss` cannot be compared: the settings differ in `schedule`."
     assert verdict("val/fid", settings) is None
     assert verdict("val/bits_per_dim", settings[3:]) is None
 
 
-def test_one_seed_has_no_spread(tmp_path):
-    for number, (name, value) in enumerate({"linear": 2.5, "cosine": 2.3}.items()):
-        fabricate(tmp_path, number, f"schedule={name}", best={"val/bits_per_dim": value})
-    said = verdict("val/bits_per_dim", settings_of(read_runs(tmp_path)))
-    assert said == (
-        "`val/bits_per_dim`: **`schedule=cosine`** is lowest, 2.3 (one seed): 0.2 below `schedule=linear`. More seeds are needed to tell."
+def test_the_page_says_when_and_with_what_the_runs_were_trained(tmp_path):
+    said = {"git_commit": 40 * "a", "versions": {"torch": "2.9.0", "python": "3.12.1", "ddpm_lightning": "0.1.0"}}
+    fabricate(tmp_path, 0, "seed=0", ended="2026-01-02T10:00:00+00:00", **said)
+    fabricate(tmp_path, 1, "seed=1", ended="2026-01-03T11:22:33+00:00", **said)
+    fabricate(tmp_path, 2, "seed=2", status="interrupted", git_commit={"odd": 1}, versions=3)
+    page = compare(tmp_path).page
+    assert [*page.facts][:-1] == [
+        *("2 of 3 runs finished", "trained on 2026-01-02 to 2026-01-03", "commit `aaaaaaaaaaaa`"),
+        *("ddpm_lightning 0.1.0", "torch 2.9.0", "Python 3.12.1"),
+    ]
+    assert re.fullmatch(r"page written on \d{4}-\d\d-\d\d \d\d:\d\d UTC by ddpm_lightning [\d.]+", page.facts[-1])
+    rows = [row.cells[3:] for row in page.sections[-1].table.rows]
+    assert rows == [
+        ["finished", "2026-01-02 10:00", "aaaaaaaaaaaa"],
+        ["finished", "2026-01-03 11:22", "aaaaaaaaaaaa"],
+        ["interrupted", None, None],
+    ]
+
+
+def test_any_runs_are_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = fabricate(Path("outputs"), 0, "schedule=linear", ended="2026-01-02T10:00:00")
+    again = fabricate(Path("elsewhere"), 5, "schedule=linear", best={"val/loss": 0.7}, ended="2026-01-02T11:00:00")
+    fabricate(Path("elsewhere"), 6, "schedule=cosine")
+    assert main(["report", str(one), "elsewhere", str(again), "--out", "here"]) == 0
+    assert capsys.readouterr().out == "here/report.html\nhere/report.md\n"
+    text = (tmp_path / "here" / "report.md").read_text()
+    assert "`../outputs/0_schedule_linear`" in text
+    rows = rows_of(text, "Results by `val/loss` (lower is better)")
+    assert rows == [
+        ["`linear`", "1", "0.7", "0.77"],
+        ["`cosine`", "1", "0.1", "0.11"],
+    ]  # the later run of a seed counts
+    assert f"report outputs/0_schedule_linear elsewhere {again} --out here`" in text
+    assert main(["report", "outputs", "elsewhere"]) == 0
+    assert re.fullmatch(r"reports/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d/report.html", capsys.readouterr().out.split()[0])
+
+
+def test_every_table_is_a_file_and_in_the_page(sweep, pages):
+    written = {path.name for path in (sweep / "tables").iterdir()}
+    names = ["results_val_bits_per_dim", "pairs_val_bits_per_dim", "results_val_loss", "not_finished", "cost", "runs"]
+    assert written == {f"{name}.{form}" for name in names for form in ("csv", "tex")}
+    with (sweep / "tables" / "results_val_bits_per_dim.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [float(row["best validation"]) for row in rows] == pytest.approx(
+        [np.mean(BITS[row["schedule"]]) for row in rows]
     )
+    for form in ("csv", "tex"):
+        for name in names:
+            (link,) = re.findall(rf'download="{name}.{form}" href="data:text/[^,]+,([^"]*)"', pages[0])
+            assert unquote(link) == (sweep / "tables" / f"{name}.{form}").read_text()
+            assert f"`tables/{name}.{form}`" in pages[1]
 
 
-@pytest.mark.parametrize("shift", [0.01, 0.3, 2.0])
-@pytest.mark.parametrize("n", [2, 3, 7])
-def test_the_tests_are_scipys(n, shift):
-    draw = np.random.default_rng(n)
-    a, b = draw.normal(size=n), draw.normal(shift, 0.5, size=n)
-    paired = Distance.between(Mean(dict(enumerate(a))), Mean(dict(enumerate(b))))
-    assert paired.delta == pytest.approx(np.mean(b - a))
-    assert paired.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-6)
-    apart = Distance.between(Mean(dict(enumerate(a))), Mean({100 + i: v for i, v in enumerate([*b, 0.7])}))
-    assert apart.p == pytest.approx(stats.ttest_ind(a, [*b, 0.7], equal_var=False).pvalue, rel=1e-6)
-
-
-def test_deviations_are_numpys():
-    for n in range(2, 9):
-        values = np.random.default_rng(n).lognormal(size=n)
-        mean = Mean(dict(enumerate(values)))
-        np.testing.assert_allclose([mean.mean, mean.deviation], [np.mean(values), np.std(values, ddof=1)], rtol=1e-12)
-
-
-def test_means_of_the_same_and_of_single_values():
-    assert str(Mean({0: 2.0, 1: 2.0})) == "2 ± 0"
-    assert str(Mean({0: 1234.5, 1: 1240.5})) == "1,237.5 ± 4.2"
-    assert str(Mean({0: 0.123456})) == "0.1235"
-    same = Mean({0: 2.0, 1: 2.0})
-    assert Distance.between(same, same).clear is False
-    assert Distance.between(same, Mean({0: 2.5, 1: 2.5})).clear is True
-    assert Distance.between(same, Mean({0: 3.0})).clear is None
+def test_tables_are_not_written_through_a_link(tmp_path):
+    run, outside = fabricate(tmp_path / "sweep", 0), tmp_path / "outside"
+    outside.mkdir()
+    (run / "tables").symlink_to(outside)
+    with pytest.raises(UserError, match="tables is a link to"):
+        write_report(run)
+    assert not list(outside.iterdir())
 
 
 def test_what_has_not_finished_is_listed(pages):
@@ -160,31 +221,26 @@ def test_the_cost_and_the_origin(pages):
     assert [row[1:] for row in rows_of(pages[1], "Cost")] == [
         [f"{seconds}", "1,000", "284,513", "100", "1", "50"] for seconds in (21, 24, 27)
     ] + [[*["–"] * 5, "50"]]
-    assert "`python train.py -m schedule=linear,cosine,sigmoid,laplace seed=0,1,2`" in pages[1]
-    assert ["`4_schedule_cosine,seed_1`", "schedule=cosine", "1", "finished"] in rows_of(pages[1], "How it was made")
+    assert "train -m schedule=linear,cosine,sigmoid,laplace seed=0,1,2`" in pages[1]
+    assert ["`4_schedule_cosine,seed_1`", "`schedule=cosine`", "1", "finished", "–", "–"] in rows_of(
+        pages[1], "How it was made"
+    )
 
 
 def test_the_page_needs_nothing_but_itself(pages):
     html = pages[0]
-    assert not re.search(r"https?://|<script|<link|@import|url\(", html)
+    assert not re.search(r"https?://(?!www.w3.org/2000/svg)|<script [^t]|<link|@import|url\(", html)
     sources = re.findall(r'src="([^"]+)"', html)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     pictures = [Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2]))) for s in sources]
-    plots = [picture for picture in pictures if picture.height > 300]
-    # three metrics by step and by time, the first quarter's loss, two curves of the schedules; then a row for each run
-    assert (len(plots), len(pictures) - len(plots)) == (9, 11)
-    for plot in plots:
-        assert len(plot.convert("RGB").getcolors(1 << 24)) > 50
+    assert len(pictures) == 11  # a row for each run
+    # three metrics by step and by time, the first quarter's loss, two curves of the schedules
+    assert len(re.findall('<script type="application/json">', html)) == 9
     assert "width=device-width" in html
 
 
-def test_curves_are_means_over_the_seeds_by_step_and_time(sweep, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(
-        "ddpm_lightning.report.figures.draw_curves",
-        lambda curves, **kw: drawn.setdefault((kw["title"], kw["x_label"]), curves),
-    )
-    list(curves(settings_of(read_runs(sweep))))
+def test_curves_are_means_over_the_seeds_by_step_and_time(sweep):
+    drawn = {(plot.title, plot.x_label): plot.curves for plot in curves(settings_of(read_runs(sweep)))}
     linear = drawn["val/bits_per_dim", "step"][0]
     assert (linear.name, linear.number, list(linear.x)) == ("schedule=linear", 0, [50, 100])
     np.testing.assert_allclose(linear.y, [2 * np.mean(BITS["linear"]), np.mean(BITS["linear"])])
@@ -238,9 +294,10 @@ def test_settings_are_told_apart_by_what_was_typed_or_else_by_the_config(tmp_pat
     ],
 )
 def test_a_metric_is_compared_where_it_means_the_same(tmp_path, one, two, metric, keys):
-    fabricate(tmp_path, 0, one)
-    fabricate(tmp_path, 1, two)
-    assert incomparable(metric, settings_of(read_runs(tmp_path))) == keys
+    for number, job in enumerate((one, two)):
+        fabricate(tmp_path, number, job, best={metric: 1.0})
+    (ranking,) = [r for r in validations(settings_of(read_runs(tmp_path))) if r.metric.name == metric]
+    assert ranking.incomparable == keys
 
 
 def test_a_run_alone_has_a_report(tmp_path, capsys):

@@ -84,7 +84,7 @@ def test_no_two_settings_share_a_curve(tmp_path, choices):
 
 def test_without_wandb_nothing_is_published(tmp_path):
     run = fabricate(tmp_path, 0)
-    assert report_sweep(run) == [str(run / "report.html"), str(run / "report.md")]
+    assert report_sweep(run) == ["val/loss: 0.1 (one seed).", str(run / "report.html"), str(run / "report.md")]
     assert not (tmp_path / "report").exists()
 
 
@@ -107,7 +107,7 @@ def test_whatever_fails_ends_in_words(sweep, monkeypatch):
         raise ConnectionResetError("two\nlines")
 
     monkeypatch.setattr("ddpm_lightning.report.publishing.build_loggers", fails)
-    assert report_sweep(sweep)[2] == "W&B: did not receive the report (ConnectionResetError: two lines)"
+    assert report_sweep(sweep)[3] == "W&B: did not receive the report (ConnectionResetError: two lines)"
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, capsys, monkeypatch):
