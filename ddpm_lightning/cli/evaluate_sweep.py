@@ -29,7 +29,7 @@ def evaluate_sweep(folder: Path, overrides: Sequence[str]) -> Iterator[str]:
     if any(override.lstrip("+").startswith("ckpt_path=") for override in overrides):
         raise UserError("ckpt_path must be left out, since evaluate-sweep evaluates every run in the folder")
     refuse_pipes(folder)
-    runs = sorted(path.parent for path in configs_below(folder) if (path.parent / "checkpoints").is_dir())
+    runs = sorted(path.parent for path in configs_below(folder))
     finished = [run for run in runs if has_finished(run) and checkpoints_in(run / "checkpoints")]
     if not finished:
         raise UserError(f"{folder} must be a folder with finished runs of train.py that have checkpoints")

@@ -27,13 +27,26 @@ _VALIDATIONS = {
 
 
 class Metric(NamedTuple):
-    """A metric of runs: its name, its mean of a setting, the config keys in which settings must agree, and its direction."""
+    """A metric of runs.
+
+    Args:
+        name: its name, plain; one with a slash is a column of metrics.csv.
+        mean: its mean of a setting.
+        shared: the config keys in which settings must agree.
+        lower: whether lower is better.
+        differ: what else makes it incomparable.
+    """
 
     name: str
     mean: Callable[[Setting], Mean | None]
     shared: Sequence[str] = DATA
     lower: bool = True
-    differ: Sequence[str] = ()  # other names of what makes it incomparable, found by its reader
+    differ: Sequence[str] = ()
+
+    @property
+    def text(self) -> str:
+        """The name as marked text."""
+        return f"`{self.name}`" if self.name.startswith("val/") else self.name
 
     @property
     def better(self) -> str:
@@ -88,7 +101,7 @@ class Ranking:
     @property
     def verdict(self) -> str:
         """One sentence; empty if no setting has the metric."""
-        name = f"`{self.metric.name}`"
+        name = self.metric.text
         if not self.ranked:
             return ""
         if self.incomparable:

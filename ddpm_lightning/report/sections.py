@@ -57,7 +57,7 @@ def results(ranking: Ranking, settings: Sequence[Setting]) -> Section:
     lead = "" if not ranking.incomparable else "For each setting alone, since these values cannot be compared."
     table = Table(_slug(f"results {metric.name}"), head, rows, names)
     pairs = _pairs([ranking], metric.name)
-    return Section(f"Results by `{metric.name}` ({metric.better})", lead, table, note.strip(), pairs)
+    return Section(f"Results by {metric.text} ({metric.better})", lead, table, note.strip(), pairs)
 
 
 def evaluated(number: int, found: Evaluated, settings: Sequence[Setting]) -> Section:
@@ -80,7 +80,7 @@ def evaluated(number: int, found: Evaluated, settings: Sequence[Setting]) -> Sec
         seeds = max((mean.n for mean in means if mean), default=0)
         cells: list[Cell] = [*_names(setting), seeds, *map(_estimate, means)]
         rows.append(Row(cells, settings.index(setting), frozenset(names + 1 + i for i, one in enumerate(best) if one)))
-    note = "Means over the runs of a setting, whose seeds are the repeats; ↓ lower is better, ↑ higher is better."
+    note = "Means over the runs of a setting, whose seeds are the repeats; ↓ lower is better, ↑ higher is better, bold is the best mean."
     if found.held_out_fid is not None:
         note += f" Held-out images in the samples' place have FID {found.held_out_fid:.4g}, a floor for equal numbers of images."
     lead = f"By `evaluate.py`, all under one protocol: {found.protocol}."
@@ -104,7 +104,7 @@ def _tests(ranking: Ranking) -> str:
     )
     number = ranking.tested
     corrected = f", corrected by Holm's method for {number} pairs of settings" if number > 1 else ""
-    return f"p: {kind}{corrected}; significant below {LEVEL:g}, in bold."
+    return f"p-values: {kind}{corrected}; below {LEVEL:g}, in bold, a difference is significant."
 
 
 def _pairs(rankings: Sequence[Ranking], name: str) -> tuple[str, str, Table | None] | None:

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lightning
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lightning import __version__, environment
@@ -48,8 +49,10 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
         **run.record.metrics(run.trainer),
         "overrides": run.record.overrides,
         "git_commit": _commit(),
-        "versions": {name: version(name) for name in ("torch", "lightning")}
-        | {"ddpm_lightning": __version__, "python": platform.python_version()},
+        "versions": {
+            **{"ddpm_lightning": __version__, "torch": torch.__version__, "lightning": lightning.__version__},
+            "python": platform.python_version(),
+        },
         "wandb": next((logger.address for logger in wandb if logger.address), None),
     }
     if run.trainer.is_global_zero:

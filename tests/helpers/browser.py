@@ -55,6 +55,7 @@ class Tab:
             "ArrowDown": 40,
             " ": 32,
             "Tab": 9,
+            "Escape": 27,
         }
         common = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": codes[key]}
         self.call("Input.dispatchKeyEvent", type="keyDown", **common, **({"text": text} if text else {}))
@@ -68,6 +69,19 @@ class Tab:
     def screenshot(self, path):
         """Write what is seen as a PNG file."""
         path.write_bytes(b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+def brightness(color):
+    """Relative luminance of "rgb(r, g, b)" (WCAG 2)."""
+    levels = [int(v) / 255 for v in color.removeprefix("rgb(").removesuffix(")").split(",")]
+    r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in levels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(one, other):
+    """The contrast of two colors (WCAG 2), 1 to 21."""
+    low, high = sorted(map(brightness, (one, other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpm_lightning.viewer import Frame, captions_of, render
-from tests.helpers.browser import CHROMIUM, browser
+from tests.helpers.browser import CHROMIUM, brightness, browser, contrast
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
@@ -135,15 +135,3 @@ def test_names_and_focus_are_there_for_those_who_see_little(tab, address):
         tab.press("Tab")
         assert tab.value("document.activeElement.id") == id
         assert tab.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-
-
-def brightness(color):
-    """Relative luminance of "rgb(r, g, b)" (WCAG 2)."""
-    levels = [int(v) / 255 for v in color.removeprefix("rgb(").removesuffix(")").split(",")]
-    r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in levels)
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b
-
-
-def contrast(one, other):
-    low, high = sorted(map(brightness, (one, other)))
-    return (high + 0.05) / (low + 0.05)

@@ -42,7 +42,7 @@ def sweep(tmp_path):
 def test_the_seeds_are_the_repeats(sweep):
     text = write_report(sweep)[1].read_text()
     p = stats.ttest_rel(FID["linear"], FID["cosine"]).pvalue
-    assert text.splitlines()[2].startswith("**`schedule=cosine`** is best by `FID`: 5.23 ")
+    assert text.splitlines()[2].startswith("**`schedule=cosine`** is best by FID: 5.23 ")
     assert text.splitlines()[2].endswith(f"significantly lower than `schedule=linear` (p = {p:.2g}).")
     rows = rows_of(text, "Evaluation")
     assert [row[:2] for row in rows] == [["`cosine`", "3"], ["`linear`", "3"]]
@@ -66,14 +66,14 @@ def test_one_protocol_is_compared_at_a_time(sweep):
     assert [row.cells[1] for row in one.table.rows] == [3, 3]
     assert sorted(row.cells[1] for row in two.table.rows) == [1, 3]
     assert max(row.cells[2].value for row in one.table.rows) < 10
-    assert page.verdicts[0].startswith("Evaluation 1: **`schedule=cosine`** is best by `FID`")
+    assert page.verdicts[0].startswith("Evaluation 1: **`schedule=cosine`** is best by FID")
 
 
 def test_values_by_different_networks_are_not_compared(sweep):
     evaluate(sorted(sweep.glob("*_schedule*"))[0], 1.0, network="other")
     (found,) = evaluations(settings_of(read_runs(sweep)))
     assert [ranking.incomparable for ranking in found.rankings] == [["features_fingerprint"]] * 2
-    assert found.verdicts == ["`FID` cannot be compared: the settings differ in `features_fingerprint`."]
+    assert found.verdicts == ["FID cannot be compared: the settings differ in `features_fingerprint`."]
 
 
 @pytest.mark.parametrize(

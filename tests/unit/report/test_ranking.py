@@ -29,8 +29,7 @@ def ranking(*settings, lower=True):
 def test_fewer_than_three_seeds_have_no_verdict(seeds, mean):
     said = ranking(setting("a=1", *(2.5, 2.51)[:seeds]), setting("a=2", *(2.3, 2.31)[:seeds])).verdict
     assert (
-        said
-        == f"**No verdict** on `m`, since a test requires at least 3 seeds per setting: `a=2` is lowest with {mean}."
+        said == f"**No verdict** on m, since a test requires at least 3 seeds per setting: `a=2` is lowest with {mean}."
     )
 
 
@@ -43,7 +42,7 @@ def test_a_setting_with_too_few_seeds_spoils_no_other_test():
 
 def test_the_best_one_has_the_highest_value_where_higher_is_better():
     found = ranking(setting("a=1", 0.5, 0.6, 0.52), setting("a=2", 0.1, 0.21, 0.11), lower=False)
-    assert found.verdict.startswith("**`a=1`** is best by `m`: 0.54 ")
+    assert found.verdict.startswith("**`a=1`** is best by m: 0.54 ")
     assert "significantly higher than `a=2`" in found.verdict
 
 
@@ -60,9 +59,9 @@ def test_many_settings_are_counted():
 
 
 def test_a_setting_alone_and_none_at_all():
-    assert ranking(setting("a=1", 2.0)).verdict == "`m`: 2 (one seed)."
+    assert ranking(setting("a=1", 2.0)).verdict == "m: 2 (one seed)."
     alone = ranking(setting("a=1", None), setting("a=2", 2.0)).verdict
-    assert alone == "`m`: 2 (one seed) with `a=2`, the only setting with this metric."
+    assert alone == "m: 2 (one seed) with `a=2`, the only setting with this metric."
     assert ranking(setting("a=1", None)).verdict == ""
 
 
