@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from ddpm_lightning import environment
 
 
@@ -14,6 +16,28 @@ def test_an_error_file_is_the_jobs_alone(monkeypatch):
     assert environment.current().error_file == "error"
     monkeypatch.setattr(os, "getppid", lambda: parent + 1)  # a process that the job starts
     assert environment.current().error_file == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "program", "commands"),
+    [
+        ("/repo/train.py", "train", ["python train.py", "python evaluate.py", "python -m ddpm_lightning report"]),
+        ("/bin/ddpm-train", "train", ["ddpm-train", "ddpm-evaluate", "ddpm report"]),
+        ("/bin/ddpm", "", ["ddpm train", "ddpm evaluate", "ddpm report"]),
+        ("/bin/ddpm", "evaluate", ["ddpm train", "ddpm evaluate", "ddpm report"]),  # evaluate-sweep
+        *(
+            (script, program, [f"python -m ddpm_lightning {name}" for name in ("train", "evaluate", "report")])
+            for script, program in [
+                ("/lib/ddpm_lightning/__main__.py", ""),
+                ("/lib/ddpm_lightning/cli/train.py", "train"),
+            ]
+        ),
+    ],
+)
+def test_commands_are_named_as_the_user_starts_them(monkeypatch, script, program, commands):
+    monkeypatch.delenv("DDPM_LAUNCH", raising=False)
+    environment.update(script=script, program=program)
+    assert [environment.command(name) for name in ("train", "evaluate", "report")] == commands
 
 
 def test_a_rank_of_another_launcher_is_none_of_lightnings(monkeypatch):

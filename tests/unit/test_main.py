@@ -31,6 +31,16 @@ def test_every_family_is_drawn():
         (["schedules", "--num-steps", "100000"], 1, "num_steps=100000: linear: "),
         (["schedules", "--out", "picture.jpg"], 1, "the suffix of --out must be .png, got '.jpg'"),
         (["schedules", "--out", "no/such/folder/a.png"], 1, "no/such/folder/a.png cannot be written"),
+        (["report", ""], 1, "folder must be a run, a sweep, or a folder of these, got ''"),
+        (["report", "", "--wandb"], 1, "folder must be a run, a sweep, or a folder of these, got ''"),
+        (["evaluate-sweep"], 2, "the following arguments are required: folder"),
+        (["evaluate-sweep", ""], 1, "folder must be a run, a sweep, or a folder of these, got ''"),
+        (["evaluate-sweep", "gone"], 1, "gone must be a folder with finished runs of train.py that have checkpoints"),
+        (
+            ["evaluate-sweep", "x", "ckpt_path=y"],
+            1,
+            "ckpt_path must be left out, since evaluate-sweep evaluates every run",
+        ),
     ],
 )
 def test_mistakes_end_in_one_sentence(argv, code, message, capsys, tmp_path, monkeypatch):

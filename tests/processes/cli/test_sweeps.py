@@ -123,7 +123,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
     assert script("train.py", "-m", *command, f"hydra.sweep.dir={whole}", cwd=tmp_path).returncode == 0
     for seed in range(2):
         assert_same_run(killed / f"{seed}_seed_{seed}", whole / f"{seed}_seed_{seed}")
-    assert "1 setting, 2 runs" in (killed / "report.md").read_text()
+    assert "# One setting × 2 seeds on digits\n" in (killed / "report.md").read_text()
 
     result = script("train.py", "resume=killed", cwd=tmp_path)  # nothing is left to do
     assert result.returncode == 0
