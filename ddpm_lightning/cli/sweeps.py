@@ -82,7 +82,7 @@ class Jobs(Callback):
 
 
 class Report(Callback):
-    """Ends a sweep of `train.py` with its best setting and a page that compares its runs; the sweep succeeds without the page, too."""
+    """Ends a sweep of `train.py` with its verdict and a page that compares its runs; the sweep succeeds without the page, too."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:

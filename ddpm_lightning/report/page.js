@@ -168,8 +168,11 @@ function move(chart, cursor) {
     make("b", {}, row, format(curve.y[i]) + (curve.l ? ` [${format(curve.l[i])}, ${format(curve.h[i])}]` : ""));
   }
   chart.plot.setAttribute("aria-valuetext", [title, ...values.map(([curve, i]) => curve.name + " " + format(curve.y[i]))].join("; "));
-  const left = pixel > chart.plot.clientWidth / 2 ? pixel - chart.tip.offsetWidth - 12 : pixel + 12;
-  chart.tip.style.left = Math.max(0, Math.min(left, chart.plot.clientWidth - chart.tip.offsetWidth)) + "px";
+  // Beside the cursor where there is room, and above or below the points.
+  const { clientWidth: width, clientHeight: height } = chart.plot, high = values.filter(([curve, i]) => chart.y.at(curve.y[i]) < height / 2).length;
+  const left = pixel > width / 2 ? pixel - chart.tip.offsetWidth - 12 : pixel + 12;
+  chart.tip.style.left = Math.max(0, Math.min(left, width - chart.tip.offsetWidth)) + "px";
+  chart.tip.style.top = (2 * high > values.length ? height - 50 - chart.tip.offsetHeight : 0) + "px";
 }
 
 function keyOf(number, parent) {

@@ -39,14 +39,14 @@ def report_sweep(folder: Path, *, metric: str | None = None) -> list[str]:
 
     Args:
         folder: the sweep's.
-        metric: the first line names the best setting by this metric; None is the report's verdict.
+        metric: the first line is the verdict by this metric; None is the report's first.
 
     Raises:
         UserError: if the folder holds no run of train.py.
     """
     report = compare(folder)
     written = [str(path) for path in write(report)]
-    best = winner(metric, report.settings) if metric else plain(report.page.verdicts[0])
+    best = plain(winner(metric, report.settings) if metric else report.page.verdicts[0])
     published = publish(report)
     where = [] if published is None else [f"W&B: {published.where}"]
     return [*filter(None, [best]), *written, *where]

@@ -151,15 +151,10 @@ def validations(settings: Sequence[Setting]) -> list[Ranking]:
 
 
 def winner(metric: str | None, settings: Sequence[Setting]) -> str:
-    """The best setting by a metric, or by the first that can be compared, in a line; empty where nothing can."""
+    """The verdict by a metric, or by the first that can be compared, as marked text; empty where nothing can."""
     rankings = {ranking.metric.name: ranking for ranking in validations(settings) if not ranking.incomparable}
     found = rankings.get(metric or "") or next(iter(rankings.values()), None)
-    if found is None:
-        return ""
-    setting, mean = found.ranked[0]
-    if len(settings) == 1:
-        return f"{found.metric.name}: {mean}"
-    return f"Best {found.metric.name} ({found.metric.better}): {mean} with {setting.name}"
+    return "" if found is None else found.verdict
 
 
 def _p_text(p: float, relation: str = "=") -> str:

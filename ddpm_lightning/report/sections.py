@@ -47,7 +47,7 @@ def results(ranking: Ranking, settings: Sequence[Setting]) -> Section:
         bold = {names + 1} if compares and not place else set()
         if compares:
             pair = ranking.pairs[place - 1] if place else None
-            cells += [pair and pair.difference.estimate, pair and _p(pair.p)]
+            cells += [pair and pair.difference.estimate, pair and pair.p]
             bold |= {names + 4} if pair and pair.p < LEVEL else set()
         rows.append(Row(cells, settings.index(setting), frozenset(bold)))
     note = (
@@ -120,7 +120,7 @@ def _pairs(rankings: Sequence[Ranking], name: str) -> tuple[str, str, Table | No
             difference = pair.difference
             test = "–" if math.isnan(difference.p) else "paired" if difference.paired else "Welch"
             cells: list[Cell] = [ranking.metric.name] * several
-            cells += [f"`{other}` − `{one}`", test, difference.estimate, _p(difference.p), _p(pair.p)]
+            cells += [f"`{other}` − `{one}`", test, difference.estimate, difference.p, pair.p]
             rows.append(Row(cells, None, frozenset({len(cells) - 1}) if pair.p < LEVEL else frozenset()))
     head = [*["metric"] * several, "difference", "test", "mean", "p, uncorrected", "p, Holm"]
     table = Table(_slug(f"pairs {name}"), head, rows, 2 + several) if rows else None
@@ -216,10 +216,6 @@ def _names(setting: Setting) -> list[str]:
 
 def _estimate(mean: Mean | None) -> Estimate | None:
     return None if mean is None else mean.estimate
-
-
-def _p(p: float) -> float:
-    return float(f"{p:.2g}")
 
 
 def _slug(text: str) -> str:

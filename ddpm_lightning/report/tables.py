@@ -42,10 +42,10 @@ class Table(NamedTuple):
 
 
 def as_text(cell: Cell) -> str:
-    """A cell as marked text; numbers have thousands separators and at most four significant digits."""
+    """A cell as marked text; whole numbers have thousands separators, others, such as p-values, two significant digits."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "–"
-    return f"{cell:.4g}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell)
+    return f"{cell:.2g}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
 def plain(text: str) -> str:

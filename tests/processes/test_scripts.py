@@ -152,7 +152,7 @@ def test_a_sweep_of_jobs_with_two_processes_starts_each_once(tmp_path):
     assert [result.stdout.count(f"Job {i} of 2: seed={i - 1}") for i in (1, 2)] == [1, 1]
     assert "HYDRA" not in result.stdout
     assert "#0 :" not in result.stdout
-    assert re.search(r"\nval/loss: \S+ over 2 seeds\n\S+/report.html\n", result.stdout)
+    assert re.search(r"\nval/loss: \S+ over 2 seeds\.\n\S+/report.html\n", result.stdout)
     for folder in folders:
         assert json.loads((folder / "summary.json").read_text())["processes"] == 2
 

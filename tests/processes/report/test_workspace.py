@@ -63,7 +63,7 @@ def test_a_sweeps_report_is_a_run_of_its_group(sweep, published):
     history = {(*i.nested_key,): json.loads(i.value_json) for r in records for i in r.history.item}
     assert history["report/curves", "captions"][:2] == ["train/loss by step", "train/loss by wall time"]
     assert history["report/samples", "captions"] == [
-        f"schedule={name}, seed {seed}" for name in ("linear", "cosine") for seed in (0, 1)
+        f"Samples of schedule={name}, seed {seed}" for name in ("linear", "cosine") for seed in (0, 1)
     ]
     assert {key[0] for key in history if key[0].startswith("report/")} == {
         *(f"report/{name}" for name in ("results", "samples", "curves", "noise_prediction_error_vs_log_snr")),

@@ -42,7 +42,7 @@ def test_latex_is_booktabs_with_special_characters_escaped():
         r"\toprule",
         r"\texttt{schedule} & seeds & FID $\downarrow$ & p & W\&B \\",
         r"\midrule",
-        r"\texttt{cosine\_50\%} & 3 & \textbf{1,234.6 {[}$-$1.0, 2.5{]}} & 0.01235 & https://wandb.ai/a\_b \\",
+        r"\texttt{cosine\_50\%} & 3 & \textbf{1,234.6 {[}$-$1.0, 2.5{]}} & 0.012 & https://wandb.ai/a\_b \\",
         r"\textbf{a} \& \{b\}\textbackslash{}c & 1 & 2 & -- & -- \\",
         r"\bottomrule",
         r"\end{tabular}",
