@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ddpm_lightning.report.comparison import FEWEST, LEVEL, Difference, Mean, holm
 from ddpm_lightning.report.reading import Setting, part
 
-__all__ = ["DATA", "Metric", "Pair", "Ranking", "validations", "winner"]
+__all__ = ["DATA", "Metric", "Pair", "Ranking", "listed", "validations", "winner"]
 
 _NAMED = 2  # number of other settings named in the verdict
 
@@ -73,15 +73,18 @@ class Ranking:
     @cached_property
     def ranked(self) -> list[tuple[Setting, Mean]]:
         """The settings with the metric's mean, best first; in their own order if they cannot be compared."""
-        means = [(setting, mean) for setting in self.settings if (mean := self.metric.mean(setting))]
         if self.incomparable:
-            return means
-        return sorted(means, key=lambda ranked: ranked[1].mean if self.metric.lower else -ranked[1].mean)
+            return self._means
+        return sorted(self._means, key=lambda ranked: ranked[1].mean if self.metric.lower else -ranked[1].mean)
+
+    @cached_property
+    def _means(self) -> list[tuple[Setting, Mean]]:
+        return [(setting, mean) for setting in self.settings if (mean := self.metric.mean(setting))]
 
     @cached_property
     def incomparable(self) -> list[str]:
         """The differing config keys that make the metric incomparable."""
-        configs = [setting.config for setting in self.settings]
+        configs = [setting.config for setting, _ in self._means]
         keys = (k for k in self.metric.shared if any(_meaning(c, k) != _meaning(configs[0], k) for c in configs))
         return [*keys, *self.metric.differ]
 
@@ -105,8 +108,7 @@ class Ranking:
         if not self.ranked:
             return ""
         if self.incomparable:
-            keys = " and ".join(f"`{key}`" for key in self.incomparable)
-            return f"{name} cannot be compared: the settings differ in {keys}."
+            return f"{name} cannot be compared: the settings differ in {listed([f'`{key}`' for key in self.incomparable])}."
         (first, best), *others = self.ranked
         if not others:
             alone = "" if len(self.settings) == 1 else f" with `{first.name}`, the only setting with this metric"
@@ -155,6 +157,11 @@ def winner(metric: str | None, settings: Sequence[Setting]) -> str:
     rankings = {ranking.metric.name: ranking for ranking in validations(settings) if not ranking.incomparable}
     found = rankings.get(metric or "") or next(iter(rankings.values()), None)
     return "" if found is None else found.verdict
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as in a sentence: `a, b and c`."""
+    return " and ".join([*filter(None, [", ".join(words[:-1])]), *words[-1:]])
 
 
 def _p_text(p: float, relation: str = "=") -> str:

@@ -9,7 +9,7 @@ from ddpm_lightning.report.comparison import FEWEST, LEVEL, Estimate, Mean
 from ddpm_lightning.report.evaluated import Evaluated
 from ddpm_lightning.report.figures import curves, errors_by_log_snr, last_samples, quartiles, schedule_curves
 from ddpm_lightning.report.page import Figure, Section, Sheet, SheetRow
-from ddpm_lightning.report.ranking import Ranking
+from ddpm_lightning.report.ranking import Ranking, listed
 from ddpm_lightning.report.reading import Run, Setting, job_number, part
 from ddpm_lightning.report.rebuilding import evaluations_of
 from ddpm_lightning.report.tables import Cell, Row, Table
@@ -168,7 +168,7 @@ def charts(settings: Sequence[Setting], loss: Ranking | None) -> list[Section]:
     """The curves of training and validation, the noise-prediction error, and the schedules."""
     means = "Mean over the seeds; the band spans the minimum and maximum. Lower is better."
     if loss is not None and loss.incomparable:
-        keys = " and ".join(f"`{key}`" for key in loss.incomparable)
+        keys = listed([f"`{key}`" for key in loss.incomparable])
         means += f" The losses are not comparable, since the settings differ in {keys}."
     errors = (
         "The noise-prediction error at fixed log SNR (`mse_at_log_snr/...` in metrics.csv; lower is better), from each run's "

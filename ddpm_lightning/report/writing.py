@@ -17,7 +17,7 @@ from ddpm_lightning.records.yaml import read_record
 from ddpm_lightning.report import sections
 from ddpm_lightning.report.evaluated import evaluations
 from ddpm_lightning.report.page import Page, Section, render
-from ddpm_lightning.report.ranking import validations
+from ddpm_lightning.report.ranking import listed, validations
 from ddpm_lightning.report.reading import Run, Setting, part, read_runs, settings_of
 from ddpm_lightning.report.tables import Cell, Link, Row, Table, as_csv, as_latex
 from ddpm_lightning.run_folder import SWEEP
@@ -103,11 +103,11 @@ def title_of(settings: Sequence[Setting]) -> str:
     if not keys:
         return f"One setting × {many}{data}"
     values = [[*dict.fromkeys(setting.values[key] for setting in settings)] for key in keys]
-    listed = " × ".join(", ".join(row) for row in values)
+    grid = " × ".join(", ".join(row) for row in values)
     is_grid = math.prod(map(len, values)) == len(settings)
-    shown = listed if is_grid and len(listed) <= _VALUES else _count(len(settings), "setting")
+    shown = grid if is_grid and len(grid) <= _VALUES else _count(len(settings), "setting")
     names = keys if len(keys) <= 3 else [*keys[:2], f"{len(keys) - 2} more"]
-    return f"Which {' and '.join([', '.join(names[:-1])] * bool(names[1:]) + names[-1:])}? {shown} × {many}{data}"
+    return f"Which {listed(names)}? {shown} × {many}{data}"
 
 
 def _facts(runs: Sequence[Run]) -> Iterator[str]:
