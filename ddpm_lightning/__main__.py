@@ -111,9 +111,10 @@ def _add_report_commands(command: Callable[..., argparse.ArgumentParser]) -> Non
     about = "evaluate every finished run of a sweep as evaluate.py does, and add the results to the sweep's report"
     evaluate = command("evaluate-sweep", _evaluate_sweep, about)
     evaluate.add_argument("folder", help="sweep, or another folder of runs")
-    evaluate.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings of evaluate.py, as in num_samples=1500 sampler=ddim"
+    settings = (
+        "settings of evaluate.py, as in num_samples=1500 sampler=ddim, and its flags, such as --config-dir FOLDER"
     )
+    evaluate.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY=VALUE", help=settings)
 
 
 def _add_checkpoint_commands(command: Callable[..., argparse.ArgumentParser]) -> None:

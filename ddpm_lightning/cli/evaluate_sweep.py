@@ -20,7 +20,7 @@ def evaluate_sweep(folder: Path, overrides: Sequence[str]) -> Iterator[str]:
 
     Args:
         folder: a sweep, or another folder of runs.
-        overrides: settings of `evaluate.py`; a launcher and several values for a setting are allowed, too.
+        overrides: settings and flags of `evaluate.py`; a launcher and several values for a setting are allowed, too.
 
     Raises:
         UserError: if there is no finished run with a checkpoint, or `ckpt_path` is given.
