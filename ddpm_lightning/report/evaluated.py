@@ -16,11 +16,14 @@ __all__ = ["Evaluated", "evaluations"]
 _BYTES = 2**20  # of a file at most
 _FILES = 200  # per run at most
 
-# What evaluations must share to be compared; the checkpoint, its weights and its split are the run's own.
-_PROTOCOL = (
-    *("sampler", "guidance_scale", "labels", "condition", "weights"),
-    *("num_samples", "seeds", "reference", "reference_images", "features"),
+# A run's own part of its protocol; the rest must be shared by evaluations that are compared.
+_OWN = (
+    *("checkpoint", "weights_fingerprint", "data_seed", "steps", "network_evaluations_per_image"),
+    *("reference_fingerprint", "features_fingerprint", "condition"),
 )
+# What a description says in its own words, and what it leaves out.
+_SAID = ("sampler", "num_samples", "weights", "reference", "reference_images", "features", "preprocessing")
+_DEFAULTS: Mapping[str, Any] = {"guidance_scale": 1, "seeds": [0]}
 _METRICS = {  # by key of evaluation.json: the name, and whether lower is better
     "fid": ("FID", True),
     "kid": ("KID", True),
@@ -50,7 +53,7 @@ def evaluations(settings: Sequence[Setting]) -> list[Evaluated]:
     groups: dict[str, dict[Path, Mapping[str, Any]]] = {}
     for run in (run for setting in settings for run in setting.finished):
         for summary in _read(run.folder):
-            key = json.dumps([summary["protocol"].get(name) for name in _PROTOCOL], sort_keys=True)
+            key = json.dumps({k: v for k, v in summary["protocol"].items() if k not in _OWN}, sort_keys=True)
             groups.setdefault(key, {})[run.folder] = summary
     made = [_evaluated(settings, found) for found in sorted(groups.values(), key=len, reverse=True)]
     return [one for one in made if one.rankings]
@@ -103,8 +106,6 @@ def _description(protocol: Mapping[str, Any]) -> str:
         f"{as_text(protocol.get('reference_images'))} {protocol.get('reference')} images as reference",
         f"features: {protocol.get('features')}",
     ]
-    if protocol.get("labels") is not None:
-        parts.append(f"labels {protocol['labels']}")
-    if protocol.get("guidance_scale") not in (None, 1):
-        parts.append(f"guidance scale {protocol['guidance_scale']}")
+    rest = {key: value for key, value in protocol.items() if key not in (*_OWN, *_SAID) and value != _DEFAULTS.get(key)}
+    parts += [f"{key.replace('_', ' ')} {value}" for key, value in rest.items()]
     return ", ".join(" ".join(text.split())[:200] for text in parts)
