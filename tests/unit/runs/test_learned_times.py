@@ -1,0 +1,127 @@
+"""Times that are searched for, stored beside a checkpoint, and taken again."""
+
+import json
+import math
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ddpm_lightning import schedules
+from ddpm_lightning.denoiser import Denoiser
+from ddpm_lightning.errors import UserError
+from ddpm_lightning.models import UNet
+from ddpm_lightning.runs import save_denoiser
+from ddpm_lightning.runs.learned_times import _search, _Target, find_times, learned_times
+from ddpm_lightning.samplers import DDIM
+from tests.helpers.samplers import MEAN, STD, gaussian
+
+
+def exact_of_a_gaussian(schedule, x):
+    """The ODE's solution at t = 0: the affine map between the two normal distributions."""
+    a, s = float(schedule.sqrt_alpha_bar[-1]), float(schedule.sqrt_one_minus_alpha_bar[-1])
+    return MEAN + STD / math.hypot(a * STD, s) * (x - a * MEAN)
+
+
+def test_two_steps_find_the_best_time_between_them():
+    """One free time: the search finds what a scan over all times finds."""
+    schedule = schedules.cosine(1000).double()
+    torch.manual_seed(0)
+    x = torch.randn(64, 1, 2, 2, dtype=torch.float64)
+    target = _Target(gaussian(schedule, "v"), DDIM(2, clip=None), x, None, exact_of_a_gaussian(schedule, x))
+    found = _search(target, [1000.0, 500.0], until=math.inf)
+    scan = {t: target.error([1000.0, float(t)]) for t in range(10, 1000, 5)}
+    best = min(scan, key=scan.get)
+    assert found[0] == 1000
+    assert target.error(found) <= 1.01 * scan[best]
+    assert found[1] == pytest.approx(best, abs=40)
+
+
+def test_a_search_never_ends_worse_than_it_began_nor_out_of_order():
+    schedule = schedules.linear(1000).double()
+    torch.manual_seed(0)
+    x = torch.randn(16, 1, 2, 2, dtype=torch.float64)
+    target = _Target(gaussian(schedule, "epsilon"), DDIM(clip=None), x, None, exact_of_a_gaussian(schedule, x))
+    start = [1000.0, 800.0, 600.0, 400.0, 200.0]
+    found = _search(target, start, until=math.inf)
+    assert target.error(found) < 0.7 * target.error(start)
+    assert all(t > u for t, u in zip(found, [*found[1:], 0.999], strict=True))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddpm_lightning.runs.learned_times._REFERENCE", 20)
+    monkeypatch.setattr("ddpm_lightning.runs.learned_times._VALUES", 512)  # 8 images
+    torch.manual_seed(0)
+    net = UNet(1, 1, base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(), norm_groups=4)
+    save_denoiser(Denoiser(net, schedules.cosine(100)).eval(), tmp_path / "own.ckpt", shape=(1, 8, 8))
+    return tmp_path / "own.ckpt"
+
+
+def node(**changes):
+    held = {
+        "_target_": "ddpm_lightning.samplers.DDIM",
+        "num_steps": 3,
+        "eta": 0.0,
+        "clip": 1.0,
+        "dynamic_threshold": None,
+    }
+    return OmegaConf.create(held | {"spacing": "karras", "continuous": False, "times": "learned"} | changes)
+
+
+def test_times_are_stored_with_what_they_were_made_from(checkpoint, capsys):
+    from ddpm_lightning.runs.loading import load_model
+
+    path = find_times(checkpoint, weights="raw", steps=3, sampler="ddim", seconds=5.0)
+    assert path.name == "own.ckpt.times.json"
+    find_times(checkpoint, weights="raw", steps=3, sampler="ddim", seconds=5.0)  # in place of the first ones
+    find_times(checkpoint, weights="raw", steps=2, sampler="ddim", seconds=5.0)
+    entries = json.loads(path.read_text())
+    assert [len(entry["times"]) for entry in entries] == [3, 2]
+    assert "learned" in entries[0]["errors_on_other_noise"]
+    assert "on other noise" in capsys.readouterr().out
+    denoiser = load_model(checkpoint, weights="raw")[0]
+    assert learned_times(checkpoint, denoiser, node()) == entries[0]["times"]
+    with pytest.raises(UserError, match=r"--steps 5.*with the same sampler first"):
+        learned_times(checkpoint, denoiser, node(num_steps=5))
+    with pytest.raises(UserError, match="no times for these weights"):
+        learned_times(checkpoint, denoiser, node(clip=None))
+    with torch.no_grad():
+        next(denoiser.model.parameters()).add_(1)
+    with pytest.raises(UserError, match="no times for these weights"):
+        learned_times(checkpoint, denoiser, node())
+    path.write_text("{")
+    with pytest.raises(UserError, match="delete it"):
+        learned_times(checkpoint, denoiser, node())
+
+
+def test_noisy_samplers_and_odd_settings_are_refused(checkpoint):
+    with pytest.raises(UserError, match="adds noise"):
+        find_times(checkpoint, weights="raw", sampler="ancestral")
+    with pytest.raises(ValueError, match="steps must be"):
+        find_times(checkpoint, weights="raw", steps=0)
+    with pytest.raises(ValueError, match="seconds must be"):
+        find_times(checkpoint, weights="raw", seconds=0.0)
+
+
+@pytest.mark.parametrize(
+    ("times", "path"),
+    [([90, 40, 5], [90, 40, 5, 0]), ([100.0, 33.3], [100.0, 33.3, 0.0]), ([70, 2.5], [70.0, 2.5, 0.0])],
+)
+def test_a_sampler_takes_times_as_they_are(times, path):
+    found = DDIM(50, times=times).times(100)
+    assert found == path
+    assert {type(t) for t in found} == {type(path[0])}
+
+
+@pytest.mark.parametrize("times", [[], [5, 5], [5, 9], [5, 0.5], "best"])
+def test_times_out_of_order_are_refused(times):
+    with pytest.raises(ValueError, match="times must"):
+        DDIM(times=times)
+
+
+def test_times_beyond_the_schedule_or_not_yet_learned_are_refused():
+    with pytest.raises(ValueError, match=r"times\[0\] must be"):
+        DDIM(times=[1000, 1]).times(100)
+    with pytest.raises(ValueError, match="ddpm_lightning times CHECKPOINT"):
+        DDIM(times="learned").times(100)
