@@ -8,8 +8,9 @@ import ddpm_lightning
 project = "ddpm_lightning"
 author = "the ddpm_lightning developers"
 version = release = ddpm_lightning.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb", "sphinx-mathjax-offline"]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"ddpm_lightning {version}"
 nb_execution_mode = "off"  # notebooks come with their outputs
 myst_enable_extensions = ["dollarmath"]
