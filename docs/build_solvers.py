@@ -1,6 +1,7 @@
-"""Draws pictures/solver_orders.png and pictures/solver_errors.png of solvers.md: `python docs/build_solvers.py`, in 2 minutes on two cores."""
+"""Draws the pictures of solvers.md, in light and dark: `python docs/build_solvers.py`, about a minute of one core."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import IdealDenoiser
 from ddpm_lightning.plots import line_style
+from ddpm_lightning.plots.style import save, styled
 from ddpm_lightning.samplers import DDIM, DEIS, EDM, IPNDM, DPMSolver, Heun, Point, Sampler, Transition, UniPC
 from ddpm_lightning.schedules import NoiseSchedule
 
@@ -173,28 +175,29 @@ def digits_errors() -> tuple[dict[str, list[tuple[float, float]]], ...]:
     return of_ode, of_sde, shares
 
 
-def draw_orders(path: Path) -> None:
+@styled
+def draw_orders(path: Path, found: dict[str, tuple[list[float], float]]) -> None:
     """Error by number of steps on the Gaussian; the legend says the fitted orders."""
     figure = Figure(figsize=(9, 5), layout="constrained", dpi=100)
     axes = figure.subplots()
-    for index, (name, (errors, order)) in enumerate(orders().items()):
+    for index, (name, (errors, order)) in enumerate(found.items()):
         color, dashes = line_style(index)
         axes.plot(STEPS, errors, marker="o", markersize=4, color=color, linestyle=dashes, label=f"{name}: {order:.2f}")
     _frame(axes, STEPS, "steps", "error", "Order of convergence on a Gaussian")
     axes.set_yscale("log")
     figure.legend(loc="outside right upper", frameon=False, title="solver: order of convergence")
-    figure.savefig(path)
+    save(figure, path)
 
 
-def draw_errors(path: Path) -> None:
+@styled
+def draw_errors(path: Path, parts: Sequence[dict[str, list[tuple[float, float]]]]) -> None:
     """The three parts of `digits_errors`; the legend of the ODE's solvers is beside the last."""
     figure = Figure(figsize=(10, 8.5), layout="constrained", dpi=100)
     (left, right), (below, empty) = figure.subplots(2, 2)
-    for axes, part in zip((left, right, below), digits_errors(), strict=True):
+    for axes, part in zip((left, right, below), parts, strict=True):
         for index, (name, points) in enumerate(part.items()):
             color, dashes = line_style(index)
             n, errors = zip(*points, strict=True)
-            print(f"{name:<16}", *(f"{error:9.2g}" for error in errors))
             axes.plot(n, errors, marker="o", markersize=4, color=color, linestyle=dashes, label=name)
     _frame(left, COUNTS, "evaluations", "RMS error of a pixel", "ODE, from noise to σ = 0.5")
     _frame(right, COUNTS, "evaluations", "RMS error of a pixel", "SDE, from noise to σ = 0.5")
@@ -204,7 +207,7 @@ def draw_errors(path: Path) -> None:
     right.legend(frameon=False, title="SDE solvers")
     empty.legend(*left.get_legend_handles_labels(), loc="center left", frameon=False, title="ODE solvers")
     empty.axis("off")
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _frame(axes: Axes, ticks: Sequence[int], x_label: str, y_label: str, title: str) -> None:
@@ -214,6 +217,16 @@ def _frame(axes: Axes, ticks: Sequence[int], x_label: str, y_label: str, title: 
     axes.grid(alpha=0.3)
 
 
+def main() -> None:
+    found, parts = orders(), digits_errors()
+    for part in parts:
+        for name, points in part.items():
+            print(f"{name:<16}", *(f"{error:9.2g}" for _, error in points))
+    for theme, suffix in (("light", ""), ("dark", "_dark")):
+        os.environ["DDPM_THEME"] = theme
+        draw_orders(PICTURES / f"solver_orders{suffix}.png", found)
+        draw_errors(PICTURES / f"solver_errors{suffix}.png", parts)
+
+
 if __name__ == "__main__":
-    draw_orders(PICTURES / "solver_orders.png")
-    draw_errors(PICTURES / "solver_errors.png")
+    main()
