@@ -151,6 +151,20 @@ def _add_checkpoint_commands(command: Callable[..., argparse.ArgumentParser]) ->
         "--seconds", type=float, default=100.0, metavar="S", help="time to search (default: %(default)s)"
     )
 
+    about = "reconstruct EMA weights of any width from the snapshots of callbacks=post_hoc, as a checkpoint"
+    ema = command("ema", _ema, about)
+    ema.add_argument("folder", type=Path, metavar="run", help="run folder, or a checkpoint in it")
+    ema.add_argument(
+        "--std",
+        type=float,
+        nargs="+",
+        required=True,
+        help="widths relative to the length of the training, such as 0.05",
+    )
+    ema.add_argument(
+        "--step", type=int, metavar="N", help="as if training had ended at this snapshot (default: the last)"
+    )
+
     export = command("export", _export, "export the model of a checkpoint as a diffusers folder or as safetensors")
     export.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
     _add_trust(export)
@@ -181,6 +195,14 @@ def _likelihood(checkpoint: Path, **options: Any) -> Iterator[Path]:
     with loading():
         from ddpm_lightning.evaluation.bits import measure_bits_per_dim
     yield measure_bits_per_dim(checkpoint, **options)
+
+
+def _ema(folder: Path, std: Sequence[float], *, step: int | None) -> Iterator[str]:
+    from ddpm_lightning.runs.post_hoc import save_ema
+
+    for width in std:
+        path, distance = save_ema(folder, std=width, step=step)
+        yield f"{path}  (profile reconstructed to {distance:.1%})"
 
 
 def _times(checkpoint: Path, **options: Any) -> Iterator[Path]:

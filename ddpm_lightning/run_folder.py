@@ -43,7 +43,7 @@ FAILED_JOBS = "failed_jobs"  # in the sweep's folder, one file per failed job
 _LOCK = ".lock"
 _JSON = 2**20  # maximum bytes
 _LEFTOVER = re.compile(  # temporary names of our own files in `replace_file`
-    r"\.((step_\d+|last|best)\.ckpt|config\.yaml|overrides\.yaml|(summary|evaluation\w*)\.json|metrics\.csv|[a-z_\d]+\.(png|gif|html)|"
+    r"\.((step_\d+|last|best|ema_[\d.]+(_step_\d+)?)\.ckpt|config\.yaml|overrides\.yaml|(summary|evaluation\w*)\.json|metrics\.csv|[a-z_\d]+\.(png|gif|html)|"
     r"\d+-\d+\.npz)\.\d+",
     re.ASCII,
 )
@@ -266,7 +266,7 @@ def remove_unbegun(folder: Path, *records: str, job: bool = False) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove incomplete files of a killed process."""
-    for below in (folder, folder / "checkpoints", folder / "samples"):
+    for below in (folder, folder / "checkpoints", folder / "ema", folder / "samples"):
         for path in below.glob(".*"):
             if _LEFTOVER.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)

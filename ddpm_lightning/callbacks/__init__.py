@@ -12,6 +12,7 @@ from ddpm_lightning.callbacks.pictures.neighbours import Neighbours
 from ddpm_lightning.callbacks.pictures.scatter import Scatter
 from ddpm_lightning.callbacks.pictures.schedule_curves import ScheduleCurves
 from ddpm_lightning.callbacks.pictures.trajectory import Trajectory
+from ddpm_lightning.callbacks.post_hoc_ema import PostHocEMA
 from ddpm_lightning.callbacks.progress import Progress
 from ddpm_lightning.callbacks.randomness import Randomness
 from ddpm_lightning.callbacks.stop_signals import StopSignals
@@ -28,6 +29,7 @@ __all__ = [
     "Neighbours",
     "NewestCheckpoint",
     "Periodic",
+    "PostHocEMA",
     "Progress",
     "Randomness",
     "SampleGrid",

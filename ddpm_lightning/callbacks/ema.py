@@ -1,5 +1,6 @@
 """The exponential moving average of the weights."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import Parameter
 
+from ddpm_lightning.callbacks.power_profiles import decay_at, exponent_of
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import require
 from ddpm_lightning.sharding import shared_like, unsharded
@@ -23,23 +25,29 @@ class EMA(Callback):
     parameters are averaged, except the loss's own. The module holds the raw weights except during validation and within
     `averaged_weights`. Checkpoints hold the EMA as "ema_state_dict", with the names of "state_dict".
 
+    With `std`, d_n = (1 − 1/(n+1))^{γ+1} instead, which averages over a constant share of the training so far (Karras et al. 2024).
+
     A run can keep several EMAs. Validation, figures and metrics use the one named "ema"; checkpoints hold another one as
     "<name>_state_dict", and `weights=<name>` samples with it.
 
     Args:
         decay: the decay after the warm-up.
+        warmup: False keeps the decay constant from the first step on, as Ho et al.'s code does.
+        std: the width σ_rel of a power-function average, in place of decay and warm-up, see `exponent_of`.
         name: the name of this EMA.
 
     Raises:
-        UserError: for a decay outside [0, 1), or a name that is not one word, or "raw".
+        UserError: for a decay outside [0, 1), a width outside (0, 0.28], or a name that is not one word, or "raw".
     """
 
-    def __init__(self, decay: float = 0.9999, *, name: str = "ema"):
+    def __init__(self, decay: float = 0.9999, *, warmup: bool = True, std: float | None = None, name: str = "ema"):
         require("decay", decay, "[0, 1)")
-        if not str(name).isidentifier() or name == "raw":
+        if not re.fullmatch(r"\w+(\.\d+)?", str(name)) or name == "raw":
             raise UserError(f"name must be one word other than raw, got {name!r}")
         self.name = name
         self._decay = decay
+        self._warmup = warmup
+        self._exponent = None if std is None else exponent_of(std)
         self._steps = 0
         self._average: dict[str, Tensor] = {}
         self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])  # EMA and raw weights, in the same order
@@ -53,7 +61,10 @@ class EMA(Callback):
     @property
     def current_decay(self) -> float:
         """Decay d_n of the next update."""
-        return min(self._decay, (1 + self._steps) / (10 + self._steps))
+        n = self._steps
+        if self._exponent is not None:
+            return decay_at(n + 1, self._exponent)
+        return min(self._decay, (1 + n) / (10 + n)) if self._warmup else self._decay
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `setup`: by now the module is on its device and a resumed run's weights are loaded.

@@ -3,8 +3,10 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from ddpm_lightning.callbacks import EMA, Randomness
+from ddpm_lightning import UserError
+from ddpm_lightning.callbacks import EMA, PostHocEMA, Randomness
 from ddpm_lightning.callbacks.ema import averaged_weights
+from ddpm_lightning.runs.post_hoc import reconstruct_ema
 from tests.helpers.walk import Walk
 
 
@@ -57,6 +59,51 @@ def test_ema_follows_its_recursion_once_per_optimiser_step(fit, accumulate):
     assert checkpoint["ema_state_dict"]["w"].item() == pytest.approx(averages(0.5, 8)[-1], rel=1e-6)
     assert ema.current_decay == min(0.5, 9 / 18)
     assert ema._steps == 8
+
+
+def test_a_constant_decay_weighs_the_first_weights_by_its_power(fit):
+    ema = EMA(0.5, warmup=False)
+    fit([ema], 5)
+    assert ema.average["w"].item() == pytest.approx(-(5 - 1 + 0.5**5))  # of 0, -1, ..., -5
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_any_width_is_reconstructed_from_snapshots(fit, tmp_path, accumulate):
+    direct = EMA(std=0.07)
+    post_hoc = PostHocEMA(tmp_path / "ema", every_n_steps=5, max_snapshots=10)
+    fit([direct, post_hoc], 40, accumulate=accumulate)
+    exact = {s: average.average["w"].item() for s, average in post_hoc._averages.items()}
+    for std, value in {**exact, 0.07: direct.average["w"].item()}.items():
+        found, distance = reconstruct_ema(tmp_path, std=std)
+        assert found["w"].item() == pytest.approx(value, rel=1e-3)
+        assert distance < (0.02 if std == 0.07 else 1e-6)
+    # At an earlier snapshot: an average of 0.05 of the way there, for weights that are -n at step n.
+    early, _ = reconstruct_ema(tmp_path, std=0.05, step=20)
+    g = 16.972
+    assert early["w"].item() == pytest.approx(
+        -sum(n * ((n / 20) ** (g + 1) - ((n - 1) / 20) ** (g + 1)) for n in range(21)), rel=1e-3
+    )
+    for wrong, says in (
+        ({"std": 0.05, "step": 21}, "step must be 5, 10"),
+        ({"std": 0}, r"std must be a number in \(0, 0.28\]"),
+    ):
+        with pytest.raises(UserError, match=says):
+            reconstruct_ema(tmp_path, **wrong)
+    snapshot = tmp_path / "ema" / "step_20.ckpt"
+    content = bytearray(snapshot.read_bytes())
+    content[len(content) // 3] ^= 1
+    snapshot.write_bytes(content)
+    with pytest.raises(UserError, match=r"step_20.ckpt cannot be used \(.*remove it, which leaves the others"):
+        reconstruct_ema(tmp_path, std=0.07)
+
+
+def test_snapshots_stay_few_and_end_with_the_last_step(fit, tmp_path):
+    folder = tmp_path / "ema"
+    folder.mkdir()
+    (folder / "step_900.ckpt").touch()  # left by a run that went further
+    fit([PostHocEMA(folder, every_n_steps=1, max_snapshots=4)], 21)
+    # Every step to 4, every second one to 8, every fourth one to 16, every eighth one to 32.
+    assert sorted(path.name for path in folder.iterdir()) == ["step_16.ckpt", "step_21.ckpt", "step_8.ckpt"]
 
 
 def test_validation_sees_the_average_and_training_goes_on_with_the_raw_weights(fit):

@@ -53,11 +53,12 @@ def test_no_group_is_left_out_and_every_file_has_a_line_about_it():
 
 def test_single_callbacks_are_told_apart_from_whole_choices():
     whole, single = section(help_text([CONF], "train", does="", width=100), "callbacks").split("single parts")
-    assert re.findall(r"^    [* ] (\w+)", whole, re.MULTILINE) == ["default", "fid", "points"]
+    assert re.findall(r"^    [* ] (\w+)", whole, re.MULTILINE) == ["default", "fid", "points", "post_hoc"]
     assert single.startswith(", to add to one of these: callbacks=[default,generation_metrics]\n")
     assert re.search(r"^      ema +exponential moving average of the weights", single, re.MULTILINE)
     assert [group.name for group in menu.groups([CONF], "train") if menu.parts([CONF], group.name)] == ["callbacks"]
-    assert completions([CONF], "train", [], "callbacks=") == ["callbacks=default", "callbacks=fid", "callbacks=points"]
+    whole = ["default", "fid", "points", "post_hoc"]
+    assert completions([CONF], "train", [], "callbacks=") == [f"callbacks={name}" for name in whole]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
