@@ -25,13 +25,8 @@ from ddpm_lightning.ranges import require_one_of
 
 __all__ = ["digits", "from_torchvision", "huggingface", "image_folder"]
 
-_UNSAFE_READERS = (
-    "pandas",
-    "cache",
-    "generator",
-    "spark",
-    "sql",
-)  # builders of `datasets` that run pickles or database commands
+# Builders of `datasets` that run pickles or database commands.
+_UNSAFE_READERS = ("pandas", "cache", "generator", "spark", "sql")
 _PARTIAL = ".ddpm_lightning_download_"  # prefix of a download's temporary folder and lock
 
 log = logging.getLogger(__name__)
@@ -52,6 +47,8 @@ def from_torchvision(
     root: str | Path,
     channels: int,
     image_size: Sequence[int],
+    resize: str = "bicubic",
+    crop: Sequence[int] | None = None,
     download: bool = True,
 ) -> ImageSet:
     """Load a torchvision dataset, downloaded on first use by one process at a time.
@@ -61,6 +58,8 @@ def from_torchvision(
         root: the folder that holds the dataset, or to download it to.
         channels: see `read_images`, for datasets of image files; the data module converts the others.
         image_size: see `channels`.
+        resize: see `channels`.
+        crop: see `channels`.
         download: whether the dataset may be downloaded; false for a folder named by a checkpoint.
 
     Raises:
@@ -77,7 +76,13 @@ def from_torchvision(
         ) from error
     if not hasattr(found, "data"):  # CelebA: files
         folder = Path(found.root) / found.base_folder / "img_align_celeba"
-        images, kept = read_images([folder / name for name in found.filename], channels=channels, image_size=image_size)
+        images, kept = read_images(
+            [folder / name for name in found.filename],
+            channels=channels,
+            image_size=image_size,
+            resize=resize,
+            crop=crop,
+        )
         return ImageSet(images, torch.zeros(len(kept), dtype=torch.long), None)
     images = torch.as_tensor(np.asarray(found.data))
     if images.dim() == 3:
@@ -141,7 +146,13 @@ def _link_existing(source: Callable[..., Any], root: Path, partial: Path) -> Non
 
 
 def image_folder(
-    root: str | Path, *, channels: int, image_size: Sequence[int], max_damaged: float = 0.01, dtype: str | None = None
+    root: str | Path,
+    *,
+    channels: int,
+    image_size: Sequence[int],
+    max_damaged: float = 0.01,
+    dtype: str | None = None,
+    resize: str = "bicubic",
 ) -> ImageSet:
     """Load all images in a folder and its subfolders, see `find_images`; the top-level subfolder is an image's label.
 
@@ -154,6 +165,7 @@ def image_folder(
         image_size: see `read_images`.
         max_damaged: see `read_images`.
         dtype: see `read_images`.
+        resize: see `read_images`.
 
     Raises:
         UserError: for a folder without images, and see `read_images`.
@@ -168,7 +180,8 @@ def image_folder(
         log.warning(
             "data.root=%s: skipping %d files that are not images, such as %s", root, len(others), others[0].name
         )
-    images, kept = read_images(paths, channels=channels, image_size=image_size, max_damaged=max_damaged, dtype=dtype)
+    form: dict[str, Any] = {"channels": channels, "image_size": image_size, "dtype": dtype, "resize": resize}
+    images, kept = read_images(paths, max_damaged=max_damaged, **form)
     folders = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
     classes = in_order(folder for folder in folders if folder is not None)
     if not classes:
@@ -188,6 +201,7 @@ def huggingface(
     label_column: str | None = None,
     max_damaged: float = 0.01,
     dtype: str | None = None,
+    resize: str = "bicubic",
 ) -> ImageSet:
     """Load a Hugging Face dataset from the hub or a local folder, including one written by `save_to_disk`.
 
@@ -199,6 +213,7 @@ def huggingface(
         image_size: see `read_images`.
         max_damaged: see `read_images`.
         dtype: see `read_images`.
+        resize: see `read_images`.
         split: the split to load.
         image_column: the column of the images.
         label_column: the column of integer labels; None for no labels.
@@ -223,9 +238,8 @@ def huggingface(
         found = found.cast_column(image_column, datasets.Image(decode=False))
     files = [_file_in(cell, Path(root), f"data.dataset.image_column={image_column}") for cell in found[image_column]]
     names = [f"image {row} of data.root={root}" for row in range(len(files))]
-    images, kept = read_images(
-        files, names=names, channels=channels, image_size=image_size, max_damaged=max_damaged, dtype=dtype
-    )
+    form: dict[str, Any] = {"channels": channels, "image_size": image_size, "dtype": dtype, "resize": resize}
+    images, kept = read_images(files, names=names, max_damaged=max_damaged, **form)
     if label_column is None:
         return ImageSet(images, torch.zeros(len(images), dtype=torch.long), None)
     labels, classes = labels_of(list(found[label_column]), f"data.dataset.label_column={label_column}")
@@ -244,12 +258,8 @@ def _load_split(root: str, split: str) -> Any:
     if any((Path(root) / name).is_file() for name in ("state.json", "dataset_dict.json")):
         saved = datasets.load_from_disk(root)
         if isinstance(saved, datasets.Dataset):
-            require_one_of(
-                "data.dataset.split",
-                split,
-                tuple({"train", str(saved.split or "train")}),
-                hint="the folder holds one split",
-            )
+            splits = tuple({"train", str(saved.split or "train")})
+            require_one_of("data.dataset.split", split, splits, hint="the folder holds one split")
             return saved
         require_one_of("data.dataset.split", split, [*saved])
         return saved[split]

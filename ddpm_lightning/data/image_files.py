@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ddpm_lightning.data.loaders import check_size, require_sides
+from ddpm_lightning.data.fitting import Fit
+from ddpm_lightning.data.loaders import check_size
 from ddpm_lightning.data.values import Values
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import open_image
@@ -30,6 +31,8 @@ def read_images(
     image_size: Sequence[int],
     max_damaged: float = 0.01,
     dtype: str | None = None,
+    resize: str = "bicubic",
+    crop: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Read image files as (N, C, H, W), resized and center-cropped, with the indices (N,) of the readable files.
 
@@ -44,13 +47,14 @@ def read_images(
         image_size: (height, width).
         max_damaged: see `check_damaged`.
         dtype: "uint8" (None), "uint16" or "float32".
+        resize: "bicubic", "bilinear" or "box_bicubic", see `Fit`.
+        crop: [left, top, width, height] to cut out before resizing; None for all.
 
     Raises:
         UserError: for too many damaged files, or more images than fit in memory.
     """
-    require_sides(image_size)
+    fit = Fit.of(image_size, resize, crop)
     require("data.dataset.max_damaged", max_damaged, "[0, 1]")
-    height, width = image_size
     values = Values(dtype or "uint8")
     check_size(len(files), channels, image_size, values)
     names = [str(path) for path in files] if names is None else names
@@ -59,7 +63,7 @@ def read_images(
 
     def read(file: Path | IO[bytes], name: str) -> np.ndarray | None:
         try:
-            return read_image(file, channels, (width, height), dtype=values.dtype)
+            return read_image(file, channels, fit, dtype=values.dtype)
         except UserError as error:
             raise UserError(f"{name} {error}") from error
         except ValueError as error:
@@ -95,13 +99,13 @@ def check_damaged(damaged: int, total: int, max_damaged: float, *, example: str)
         )
 
 
-def read_image(file: Path | IO[bytes], channels: int, size: tuple[int, int], *, dtype: str = "uint8") -> np.ndarray:
+def read_image(file: Path | IO[bytes], channels: int, fit: Fit, *, dtype: str = "uint8") -> np.ndarray:
     """Read one image file as (H, W, C), see `read_images`.
 
     Args:
         file: the file.
         channels: 1 or 3.
-        size: (width, height).
+        fit: crops and resizes.
         dtype: "uint8", "uint16" or "float32".
 
     Raises:
@@ -110,14 +114,14 @@ def read_image(file: Path | IO[bytes], channels: int, size: tuple[int, int], *, 
     """
     try:
         with open_image(file) as image:
-            return _as_bytes(image, channels, size) if dtype == "uint8" else _as_levels(image, size, dtype)
+            return _as_bytes(image, channels, fit) if dtype == "uint8" else _as_levels(image, fit, dtype)
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on damaged bytes
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray:
+def _as_bytes(image: Image.Image, channels: int, fit: Fit) -> np.ndarray:
     kind = image.format  # lost by a copy
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -134,11 +138,11 @@ def _as_bytes(image: Image.Image, channels: int, size: tuple[int, int]) -> np.nd
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), size, Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(size[1], size[0], channels)
+    image = fit(image.convert("L" if channels == 1 else "RGB"))
+    return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def _as_levels(image: Image.Image, size: tuple[int, int], dtype: str) -> np.ndarray:
+def _as_levels(image: Image.Image, fit: Fit, dtype: str) -> np.ndarray:
     """A grayscale image at full bit depth."""
     image = ImageOps.exif_transpose(image)
     if image.mode not in ("L", "F") and not image.mode.startswith("I"):
@@ -148,8 +152,8 @@ def _as_levels(image: Image.Image, size: tuple[int, int], dtype: str) -> np.ndar
         levels *= 257 if image.mode == "L" else 1
         if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
             raise UserError(f"holds values from {levels.min():.6g} to {levels.max():.6g}: set data.dtype=float32")
-    if image.size != size:
-        levels = np.asarray(ImageOps.fit(Image.fromarray(levels), size, Image.Resampling.BICUBIC))
+    if image.size != fit.size or fit.crop is not None:
+        levels = np.asarray(fit(Image.fromarray(levels)))
     if dtype == "uint16":
         levels = levels.round().clip(0, 65535).astype(np.uint16)
     return levels[..., None]

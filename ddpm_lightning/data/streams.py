@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from ddpm_lightning.data.fitting import Fit
 from ddpm_lightning.data.shards import dotted_endings, find_shards, num_samples, read_samples, slice_shards
 from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source
 from ddpm_lightning.data.workers import Decoder, EvalBatches, Passes, TrainBatches, WorkerBatch
@@ -92,6 +93,7 @@ class Stream(Source):
         root: see `find_shards`.
         channels: 1 or 3.
         image_size: (height, width); images are resized to cover it and center-cropped.
+        resize: how they are resized, see `Fit`.
         image_key: the extension of the images, or several, such as "png;jpg".
         label_key: the extension of the files with integer labels; None for no labels.
         sizes: see `find_shards`.
@@ -111,6 +113,7 @@ class Stream(Source):
         channels: int,
         *,
         image_size: Sequence[int],
+        resize: str = "bicubic",
         image_key: str = "png;jpg;jpeg;webp",
         label_key: str | None = "cls",
         sizes: str | None = None,
@@ -133,7 +136,7 @@ class Stream(Source):
         self._workers = workers
         self._parts = {"train": shards[:cut], "validation": shards[cut:], "all": shards}
         self._passes = Passes(shards[:cut], buffer, segments)
-        self._decoder = Decoder(keys, label_key, None, channels, (image_size[1], image_size[0]), max_damaged, 0)
+        self._decoder = Decoder(keys, label_key, None, channels, Fit.of(image_size, resize), max_damaged, 0)
 
     def prepared(self, form: Form) -> "Stream":
         """Return the stream itself, after checking the label of its first sample.
@@ -148,9 +151,7 @@ class Stream(Source):
         first = next(read_samples(slice_shards(self._parts["train"], 0, 1)))
         # Of shards behind URLs, which are not counted, no names are known before.
         if endings := dotted_endings(first.files, self._decoder.image_keys, self._decoder.label_key):
-            self._parts = {
-                name: [shard._replace(endings=endings) for shard in part] for name, part in self._parts.items()
-            }
+            self._parts = {k: [shard._replace(endings=endings) for shard in part] for k, part in self._parts.items()}
             self._passes = self._passes._replace(shards=self._parts["train"])
             first = next(read_samples(slice_shards(self._parts["train"], 0, 1)))
         if first.damage is None:

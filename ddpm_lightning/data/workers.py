@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ddpm_lightning.data.fitting import Fit
 from ddpm_lightning.data.image_files import check_damaged, read_image
 from ddpm_lightning.data.shards import Sample, Shard, num_samples, read_samples, slice_shards
 from ddpm_lightning.data.source import Batch, Share
@@ -44,7 +45,7 @@ class Decoder(NamedTuple):
     label_key: str | None
     num_classes: int | None
     channels: int
-    size: tuple[int, int]
+    fit: Fit
     max_damaged: float
     images: int  # images per pass and rank
 
@@ -97,7 +98,7 @@ class Decoder(NamedTuple):
         if sample.damage is not None or key is None:
             raise DamagedError(f"no {' or '.join(self.image_keys)}" if sample.damage is None else sample.damage)
         try:
-            image = read_image(BytesIO(sample.files[key]), self.channels, self.size)
+            image = read_image(BytesIO(sample.files[key]), self.channels, self.fit)
         except ValueError as error:
             raise DamagedError(str(error)) from error
         return image[:, ::-1] if mirrored else image, self.label(sample), sample.id

@@ -1,7 +1,7 @@
 """Training losses, weightings, and the sampling of t and ε."""
 
 from ddpm_lightning.losses.objectives import MSE, VLB, Distance, Draw, Huber, Hybrid, Loss, Objective
-from ddpm_lightning.losses.times import Importance, LogNormal, Stratified, TimeDraw, Uniform
+from ddpm_lightning.losses.times import Antithetic, Importance, LogNormal, Stratified, TimeDraw, Uniform
 from ddpm_lightning.losses.vdm import VDM
 from ddpm_lightning.losses.weightings import P2, SNR, Bound, MinSNR, Simple, TruncatedSNR, Weighting
 
@@ -11,6 +11,7 @@ __all__ = [
     "SNR",
     "VDM",
     "VLB",
+    "Antithetic",
     "Bound",
     "Distance",
     "Draw",

@@ -81,7 +81,7 @@ class Objective(nn.Module, ABC):
 
 
 class Loss(Objective):
-    """The weighted distance between the network's output and its target, averaged over pixels.
+    """The weighted distance between the network's output and its target, averaged or summed over pixels.
 
     The default is L_simple, ‖ε − ε_θ(x_t, t)‖² for ε-prediction (Ho et al. 2020, Eq. 14).
 
@@ -90,6 +90,7 @@ class Loss(Objective):
         distance: between output and target; only with MSE is a weighting the same for all prediction types.
         space: the prediction type in which the distance is taken, such as "v" for x0-prediction with the loss of v (Salimans & Ho
             2022, section 4); None for the network's own.
+        reduction: over pixels, "mean" or "sum"; with Adam it only changes which gradients are clipped.
         draw: see `Draw`.
     """
 
@@ -99,10 +100,13 @@ class Loss(Objective):
         *,
         distance: Distance | None = None,
         space: str | None = None,
+        reduction: str = "mean",
         **draw: Unpack[Draw],
     ):
         super().__init__(**draw)
         require_one_of("space", space, [*PREDICTIONS, None])
+        require_one_of("reduction", reduction, ("mean", "sum"))
+        self.reduce = torch.mean if reduction == "mean" else torch.sum
         self.space = space
         self.weighting = weighting if weighting is not None else Simple()
         self.distance = distance if distance is not None else MSE()
@@ -120,7 +124,7 @@ class Loss(Objective):
         if self.space not in (None, denoiser.prediction):
             ratio = denoiser.ratio(t, self.space)
             error, weight = ratio * error, weight if self.weighting.on_output else weight / ratio**2
-        return weight.flatten() * self.distance(error).flatten(1).mean(1)
+        return weight.flatten() * self.reduce(self.distance(error).flatten(1), 1)
 
 
 class VLB(Objective):

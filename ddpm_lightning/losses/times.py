@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["Importance", "LogNormal", "Stratified", "TimeDraw", "Uniform"]
+__all__ = ["Antithetic", "Importance", "LogNormal", "Stratified", "TimeDraw", "Uniform"]
 
 
 class TimeDraw(ABC):
@@ -50,6 +50,21 @@ class Uniform(TimeDraw):
             return 1 + (schedule.num_steps - 1) * u, torch.ones(batch_size, device=device)
         t = torch.randint(1, schedule.num_steps + 1, (batch_size, 1, 1, 1), device=device)
         return t, torch.ones(batch_size, device=device)
+
+
+class Antithetic(TimeDraw):
+    """t ~ U{1, …, T} for the first ⌊N/2⌋+1 images of a step, and T+1−t of these for the others (Song et al. 2021, code).
+
+    Each t is uniform, with weight 1; pairs that mirror each other reduce the variance of the mean loss. U[1, T] in continuous time.
+    """
+
+    def __init__(self, continuous: bool = False):
+        self.uniform, self.continuous = Uniform(continuous), continuous
+
+    def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+        t, _ = self.uniform(batch_size // 2 + 1, schedule)
+        t = torch.cat([t, schedule.num_steps + 1 - t])[:batch_size]
+        return t, torch.ones(batch_size, device=t.device)
 
 
 class Stratified(TimeDraw):

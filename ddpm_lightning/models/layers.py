@@ -75,17 +75,21 @@ class TimeEmbedding(nn.Module):
         out_dim: size of the embedding.
         hidden_dim: size between the two layers; None is `out_dim`.
         frequency_shift: δ, 1 in Ho et al.'s code, 0 in Vaswani et al. and guided diffusion.
+        scale: factor of t, such as 1000/T for a network that receives t in thousandths (Nichol & Dhariwal 2021).
     """
 
-    def __init__(self, dim: int, out_dim: int, *, hidden_dim: int | None = None, frequency_shift: float = 1):
+    def __init__(
+        self, dim: int, out_dim: int, *, hidden_dim: int | None = None, frequency_shift: float = 1, scale: float = 1.0
+    ):
         super().__init__()
         hidden_dim = hidden_dim or out_dim
         self.dim = dim
         self.frequency_shift = frequency_shift
+        self.scale = scale
         self.net = nn.Sequential(nn.Linear(dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, out_dim))
 
     def forward(self, t: Tensor) -> Tensor:
-        half = self.dim // 2
+        half, t = self.dim // 2, t * self.scale
         # float32 even under autocast: bfloat16 cannot distinguish t = 999 from 1000.
         step = -math.log(10000) / max(half - self.frequency_shift, 1)
         angle = t.float()[:, None] * torch.exp(torch.arange(half, device=t.device) * step)

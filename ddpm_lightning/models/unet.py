@@ -81,6 +81,7 @@ class UNet(Network):
         resblock_updown: resize within residual blocks instead of separate convolutions (Dhariwal & Nichol 2021).
         downsample_padding: see `Downsample`.
         frequency_shift: see `TimeEmbedding`.
+        time_scale: factor of the time, see `TimeEmbedding`.
         time_hidden_channels: size between the two layers of the time embedding; None is 4·base_channels.
         attention_out_bias: whether the output projection of self-attention has a bias.
         xavier_init: initialize as in Ho et al.'s code instead of PyTorch's default.
@@ -115,6 +116,7 @@ class UNet(Network):
         resblock_updown: bool = False,
         downsample_padding: int = 0,
         frequency_shift: float = 1,
+        time_scale: float = 1.0,
         time_hidden_channels: int | None = None,
         attention_out_bias: bool = True,
         xavier_init: bool = True,
@@ -133,6 +135,7 @@ class UNet(Network):
         require("dropout", dropout, "[0, 1)")
         require("norm_eps", norm_eps, "(0, 1]")
         require("frequency_shift", frequency_shift, "[0, 1]")
+        require("time_scale", time_scale, "(0, inf)")
         require_one_of("downsample_padding", downsample_padding, (0, 1))
         self.plan = Plan(
             base_channels, channel_multipliers, num_res_blocks, attention_levels, num_heads, head_channels, norm_groups
@@ -140,8 +143,8 @@ class UNet(Network):
         self.resblock_updown, self.downsample_padding = resblock_updown, downsample_padding
         self.multiple = 2 ** (len(channel_multipliers) - 1)
         emb_dim = 4 * base_channels
-        times = TimeEmbedding(base_channels, emb_dim, hidden_dim=time_hidden_channels, frequency_shift=frequency_shift)
-        self.add_embeddings(times, emb_dim)
+        timing: Any = {"hidden_dim": time_hidden_channels, "frequency_shift": frequency_shift, "scale": time_scale}
+        self.add_embeddings(TimeEmbedding(base_channels, emb_dim, **timing), emb_dim)
         norm = partial(nn.GroupNorm, norm_groups, eps=norm_eps)
         self.conv_in = CONVOLUTIONS[dims](in_channels + (condition_channels or 0), base_channels, 3, padding=1)
         self._add_parts(
@@ -205,6 +208,9 @@ class UNet(Network):
     def _initialize(self, xavier_init: bool, zero_init: bool) -> None:
         if xavier_init:
             init_like_ho(self)
+            for part in self.modules():
+                if isinstance(part, SelfAttention):  # theirs initializes q, k and v separately, each with C outputs
+                    part.qkv.weight.data *= 2**0.5
         if zero_init:
             zero(self.conv_out)
             for part in self.modules():

@@ -76,8 +76,12 @@ PUBLISHED = {
         "sampler.clip": None,
         "sampler.dynamic_threshold": None,
     },
-    # Ho et al. 2020, appendix B, and scripts/run_cifar.py
+    # Ho et al. 2020, appendix B, and scripts/run_cifar.py, nn.py and tpu_utils.py
     "cifar10_ddpm": {
+        "callbacks.ema.warmup": False,
+        "model.xavier_init": True,
+        "model.zero_init": True,
+        "loss.reduction": "mean",
         **LINEAR,
         **ADAM_AFTER_A_WARM_UP,
         **SIMPLE,
@@ -91,8 +95,12 @@ PUBLISHED = {
         "sampler.variance": "large",
         "sampler.num_steps": None,
     },
-    # Nichol & Dhariwal 2021; improved-diffusion's README, script_util.py, image_train.py and image_datasets.py
+    # Nichol & Dhariwal 2021; improved-diffusion's README, script_util.py, image_train.py, image_datasets.py and respace.py
     "cifar10_improved": {
+        "callbacks.ema.warmup": False,
+        "model.time_scale": 1000 / 4000,
+        "sampler.spacing": "linspace",
+        "sampler.clip": 1.0,
         "schedule._target_": "ddpm_lightning.schedules.cosine",
         "schedule.num_steps": 4000,
         "schedule.s": 0.008,
@@ -113,10 +121,26 @@ PUBLISHED = {
         "callbacks.ema.decay": 0.9999,
         "sampler.variance": "learned",
     },
-    # Song et al. 2021, appendix D.1, and configs/celeba.yml
+    # Song et al. 2021, appendix D.1; configs/celeba.yml, datasets/__init__.py, runners/diffusion.py, functions/losses.py,
+    # functions/denoising.py and models/diffusion.py of its code
     "celeba64": {
         **LINEAR,
-        **ADAM_AFTER_A_WARM_UP,
+        "optimizer._target_": "torch.optim.Adam",
+        "optimizer.lr": 2e-4,
+        "optimizer.betas": [0.9, 0.999],
+        "lr_scheduler.factor": 1.0,
+        "loss.reduction": "sum",
+        "loss.times._target_": "ddpm_lightning.losses.Antithetic",
+        "model.xavier_init": False,
+        "model.zero_init": False,
+        "model.frequency_shift": 1,
+        "model.norm_eps": 1e-6,
+        "callbacks.ema.warmup": False,
+        "sampler.eta": 0.0,
+        "sampler.spacing": "leading",
+        "sampler.clip": None,
+        "data.dataset.crop": [89 - 64, 121 - 64, 128, 128],
+        "data.dataset.resize": "bilinear",
         **SIMPLE,
         "data.dataset.source._target_": "torchvision.datasets.CelebA",
         "data.image_size": [64, 64],
@@ -131,8 +155,11 @@ PUBLISHED = {
         "trainer.gradient_clip_val": 1.0,
         "callbacks.ema.decay": 0.9999,
     },
-    # Peebles & Xie 2023; DiT's train.py and models.py
+    # Peebles & Xie 2023; DiT's train.py, models.py and diffusion/respace.py
     "imagenet64_dit": {
+        "callbacks.ema.warmup": False,
+        "data.dataset.resize": "box_bicubic",
+        "sampler.spacing": "linspace",
         **LINEAR,
         **ADAMW_AT_ONE_RATE,
         **HYBRID,

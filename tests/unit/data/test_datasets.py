@@ -15,6 +15,7 @@ import torchvision
 from PIL import Image
 
 from ddpm_lightning.data.datasets import from_torchvision, huggingface, image_folder
+from ddpm_lightning.data.fitting import Fit
 from ddpm_lightning.data.image_files import read_image, read_images
 from ddpm_lightning.data.loaders import ImageSet
 from ddpm_lightning.data.source import Form
@@ -122,6 +123,39 @@ def test_what_does_not_fit_is_cropped_at_the_centre(tmp_path):
     assert images.shape == (1, 3, 5, 15)
     assert images[0, 0, 2, 7] == 200
     assert images[0, 0, 2, 0] == 0
+
+
+def test_box_bicubic_averages_pixels_before_it_resizes(tmp_path):
+    """Of what is 4 times as large, blocks of 4x4 pixels are averaged, by hand; bicubic weighs more than its own block."""
+    array = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "noise.png")
+    form = {"channels": 3, "image_size": (8, 8)}
+    (boxed, _), (bicubic, _) = (
+        read_images([tmp_path / "noise.png"], **form, resize=resize) for resize in ("box_bicubic", "bicubic")
+    )
+    means = array.reshape(8, 4, 8, 4, 3).mean((1, 3)).transpose(2, 0, 1)
+    assert np.abs(boxed[0].numpy() - means).max() < 2  # two roundings
+    assert np.abs(bicubic[0].numpy() - means).max() > 5
+    # 32x30 pixels are halved once, to 16x15, resized to 9x8, and cut to 8x8.
+    Image.fromarray(array[:30]).save(tmp_path / "wide.png")
+    wide, _ = read_images([tmp_path / "wide.png"], **form, resize="box_bicubic")
+    tall = Image.fromarray(array[:30]).resize((16, 15), Image.Resampling.BOX).resize((9, 8), Image.Resampling.BICUBIC)
+    assert np.array_equal(wide[0].permute(1, 2, 0), np.asarray(tall)[:, 0:8])
+
+
+def test_a_box_is_cut_out_before_resizing(tmp_path):
+    array = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    form = {"channels": 3, "image_size": (8, 8)}
+    images, _ = read_images([tmp_path / "a.png"], **form, crop=[5, 10, 8, 8])
+    assert np.array_equal(images[0].permute(1, 2, 0), array[10:18, 5:13])
+    for wrong, says in (
+        ({"crop": [25, 0, 8, 8]}, r"a.png has 30x20 pixels, too few for data.dataset.crop=\[25, 0, 8, 8\]"),
+        ({"crop": [0, 0, 0, 8]}, r"data.dataset.crop must be \[left, top, width, height\] in pixels or null, got"),
+        ({"resize": "lanczos"}, "data.dataset.resize must be bicubic, bilinear or box_bicubic, got 'lanczos'"),
+    ):
+        with pytest.raises(UserError, match=says):
+            read_images([tmp_path / "a.png"], **form, **wrong)
 
 
 def test_folders_that_will_not_do(pictures, tmp_path):
@@ -247,9 +281,9 @@ def test_a_picture_is_opened_as_what_it_is_and_not_as_what_it_is_called(pictures
     (tmp_path / "x.png").write_bytes(code)
     for size in ((8, 8), (4, 4)):
         with pytest.raises(ValueError, match="cannot identify image file"):
-            read_image(tmp_path / "x.png", 3, size)
+            read_image(tmp_path / "x.png", 3, Fit(size))
         with pytest.raises(ValueError, match="cannot identify image file"):
-            read_image(BytesIO(code), 3, size)
+            read_image(BytesIO(code), 3, Fit(size))
     assert started == []
 
 
@@ -258,7 +292,7 @@ def test_a_picture_is_refused_by_its_size_before_it_is_decoded(tmp_path, monkeyp
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 9_999)
     warnings.simplefilter("ignore")  # which is all that Pillow does, up to twice as many
     with pytest.raises(ValueError, match="100 x 100 pixels are more than 9,999"):
-        read_image(tmp_path / "x.png", 1, (8, 8))
+        read_image(tmp_path / "x.png", 1, Fit((8, 8)))
 
 
 def test_a_set_that_does_not_fit_in_memory_is_refused_before_it_is_made():

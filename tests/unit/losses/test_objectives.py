@@ -191,6 +191,17 @@ def test_hybrid_is_the_sum_of_its_terms():
     torch.testing.assert_close(Hybrid()(denoiser, x0, x_t, TIMES, noise), simple + 0.001 * vlb)
 
 
+def test_a_sum_over_pixels_is_their_number_times_the_mean():
+    x0, noise, output = torch.randn(3, 7, 3, 4, 4, dtype=torch.float64)
+    denoiser = denoiser_of("epsilon", output=output)
+    given = x0, denoiser.schedule.q_sample(x0, TIMES, noise), TIMES, noise
+    summed, averaged = (Loss(reduction=how)(denoiser, *given) for how in ("sum", "mean"))
+    torch.testing.assert_close(summed, torch.stack([((o - n) ** 2).sum() for o, n in zip(output, noise, strict=True)]))
+    torch.testing.assert_close(summed, 48 * averaged)
+    with pytest.raises(ValueError, match="reduction must be mean or sum, got 'max'"):
+        Loss(reduction="max")
+
+
 def test_the_bound_does_not_train_the_mean_of_a_hybrid():
     denoiser, x0, x_t, noise, raw = hybrid_inputs()
     Hybrid()(denoiser, x0, x_t, TIMES, noise).sum().backward()

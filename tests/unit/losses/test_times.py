@@ -10,6 +10,7 @@ from torch import nn
 from ddpm_lightning import schedules
 from ddpm_lightning.losses import (
     VLB,
+    Antithetic,
     Importance,
     LogNormal,
     Loss,
@@ -26,6 +27,22 @@ def test_uniform_draws_all_times_alike():
     counts = torch.bincount(t.flatten(), minlength=5)
     assert counts[0] == 0
     assert (counts[1:] - 10_000).abs().max() < 450
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8])
+def test_antithetic_draws_mirror_each_other(n):
+    torch.manual_seed(0)
+    draws = torch.stack([Antithetic()(n, schedules.linear(5))[0].flatten() for _ in range(5000)])
+    half = n // 2 + 1
+    assert draws.shape == (5000, n)
+    assert torch.equal(draws[:, half:], 6 - draws[:, : n - half])
+    for column in draws.T:
+        assert (torch.bincount(column, minlength=6)[1:] - 1000).abs().max() < 150
+    t, weight = Antithetic(continuous=True)(n, schedules.linear(5))
+    assert t.is_floating_point()
+    assert 1 <= t.min() <= t.max() <= 5
+    assert (weight == 1).all()
+    assert t.shape == (n, 1, 1, 1)
 
 
 @pytest.mark.parametrize(("T", "n"), [(1000, 32), (12, 12), (1000, 1000), (10, 32)])

@@ -98,6 +98,24 @@ def test_where_the_source_does_not_begin_at_zero_neither_do_we():
     assert model.middle_in.attention.out.bias is None
 
 
+def test_q_k_and_v_begin_as_if_each_had_a_layer_of_its_own():
+    """`default_init` of Ho et al.'s nn.py for a layer of C in and C out: uniform up to the root of 3 / C, biases zero."""
+    attention = UNet(
+        3, 3, base_channels=64, channel_multipliers=(1,), num_res_blocks=1, attention_levels=()
+    ).middle_in.attention
+    for part in attention.qkv.weight.chunk(3):
+        assert 0.99 * (3 / 64) ** 0.5 < part.abs().max() <= (3 / 64) ** 0.5
+        assert part.std().item() == pytest.approx(1 / 64**0.5, rel=0.05)
+    assert not attention.qkv.bias.any()
+
+
+def test_a_scaled_time_is_that_of_a_shorter_schedule():
+    quarter, whole = (TimeEmbedding(32, 8, scale=scale) for scale in (0.25, 1.0))
+    quarter.load_state_dict(whole.state_dict())
+    t = torch.tensor([0, 1, 250, 999])
+    torch.testing.assert_close(quarter(4 * t), whole(t), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_time_embedding_equals_diffusers(shift):
     from diffusers.models.embeddings import get_timestep_embedding
