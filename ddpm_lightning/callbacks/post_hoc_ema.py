@@ -50,6 +50,8 @@ class PostHocEMA(Periodic):
         require("every_n_steps", every_n_steps, "1..")
         require("max_snapshots", max_snapshots, "2..")
         require("the number of stds", len(stds), "1..")
+        for std in stds:
+            require("stds", std, "(0, 0.28]")
         if len(set(stds)) < len(stds):
             raise UserError(f"stds must differ from each other, got {list(stds)}")
         self._averages = {std: EMA(std=std, name=f"ema_{std:g}") for std in stds}

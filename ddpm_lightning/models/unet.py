@@ -135,7 +135,7 @@ class UNet(Network):
         require("dropout", dropout, "[0, 1)")
         require("norm_eps", norm_eps, "(0, 1]")
         require("frequency_shift", frequency_shift, "[0, 1]")
-        require("time_scale", time_scale, "(0, inf)")
+        require("time_scale", time_scale, "(0, 1000]")
         require_one_of("downsample_padding", downsample_padding, (0, 1))
         self.plan = Plan(
             base_channels, channel_multipliers, num_res_blocks, attention_levels, num_heads, head_channels, norm_groups

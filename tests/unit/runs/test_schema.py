@@ -37,10 +37,10 @@ ACCEPTED = """
 # A switch.
 true | data.flip data.on_device model.attention_out_bias model.checkpointing model.fast_cpu model.fast_gpu model.resblock_updown
 true | model.scale_shift_norm model.xavier_init model.zero_init sample:overwrite schedule.rescale schedule.schedule.rescale
-true | loss.times.continuous sampler.continuous train:compile train:learned_variance
+true | callbacks.ema.warmup loss.times.continuous sampler.continuous train:compile train:learned_variance
 null true | optimizer.fused trainer.benchmark trainer.deterministic trainer.enable_model_summary trainer.enable_progress_bar
 # Nothing of that kind, or all of it.
-null | callbacks.forward_strip.times callbacks.trajectory.num_frames callbacks.trajectory.viewer_frames
+null | callbacks.ema.std callbacks.forward_strip.times callbacks.trajectory.num_frames callbacks.trajectory.viewer_frames
 null | data.dataset.condition data.num_classes data.value_range evaluate:bits_images
 null | evaluate:guidance_interval sample:guidance_interval train:guidance_interval loss.space
 null | evaluate:bits_variance evaluate:reference_images loss.variance model.condition_channels model.condition_size model.head_channels
