@@ -88,13 +88,21 @@ def test_shared_out_weights_train_to_the_same_weights(tmp_path):
     states = {}
     for name, strategy in (("ddp", "ddp"), ("fsdp", "{_target_:ddpm_lightning.sharding.FSDP2}")):
         run = [f"hydra.run.dir={name}", "trainer=ddp_cpu", f"trainer.strategy={strategy}", "logger=none"]
+        run += ["callbacks=post_hoc", "callbacks.post_hoc_ema.every_n_steps=2"]
         assert (result := script("train.py", *TINY, *run, cwd=tmp_path)).returncode == 0, result.stderr
         result = script("train.py", f"resume={name}", "trainer.max_steps=6", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         states[name] = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
         assert states[name]["global_step"] == 6
         assert len(list((tmp_path / name / "samples").glob("*_0000006.png"))) == 5
-    for which in ("state_dict", "ema_state_dict"):
+        assert sorted(path.name for path in (tmp_path / name / "ema").iterdir()) == [
+            f"step_{n}.ckpt" for n in (2, 4, 6)
+        ]
+        states[name] |= {
+            f"snapshot {std}": average
+            for std, average in torch.load(tmp_path / name / "ema" / "step_6.ckpt")["averages"].items()
+        }
+    for which in ("state_dict", "ema_state_dict", "ema_0.05_state_dict", "snapshot 0.05", "snapshot 0.1"):
         assert states["ddp"][which].keys() == states["fsdp"][which].keys()
         for key, value in states["ddp"][which].items():
             torch.testing.assert_close(value, states["fsdp"][which][key], rtol=1e-4, atol=1e-4)
