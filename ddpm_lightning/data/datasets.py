@@ -58,8 +58,7 @@ def from_torchvision(
         root: the folder that holds the dataset, or to download it to.
         channels: see `read_images`, for datasets of image files; the data module converts the others.
         image_size: see `channels`.
-        resize: see `channels`.
-        crop: see `channels`.
+        resize, crop: see `channels`.
         download: whether the dataset may be downloaded; false for a folder named by a checkpoint.
 
     Raises:
@@ -153,6 +152,7 @@ def image_folder(
     max_damaged: float = 0.01,
     dtype: str | None = None,
     resize: str = "bicubic",
+    crop: Sequence[int] | None = None,
 ) -> ImageSet:
     """Load all images in a folder and its subfolders, see `find_images`; the top-level subfolder is an image's label.
 
@@ -165,7 +165,7 @@ def image_folder(
         image_size: see `read_images`.
         max_damaged: see `read_images`.
         dtype: see `read_images`.
-        resize: see `read_images`.
+        resize, crop: see `read_images`.
 
     Raises:
         UserError: for a folder without images, and see `read_images`.
@@ -180,8 +180,8 @@ def image_folder(
         log.warning(
             "data.root=%s: skipping %d files that are not images, such as %s", root, len(others), others[0].name
         )
-    form: dict[str, Any] = {"channels": channels, "image_size": image_size, "dtype": dtype, "resize": resize}
-    images, kept = read_images(paths, max_damaged=max_damaged, **form)
+    form: Any = {"channels": channels, "image_size": image_size, "max_damaged": max_damaged, "dtype": dtype}
+    images, kept = read_images(paths, resize=resize, crop=crop, **form)
     folders = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
     classes = in_order(folder for folder in folders if folder is not None)
     if not classes:
@@ -202,6 +202,7 @@ def huggingface(
     max_damaged: float = 0.01,
     dtype: str | None = None,
     resize: str = "bicubic",
+    crop: Sequence[int] | None = None,
 ) -> ImageSet:
     """Load a Hugging Face dataset from the hub or a local folder, including one written by `save_to_disk`.
 
@@ -213,7 +214,7 @@ def huggingface(
         image_size: see `read_images`.
         max_damaged: see `read_images`.
         dtype: see `read_images`.
-        resize: see `read_images`.
+        resize, crop: see `read_images`.
         split: the split to load.
         image_column: the column of the images.
         label_column: the column of integer labels; None for no labels.
@@ -238,8 +239,8 @@ def huggingface(
         found = found.cast_column(image_column, datasets.Image(decode=False))
     files = [_file_in(cell, Path(root), f"data.dataset.image_column={image_column}") for cell in found[image_column]]
     names = [f"image {row} of data.root={root}" for row in range(len(files))]
-    form: dict[str, Any] = {"channels": channels, "image_size": image_size, "dtype": dtype, "resize": resize}
-    images, kept = read_images(files, names=names, max_damaged=max_damaged, **form)
+    form: Any = {"channels": channels, "image_size": image_size, "max_damaged": max_damaged, "dtype": dtype}
+    images, kept = read_images(files, names=names, resize=resize, crop=crop, **form)
     if label_column is None:
         return ImageSet(images, torch.zeros(len(images), dtype=torch.long), None)
     labels, classes = labels_of(list(found[label_column]), f"data.dataset.label_column={label_column}")

@@ -41,7 +41,7 @@ true | callbacks.ema.warmup loss.times.continuous sampler.continuous train:compi
 null true | optimizer.fused trainer.benchmark trainer.deterministic trainer.enable_model_summary trainer.enable_progress_bar
 # Nothing of that kind, or all of it.
 null | callbacks.ema.std callbacks.forward_strip.times callbacks.trajectory.num_frames callbacks.trajectory.viewer_frames
-null | data.dataset.condition data.num_classes data.value_range evaluate:bits_images
+null | data.dataset.condition data.dataset.crop data.num_classes data.value_range evaluate:bits_images
 null | evaluate:guidance_interval sample:guidance_interval train:guidance_interval loss.space
 null | evaluate:bits_variance evaluate:reference_images loss.variance model.condition_channels model.condition_size model.head_channels
 null | model.time_hidden_channels sampler.dynamic_threshold sampler.num_steps trainer.check_val_every_n_epoch
