@@ -32,8 +32,8 @@ from ddpm_lightning.likelihood import (
 from ddpm_lightning.plots import draw_bits_by_step
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.runs.loading import data_config_of, denoiser_of, load_checkpoint, run_dir_of
+from ddpm_lightning.runs.out_dir import make_out_dir
 from ddpm_lightning.runs.process_group import ALONE, ProcessGroup
-from ddpm_lightning.runs.sampling_setup import make_out_dir
 from ddpm_lightning.runs.trust import check_targets, without_download
 from ddpm_lightning.terminal import Activity
 

@@ -21,7 +21,7 @@ from ddpm_lightning.report.ranking import listed, validations
 from ddpm_lightning.report.reading import Run, Setting, part, read_runs, settings_of
 from ddpm_lightning.report.tables import Cell, Link, Row, Table, as_csv, as_latex
 from ddpm_lightning.run_folder import SWEEP
-from ddpm_lightning.runs.sampling_setup import make_out_dir
+from ddpm_lightning.runs.out_dir import make_out_dir
 
 __all__ = ["Report", "compare", "title_of", "write", "write_report"]
 

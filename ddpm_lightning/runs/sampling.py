@@ -1,10 +1,7 @@
 """What `sample.py` does."""
 
-import os
 import re
-import tempfile
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +11,22 @@ from torch import Tensor
 
 from ddpm_lightning import viewer
 from ddpm_lightning.data.source import in_turn
-from ddpm_lightning.errors import UserError
 from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import save_image, save_png
 from ddpm_lightning.ranges import require, require_one_of
-from ddpm_lightning.runs.loading import run_dir_of
+from ddpm_lightning.runs.editing import edit_images
+from ddpm_lightning.runs.out_dir import claim_out_dir, replace_files
 from ddpm_lightning.runs.process_group import ProcessGroup, join_process_group
-from ddpm_lightning.runs.sampling_setup import SamplingSetup, make_out_dir, prepare_sampling
+from ddpm_lightning.runs.sampling_setup import SamplingSetup, prepare_sampling
 from ddpm_lightning.runs.schema import Sampling, check_types
 from ddpm_lightning.sheets import Picture, captions_of, contact_sheet
 from ddpm_lightning.terminal import Activity
 
 __all__ = ["sample"]
+
+_FILES = re.compile(
+    r"\d{5,}\.(png|tiff)|grid\.png|scatter\.png|reverse_process\.html|labels\.csv|samples\.np[yz]", re.ASCII
+)
 
 
 def sample(config: DictConfig) -> Path:
@@ -41,11 +42,13 @@ def sample(config: DictConfig) -> Path:
     with join_process_group() as group:
         with Activity("Loading the checkpoint"):
             setup = prepare_sampling(config, group)
+        if config.get("edit") is not None:
+            return edit_images(config, setup, group)
         require_one_of("format", config.format, _formats(setup), hint=f"the model samples {setup.kind}")
         if config.format == "html":
             most, hint = viewer.most_images(setup.shape), "format=html shows every image at every step"
             require("num_samples", config.num_samples, f"1..{most}", hint=hint)
-        out = _out_dir(config, setup, group)
+        out = claim_out_dir(config, setup.path, group, kind="samples", files=_FILES)
         samples = _sample_batches(config, setup, group)
         if group.rank == 0:
             with Activity("Writing the samples"):
@@ -70,28 +73,6 @@ def _formats(setup: SamplingSetup) -> list[str]:
         "tiff": channels == 1 and dtype != "uint8",
     }
     return ["grid", *(name for name, fits in files.items() if fits), "npz", "npy"]
-
-
-def _out_dir(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -> Path:
-    """The folder for the samples, which rank zero makes."""
-    run_dir = run_dir_of(setup.path)
-    named = None if config.out_dir is None else Path(str(config.out_dir))
-    out = named or run_dir / f"samples_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    if group.rank == 0:
-        if (found := _ours(out)) and not config.overwrite:
-            raise UserError(
-                f"out_dir={out} already holds samples, such as {found[0].name}: give another folder, or overwrite=true to replace them"
-            )
-        make_out_dir(out, run_dir=None if named else run_dir)
-    return out
-
-
-def _ours(out: Path) -> list[Path]:
-    """The files of an earlier sampling in a folder."""
-    names = re.compile(
-        r"\d{5,}\.(png|tiff)|grid\.png|scatter\.png|reverse_process\.html|labels\.csv|samples\.np[yz]", re.ASCII
-    )
-    return [path for path in out.glob("*") if names.fullmatch(path.name)]
 
 
 def _sample_batches(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -> list[Tensor]:
@@ -126,17 +107,13 @@ def _page(pixels: Tensor, config: DictConfig, setup: SamplingSetup) -> str:
 
 def _write(samples: list[Tensor], out: Path, config: DictConfig, setup: SamplingSetup) -> None:
     """Write all files atomically, in place of those of an earlier sampling."""
-    with tempfile.TemporaryDirectory(prefix=".", dir=out) as name:
+    with replace_files(out, _FILES) as folder:
         if config.format == "html":
-            with replace_file(Path(name) / "reverse_process.html") as file:
+            with replace_file(folder / "reverse_process.html") as file:
                 file.write(_page(torch.cat(samples), config, setup))
         else:
             facts = setup.facts(weights=config.weights, seed=config.seed)
-            _write_files(torch.cat(samples), Path(name), config.format, setup, facts)
-        for path in _ours(out):
-            path.unlink()
-        for path in Path(name).iterdir():
-            os.replace(path, out / path.name)
+            _write_files(torch.cat(samples), folder, config.format, setup, facts)
     print(
         f"{config.num_samples} {setup.kind[:-1] if config.num_samples == 1 else setup.kind} from the {config.weights} weights of "
         f"{setup.path}, {setup.steps} steps each: {out}"

@@ -20,7 +20,6 @@ from ddpm_lightning.denoiser import Denoiser, Guidance, Wrapper
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require, require_one_of
-from ddpm_lightning.run_folder import refuse_pipes
 from ddpm_lightning.runs.compiling import COMPILE, compile_blocks, is_compiled, uses_graphs
 from ddpm_lightning.runs.graphs import graph_evaluations
 from ddpm_lightning.runs.instantiate import build
@@ -33,7 +32,7 @@ from ddpm_lightning.runs.trials import refusal, times_of
 from ddpm_lightning.samplers import Sampler, Step
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["SamplingSetup", "count_evaluations", "make_out_dir", "prepare_sampling"]
+__all__ = ["SamplingSetup", "count_evaluations", "prepare_sampling"]
 
 
 @dataclass(frozen=True)
@@ -168,28 +167,6 @@ def _weaker(config: DictConfig, device: torch.device) -> Denoiser | None:
     if config.autoguidance is None:
         return None
     return load_model(Path(str(config.autoguidance)), weights=config.weights, key="autoguidance")[0].to(device)
-
-
-def make_out_dir(out: Path, *, run_dir: Path | None = None) -> None:
-    """Make the folder for the results, before the work rather than after it.
-
-    Args:
-        out: the folder.
-        run_dir: the run's folder, for an `out` that the user has not named: no link may lead out of it.
-
-    Raises:
-        UserError: for a folder that cannot be made.
-    """
-    if run_dir is not None:
-        if not out.resolve().is_relative_to(run_dir.resolve()):
-            raise UserError(
-                f"{out} is a link to {out.resolve()}, outside of its run's folder: remove it, or give out_dir=..."
-            )
-        refuse_pipes(out, and_links_out=True)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out_dir={out} cannot be created ({error.strerror}): give another folder") from error
 
 
 def count_evaluations(sampler: Sampler, schedule: NoiseSchedule, guidance: Guidance | None = None) -> int:

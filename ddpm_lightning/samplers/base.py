@@ -162,7 +162,6 @@ class Sampler(ABC):
         require("num_steps", num_steps, f"1..{len(distinct)}", hint=shortage)
         return [*distinct, 0]
 
-    @torch.no_grad()
     def trajectory(
         self,
         denoiser: DenoiserLike,
@@ -171,6 +170,7 @@ class Sampler(ABC):
         *,
         times: Sequence[float] | None = None,
         randn: Noise = torch.randn_like,
+        grad: bool = False,
     ) -> Iterator[Step]:
         """Yield a Step for each pair of consecutive timesteps.
 
@@ -182,10 +182,17 @@ class Sampler(ABC):
                 all are times of continuous time; with `eta` = 0 also increasing ones
                 from 1, which invert an image to its noise.
             randn: returns standard normal noise like its argument.
+            grad: keep the graph, for gradients with respect to x, y or the weights.
 
         Raises:
             ValueError: for invalid times.
         """
+        steps = self._steps if grad else torch.no_grad()(self._steps)
+        return steps(denoiser, x, y, times, randn)
+
+    def _steps(
+        self, denoiser: DenoiserLike, x: Tensor, y: Condition | None, times: Sequence[float] | None, randn: Noise
+    ) -> Iterator[Step]:
         schedule = denoiser.schedule
         path = self.times(schedule.num_steps, log_snr=schedule.log_snr) if times is None else list(times)
         self._check_times(path, schedule.num_steps)
@@ -217,9 +224,10 @@ class Sampler(ABC):
         *,
         times: Sequence[float] | None = None,
         randn: Noise = torch.randn_like,
+        grad: bool = False,
     ) -> Tensor:
         """x at the last timestep; takes the arguments of `trajectory`."""
-        for step in self.trajectory(denoiser, x, y, times=times, randn=randn):
+        for step in self.trajectory(denoiser, x, y, times=times, randn=randn, grad=grad):
             x = step.x
         return x
 

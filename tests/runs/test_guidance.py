@@ -57,6 +57,7 @@ def test_labels_are_written_beside_the_images(labelled_run, tmp_path):
         ("labels=[one]", "labels must be an integer from 0 to 9, got 'one'"),
         ("guidance_scale=-1", "guidance_scale must be a non-negative number, got -1"),
         ("guidance_scale=much", "guidance_scale must be a number, got 'much'"),
+        ("edit=invert", "labels must name the label of each input image in turn, got null"),
     ],
 )
 def test_labels_that_cannot_be(labelled_run, tmp_path, override, says):

@@ -100,6 +100,14 @@ def test_a_page_that_cannot_be_is_refused_before_anything_is_sampled(tiny_run, t
     assert not (tmp_path / "out").exists()
 
 
+def test_images_are_edited(tiny_run, tmp_path):
+    Image.fromarray(np.full((8, 8), 128, np.uint8)).save(tmp_path / "gray.png")
+    out = draw(tiny_run, tmp_path / "out", "edit=inpaint", f"edit.input={tmp_path}/gray.png", "edit.box=[0,0,8,4]")
+    assert sorted(os.listdir(out)) == [*(f"000_gray_00{i}.png" for i in range(4)), "edit.png"]
+    with Image.open(out / "000_gray_000.png") as image:
+        assert (np.asarray(image)[:, 4:] == 128).all()
+
+
 def test_the_newest_run_is_found(tiny_run, monkeypatch):
     monkeypatch.chdir(tiny_run.parent.parent)
     out = runs.sample(config_of("num_samples=1", "sampler.num_steps=2", name="sample"))
