@@ -1,5 +1,6 @@
 from . import callbacks as callbacks
 from . import denoiser as denoiser
+from . import editing as editing
 from . import images as images
 from . import interop as interop
 from . import likelihood as likelihood

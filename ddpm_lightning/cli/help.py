@@ -27,6 +27,7 @@ _EXAMPLES = {
         "{sample} sampler=ddim sampler.num_steps=20 format=png": "in seconds, one file for each",
         "{sample} ckpt_path=outputs/<day>/<time> num_samples=1000 format=npz": "from this run, as one array",
         '{sample} "labels=[3,7]" guidance_scale=2': "of a model that was trained with labels",
+        "{sample} edit=inpaint edit.input=photo.png edit.mask=mask.png": "fills in the white part of the mask",
     },
     "evaluate": {
         "{evaluate} num_samples=1500 sampler=dpmpp_2m sampler.num_steps=20": "the newest run",

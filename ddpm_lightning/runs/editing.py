@@ -49,9 +49,8 @@ def edit_images(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -
         with Activity("Writing the results"), replace_files(out, _FILES) as folder:
             facts = setup.facts(weights=config.weights, seed=config.seed)
             _write(folder, job, results, noise, setup, facts)
-        print(
-            f"{len(results)} results, {job.results} per input, from the {config.weights} weights of {setup.path}: {out}"
-        )
+        made = f"{len(results):,} edited image{'s' * (len(results) > 1)}, {job.results} per input"
+        print(f"{made}, by the {config.weights} weights of {setup.path}: {out}")
     return out
 
 

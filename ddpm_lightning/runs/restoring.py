@@ -98,8 +98,8 @@ class Inpaint(_Restore):
         super().__init__(method, input, results=results, noise=noise)
         if (mask is None) == (box is None):
             raise UserError(
-                "mask must be an image file whose white part is filled in, or box=[top,left,height,width], and not both, "
-                f"got mask={mask or 'null'}, box={[*box] if box else 'null'}"
+                "mask must be an image file whose white part is filled in, or else give edit.box=[top,left,height,width], "
+                f"and not both, got mask={mask or 'null'}, box={[*box] if box else 'null'}"
             )
         self.mask = mask
         self.box = box

@@ -235,7 +235,7 @@ def test_a_folder_with_samples_is_refused_or_cleared_by_a_word(tiny_run, tmp_pat
 def test_samples_are_written_whole_or_not_at_all(tiny_run, tmp_path, monkeypatch, form):
     out = draw(tiny_run, tmp_path / "out", f"format={form}")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr("ddpm_lightning.runs.sampling.os.replace", full_disk)
+    monkeypatch.setattr("ddpm_lightning.runs.out_dir.os.replace", full_disk)
     monkeypatch.setattr("ddpm_lightning.files.os.replace", full_disk)
     with pytest.raises(OSError, match="No space left"):
         draw(tiny_run, tmp_path / "new", f"format={form}")

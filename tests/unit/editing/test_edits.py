@@ -6,7 +6,7 @@ import torch
 from ddpm_lightning import schedules
 from ddpm_lightning.editing import from_image, invert, slerp
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.samplers import DDIM, Ancestral, DPMSolver2M, Heun
+from ddpm_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun
 from tests.helpers.correlated import SHAPE, SIZE, correlated, example, law_of
 from tests.helpers.samplers import MEAN, STD, gaussian
 
@@ -23,7 +23,7 @@ def correlated_denoiser(schedule):
 
 
 @pytest.mark.parametrize("schedule", [schedules.linear, schedules.cosine])
-@pytest.mark.parametrize("sampler", [DPMSolver2M(100, clip=None), Heun(100, clip=None)])
+@pytest.mark.parametrize("sampler", [DPMSolver(100, clip=None), Heun(100, clip=None)])
 def test_inversion_then_sampling_returns_the_image(schedule, sampler):
     denoiser = correlated_denoiser(schedule(1000))
     steps = [*invert(sampler, denoiser, TRUE)]
@@ -35,7 +35,7 @@ def test_inverted_gaussian_data_are_standard_normal():
     """The probability flow maps N(μ, σ²) to N(0, 1), monotonically: x_T = (x_0 − μ)/σ, but for ᾱ_T."""
     denoiser = gaussian(schedules.cosine(1000).double(), "epsilon")
     x0 = MEAN + STD * torch.linspace(-3, 3, 7, dtype=torch.float64).reshape(-1, 1, 1, 1)
-    noise = last(invert(DPMSolver2M(200, spacing="karras", continuous=True, clip=None), denoiser, x0)).x
+    noise = last(invert(DPMSolver(200, spacing="karras", continuous=True, clip=None), denoiser, x0)).x
     assert torch.allclose(noise.flatten(), torch.linspace(-3, 3, 7, dtype=torch.float64), atol=1e-3)
 
 

@@ -1,5 +1,6 @@
 """Restoration of correlated Gaussian data, whose posterior is known in closed form."""
 
+import re
 from collections import deque
 
 import pytest
@@ -9,7 +10,8 @@ from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.editing import DPS, MMPS, Blur, Downsample, Mask, Measurement, PiGDM, RePaint
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.samplers import DDIM, Ancestral, DPMSolver2M, Heun
+from ddpm_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun
+from tests.helpers.configs import ROOT
 from tests.helpers.correlated import SHAPE, SIZE, correlated, example, law_of, matrix_of, posterior
 
 KNOWN = torch.tensor([1, 1, 0, 0, 1, 0, 0, 1]).reshape(SHAPE)
@@ -41,7 +43,7 @@ def errors(method, sampler, operator, *, noise=0.0, covariance=COVARIANCE, draws
     ("name", "noise"), [("mask", 0.0), ("downsample", 0.0), ("mask", 0.2), ("downsample", 0.2), ("blur", 0.2)]
 )
 def test_mmps_samples_the_posterior_of_any_gaussian(name, noise):
-    of_mean, of_covariance = errors(MMPS(iterations=8), DPMSolver2M(200, clip=None), OPERATORS[name], noise=noise)
+    of_mean, of_covariance = errors(MMPS(iterations=8), DPMSolver(200, clip=None), OPERATORS[name], noise=noise)
     assert of_mean < 1e-4
     assert of_covariance < 1e-3
 
@@ -121,3 +123,44 @@ def test_bad_methods():
         DPS(step_size=0)
     with pytest.raises(UserError, match="data_std must be a positive number, got -1"):
         PiGDM(data_std=-1)
+
+
+TABLE = [  # the method, its sampler, and the number of samples where it is not affine
+    (MMPS(iterations=4), DPMSolver(100, clip=None), None),
+    (MMPS(iterations=1), DPMSolver(100, clip=None), None),
+    (PiGDM(data_std=0.5), DPMSolver(100, clip=None), None),
+    (PiGDM(data_std=1.0), DPMSolver(100, clip=None), None),
+    (RePaint(), DDIM(50, clip=None), None),
+    (RePaint(repeats=1), DDIM(50, clip=None), None),
+    (DPS(step_size=1.0), DDIM(100, eta=1, clip=None), 4000),
+    (DPS(step_size=0.1), DDIM(100, eta=1, clip=None), 4000),
+]
+
+
+@pytest.mark.parametrize("row", range(len(TABLE)))
+def test_the_table_of_the_guide_is_what_is_measured(row):
+    method, sampler, samples = TABLE[row]
+    rows = re.findall(r"^\| `\w+`, .*\| (\S+) \| (\S+) \| (\S+) \|$", (ROOT / "docs/editing.md").read_text(), re.M)
+    assert len(rows) == len(TABLE)
+    printed = [float(number) for number in rows[row]]
+    denoiser = correlated(schedules.cosine(1000).double(), mean=MEAN, covariance=COVARIANCE)
+    known = OPERATORS["mask"].forward(TRUE)
+
+    def run(x, randn):
+        return last(method.trajectory(sampler, denoiser, x, Measurement(known, OPERATORS["mask"]), randn=randn)).x
+
+    if samples:
+        x = run(torch.randn(samples, *SHAPE, dtype=torch.float64), torch.randn_like).flatten(1)
+        mean, covariance = x.mean(0), x.T.cov()
+    else:
+        steps = len(method.path(sampler.times(1000)))
+        mean, covariance = law_of(run, draws=steps if method.exact else 0)
+    expected, law = posterior(MEAN, COVARIANCE, matrix_of(OPERATORS["mask"].forward), known.flatten(), 0.0)
+    unknown = KNOWN.flatten() == 0
+    deviations = law.diagonal()[unknown].sqrt()
+    found = [
+        ((mean - expected)[unknown].abs() / deviations).max(),
+        (covariance.diagonal()[unknown].sqrt() / deviations).mean(),
+        (covariance - law)[unknown][:, unknown].norm() / law[unknown][:, unknown].norm(),
+    ]
+    assert torch.stack(found).tolist() == pytest.approx(printed, abs=0.03 if samples else 6e-4)

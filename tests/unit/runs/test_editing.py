@@ -153,7 +153,11 @@ INPUT = "edit.input={given}/images/a.png"
     ("choice", "options", "message"),
     [
         ("inpaint", ["edit.box=[0,0,4,4]"], "edit.input must be an image file or a folder of images, got null"),
-        ("inpaint", [INPUT], r"edit.mask must be an image file whose white part is filled in, or box=\[top,left,"),
+        (
+            "inpaint",
+            [INPUT],
+            r"edit.mask must be an image file whose white part is filled in, or else give edit.box=\[top,left,",
+        ),
         ("inpaint", [INPUT, "edit.mask=m.png", "edit.box=[0,0,4,4]"], "and not both"),
         ("inpaint", [INPUT, "edit.box=[0,0,4,9]"], "edit.box must be .* within 8 x 8 pixels, got"),
         ("inpaint", [INPUT, "edit.mask={given}/tall.png"], "tall.png must be as large as .*a.png, .* got 8 x 9"),
