@@ -23,7 +23,7 @@ def from_image(
     strength: float,
     randn: Noise = torch.randn_like,
 ) -> Iterator[Step]:
-    """Image to image: add noise up to t = strength·T, and sample from there (Meng et al. 2022, SDEdit, Algorithm 1).
+    """Image to image: add noise up to t = strength·T, and sample from there (Meng et al. 2022, SDEdit).
 
     Args:
         sampler: from noise to image.
@@ -97,7 +97,7 @@ def inverse_times(sampler: Sampler, denoiser: DenoiserLike) -> Sequence[float]:
 
 
 def slerp(start: Tensor, end: Tensor, share: Tensor | float) -> Tensor:
-    """Spherical interpolation of noise: sin((1−w)θ)/sin θ·start + sin(wθ)/sin θ·end (Song et al. 2021, Eq. 67).
+    """Spherical interpolation of noise: sin((1−w)θ)/sin θ·start + sin(wθ)/sin θ·end (Song et al. 2021, section D.5).
 
     Args:
         start: the noise at w = 0, (B, C, ...).

@@ -38,7 +38,7 @@ class Measurement(NamedTuple):
 
     Args:
         known: y, in the range of A.
-        operator: A.
+        operator: the linear map A.
         noise: σ_y ≥ 0.
     """
 

@@ -164,7 +164,7 @@ class _Posterior(Restoration):
 
 
 class PiGDM(_Posterior):
-    """Pseudoinverse guidance: Cov[x_0 | x_t] ≈ r² I with r² = s²d²/(a²d² + s²) (Song et al. 2023, Eq. 7 and 8).
+    """Pseudoinverse guidance: Cov[x_0 | x_t] ≈ r² I with r² = s²d²/(a²d² + s²) (Song et al. 2023, ΠGDM).
 
     Exact for white Gaussian data with this standard deviation. The guidance is the gradient of log p(y | x_t), without the
     paper's adaptive weights, so that any sampler can use it.
@@ -183,7 +183,7 @@ class PiGDM(_Posterior):
 
 
 class MMPS(_Posterior):
-    """Moment matching: Cov[x_0 | x_t] = (s²/a)·∂x̂_0/∂x_t, by conjugate gradients (Rozet et al. 2024, Algorithm 1).
+    """Moment matching: Cov[x_0 | x_t] = (s²/a)·∂x̂_0/∂x_t, by conjugate gradients (Rozet et al. 2024, MMPS).
 
     Exact for Gaussian data with any covariance.
 
