@@ -28,13 +28,12 @@ from ddpm_lightning.images import from_uint8, save_png
 from ddpm_lightning.likelihood import VARIANCES, BitsPerDim
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.run_folder import only_one_run, remove_leftovers
+from ddpm_lightning.runs import schema
 from ddpm_lightning.runs.loading import run_dir_of
 from ddpm_lightning.runs.out_dir import make_out_dir
 from ddpm_lightning.runs.process_group import ProcessGroup, join_process_group
 from ddpm_lightning.runs.processes import take_gpu
 from ddpm_lightning.runs.sampling_setup import SamplingSetup, prepare_sampling
-from ddpm_lightning.runs.schema import Evaluation as Settings
-from ddpm_lightning.runs.schema import check_types
 from ddpm_lightning.sheets import contact_sheet
 from ddpm_lightning.terminal import Activity
 
@@ -84,7 +83,7 @@ def _check(config: DictConfig) -> None:
     require_one_of("reference", config.reference, ("train", "validation", "all"))
     require_one_of("bits_split", config.bits_split, ("validation", "test"))
     require_one_of("bits_variance", config.bits_variance, (None, *VARIANCES))
-    check_types(config, Settings)
+    schema.check_types(config, schema.Evaluation)
 
 
 @dataclass(frozen=True)
