@@ -38,6 +38,7 @@ _EXAMPLES = {
 
 _ENVIRONMENT = {
     "DDPM_TRACEBACK=1": "shows an error's traceback, not one sentence",
+    "DDPM_THEME=dark": "draws figures on a dark background",
     "DDPM_CACHE=FOLDER": "keeps classifiers, Inception's weights and reference features there, not in ~/.cache/ddpm_lightning",
     "DDPM_TRUST=mylab,other": "packages that checkpoints may name, as trust=[mylab,other]",
     "DDPM_ALLOW_PIPE=1": "lets a checkpoint's config run the commands (pipe:...) that its data are read with",

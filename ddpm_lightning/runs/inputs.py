@@ -8,6 +8,7 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
+from ddpm_lightning.data.fitting import Fit
 from ddpm_lightning.data.folders import find_images
 from ddpm_lightning.data.image_files import read_image, read_images
 from ddpm_lightning.errors import UserError, brief
@@ -69,7 +70,7 @@ def read_masks(given: str, inputs: Inputs, setup: SamplingSetup) -> Tensor:
                 f"{mask} must be as large as {file}, {size[0]} x {size[1]} pixels, or as the model's images, {width} x {height}, "
                 f"got {mask_size[0]} x {mask_size[1]}"
             )
-        masks.append(torch.from_numpy(read_image(mask, 1, (width, height)).copy()).permute(2, 0, 1) > 127)
+        masks.append(torch.from_numpy(read_image(mask, 1, Fit((width, height))).copy()).permute(2, 0, 1) > 127)
         if not masks[-1].any() or masks[-1].all():
             raise UserError(
                 f"{mask} must be white where the image is filled in and black elsewhere, but is of one color"

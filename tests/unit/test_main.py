@@ -16,7 +16,7 @@ def test_the_picture_goes_where_it_is_told(tmp_path, capsys):
 
 def test_every_family_is_drawn():
     drawn = {name.partition(",")[0] for name in FAMILIES}
-    lists = {"NoiseSchedule", "from_betas", "from_alpha_bar", "rescale_zero_terminal_snr"}
+    lists = {"LearnedSchedule", "NoiseSchedule", "from_betas", "from_alpha_bar", "rescale_zero_terminal_snr"}
     assert drawn == {"linear_zero_snr", *schedules.__all__} - lists
 
 

@@ -42,7 +42,15 @@ def test_jobs_of_one_seed_share_weights_order_and_noise(tmp_path, monkeypatch):
             patch.setattr(NoiseSchedule, "q_sample", q_sample)
             patch.setattr(build, "_try_steps", lambda *_: None)  # which takes steps, too
             folder = tmp_path / f"{schedule}{seed}"
-            runs.train(train_config(folder, f"schedule={schedule}", f"seed={seed}", "callbacks.log_snr=null"))
+            runs.train(
+                train_config(
+                    folder,
+                    f"schedule={schedule}",
+                    f"seed={seed}",
+                    "callbacks.log_snr=null",
+                    "callbacks.forward_strip=null",
+                )
+            )
         return seen
 
     linear, cosine, other = watch("linear", 0), watch("cosine", 0), watch("linear", 1)

@@ -256,7 +256,7 @@ def test_more_images_at_once_than_the_memory_holds_are_refused(tiny_run, tmp_pat
     (tmp_path / "checkpoints").mkdir()
     torch.save(held, tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(
-        UserError, match=r"batch_size=256: 256 images of \[1, 8192, 8192\] take 64 GiB, and this machine has"
+        UserError, match=r"batch_size=256: 256 images of \[1, 8192, 8192\] take 64 GiB, but this machine has"
     ):
         draw(tmp_path, tmp_path / "out", "num_samples=256")
 

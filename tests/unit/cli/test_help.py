@@ -106,5 +106,5 @@ def test_environment_variables_are_those_that_the_code_reads():
     told = set(re.findall(r"^  (DDPM_\w+)=", help_text([CONF], "train", does="", width=100), re.MULTILINE))
     code = "".join(path.read_text() for path in (ROOT / "ddpm_lightning").rglob("*.py") if path.name != "help.py")
     named = set(re.findall(r'"(DDPM_\w+)"', code))  # where it is read, or as a constant
-    assert told == {"DDPM_TRACEBACK", "DDPM_CACHE", "DDPM_TRUST", "DDPM_ALLOW_PIPE"}
+    assert told == {"DDPM_TRACEBACK", "DDPM_CACHE", "DDPM_TRUST", "DDPM_ALLOW_PIPE", "DDPM_THEME"}
     assert named == told | {"DDPM_LAUNCH"}
