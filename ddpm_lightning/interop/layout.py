@@ -119,7 +119,7 @@ def config_of(model: UNet, size: Sequence[int]) -> dict[str, Any]:
     _require_theirs("resblock_updown", model.resblock_updown, False)
     _require_theirs("attention_out_bias", attention.out.bias is not None, True)
     _require_theirs("time_hidden_channels", time.net[0].out_features, time.net[2].out_features)
-    _require_theirs("time_scale", time.scale, 1)
+    _require_theirs("time_scale", float(time.scale), 1.0)
     _require_theirs("channel_multipliers[0]", plan.channel_multipliers[0], 1)
     head_channels = plan.head_channels
     if head_channels is None and plan.num_heads > 1:

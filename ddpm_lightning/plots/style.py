@@ -37,9 +37,12 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return in_style
 
 
-def line_style(index: int) -> tuple[str, str]:
-    """Color and dashes of a curve by index; neighbors differ in both, so that overlapping curves stay visible."""
-    colors = _settings(environment.theme())["axes.prop_cycle"].by_key()["color"]
+def line_style(index: int, theme: str | None = None) -> tuple[str, str]:
+    """Color and dashes of a curve by index; neighbors differ in both, so that overlapping curves stay visible.
+
+    The theme is "light" or "dark", by default that of `environment.theme`.
+    """
+    colors = _settings(theme or environment.theme())["axes.prop_cycle"].by_key()["color"]
     return colors[index % len(colors)], _DASHES[index % len(_DASHES)]
 
 

@@ -163,5 +163,6 @@ def _templates() -> Environment:
         "csv_url": lambda table: _data_url(as_csv(table), "text/csv"),
         "latex_url": lambda table: _data_url(as_latex(table), "text/x-tex"),
     }
-    templates.globals["colors"] = [line_style(i)[0] for i in range(_COLORS)]
+    for theme in ("light", "dark"):
+        templates.globals[f"{theme}_colors"] = [line_style(i, theme)[0] for i in range(_COLORS)]
     return templates

@@ -91,7 +91,7 @@ class LearnedSchedule(NoiseSchedule):
 
     @property
     def _exact(self) -> Tensor:  # type: ignore[override]
-        return self._table("exact")
+        return self._table("exact").cpu()
 
     @property
     def alpha_bar(self) -> Tensor:  # type: ignore[override]
@@ -115,7 +115,7 @@ class LearnedSchedule(NoiseSchedule):
 
     def _table(self, name: str) -> Tensor:
         """A table of the parameters as they are, computed again where they have changed."""
-        key = tuple((p.data_ptr(), p._version, p.device, p.dtype) for p in self.parameters())
+        key = tuple((id(p), p._version, p.device, p.dtype) for p in self.parameters())
         if self._held[0] != key:
             with torch.no_grad():
                 log_snr = super().log_snr_at(torch.arange(self._T + 1, device=self.ends.device, dtype=self.ends.dtype))
@@ -126,7 +126,7 @@ class LearnedSchedule(NoiseSchedule):
                 "sqrt_one_minus_alpha_bar": (-log_snr.double()).sigmoid().sqrt(),
                 "log_snr": log_snr,
             }
-            self._held = key, {"exact": exact.cpu(), **{n: table.to(log_snr.dtype) for n, table in tables.items()}}
+            self._held = key, {"exact": exact, **{n: table.to(log_snr.dtype) for n, table in tables.items()}}
         return self._held[1][name]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LearnedSchedule":

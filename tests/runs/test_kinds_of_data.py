@@ -208,14 +208,14 @@ def test_labels_from_a_file(tmp_path):
     np.save(tmp_path / "labels.npy", np.arange(12) % 3)
     form = ["data=arrays", f"data.root={tmp_path / 'data.npy'}", "data.channels=1", "data.image_size=[8]"]
     run = train(tmp_path / "run", *form, f"data.dataset.condition={tmp_path / 'labels.npy'}", "data.num_classes=3")
-    held = np.load(draw(run, tmp_path / "npz", "format=npz", "labels=[2,1]") / "samples.npz")
-    assert held["labels"].tolist() == [2, 1, 2, 1, 2]
+    with np.load(draw(run, tmp_path / "npz", "format=npz", "labels=[2,1]") / "samples.npz") as held:
+        assert held["labels"].tolist() == [2, 1, 2, 1, 2]
 
 
 def test_samples_are_saved_with_their_conditions(small_to_large, tmp_path):
-    held = np.load(draw(small_to_large, tmp_path / "npz", "format=npz") / "samples.npz")
     stored = np.load(small_to_large / "samples" / "condition.npy")
-    assert np.array_equal(held["condition"], stored[:5])
+    with np.load(draw(small_to_large, tmp_path / "npz", "format=npz") / "samples.npz") as held:
+        assert np.array_equal(held["condition"], stored[:5])
 
 
 def test_the_grid_takes_its_conditions_from_a_file(tmp_path):

@@ -71,10 +71,10 @@ def test_a_study_ends_in_one_table_and_one_plot(run, tmp_path):
     table = (tmp_path / "study" / "study.md").read_text()
     rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
     assert [row[:3] for row in rows[2:]] == [
-        ["DDIM", "2", "2"],
-        ["DDIM", "4", "4"],
-        ["Heun", "2", "3"],
-        ["Heun", "4", "7"],
+        ["ddim", "2", "2"],
+        ["ddim", "4", "4"],
+        ["heun", "2", "3"],
+        ["heun", "4", "7"],
     ]
     assert table in done.stdout
     assert size_of(tmp_path / "study" / "study.png") == (960, 600)

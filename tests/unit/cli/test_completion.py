@@ -13,7 +13,7 @@ KEYS = {
     "loss/times=": [f"loss/times={name}" for name in files("loss/times")],
     "sweep=": [f"sweep={name}" for name in files("sweep")],
     "optimizer.l": ["optimizer.lr="],
-    "callbacks.ema.": ["callbacks.ema._target_=", "callbacks.ema.decay="],
+    "callbacks.ema.": [f"callbacks.ema.{key}=" for key in ("_target_", "decay", "std", "warmup")],
     "callbacks.ema.decay=": ["callbacks.ema.decay=0.999"],
     "seed=": ["seed=0"],
     "compile=": ["compile=auto", "compile=false", "compile=graphs", "compile=true"],

@@ -44,7 +44,7 @@ null | callbacks.ema.std callbacks.forward_strip.times callbacks.trajectory.num_
 null | data.dataset.condition data.dataset.crop data.num_classes data.value_range evaluate:bits_images
 null | evaluate:guidance_interval sample:guidance_interval train:guidance_interval loss.space
 null | evaluate:bits_variance evaluate:reference_images loss.variance model.condition_channels model.condition_size model.head_channels
-null | model.time_hidden_channels sampler.dynamic_threshold sampler.num_steps trainer.check_val_every_n_epoch
+null | model.time_hidden_channels sampler.dynamic_threshold sampler.num_steps sampler.times trainer.check_val_every_n_epoch
 # -1 is Lightning's "all" or "without end"; times and log SNR may be negative.
 null -1 | trainer.max_epochs
 -1 huge | callbacks.checkpoint.save_top_k
@@ -58,7 +58,8 @@ huge | loss.distance.delta loss.vlb_weight loss.weighting.k schedule.tau
 null huge | callbacks.checkpoint.every_n_minutes callbacks.checkpoint.every_n_train_steps callbacks.log_snr.every_n_steps
 null huge | callbacks.neighbours.every_n_steps callbacks.raw_grid.every_n_steps callbacks.sample_grid.every_n_steps
 null huge | callbacks.scatter.every_n_steps callbacks.trajectory.every_n_steps evaluate:data_seed sampler.clip
-null huge | trainer.gradient_clip_val trainer.limit_train_batches trainer.limit_val_batches
+huge | sampler.s_churn sampler.s_noise sampler.s_tmin
+null huge | sampler.s_tmax trainer.gradient_clip_val trainer.limit_train_batches trainer.limit_val_batches
 # Paths and names; a number is one, too.
 text -1 digit huge | train:run_dir
 text null -1 digit huge | callbacks.generation_metrics.cache_dir evaluate:cache_dir evaluate:ckpt_path evaluate:condition
@@ -92,6 +93,7 @@ BESIDE = {
     "schedule=flow": ["prediction=flow"],
     "schedule=learned": ["loss=vdm"],
     "loss=vdm": ["schedule=learned"],
+    "sampler=edm": ["sampler.spacing=trailing"],
     "callbacks=scatter": ["data=two_moons", "model=mlp", "model.hidden_size=8"],
     "callbacks=points": ["data=two_moons", "model=mlp", "model.hidden_size=8"],
     "callbacks=generation_metrics": ["callbacks=fid"],
