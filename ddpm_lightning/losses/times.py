@@ -81,10 +81,7 @@ class Stratified(TimeDraw):
         # In integers, U = ⌊N·T·u⌋, without rounding errors; U is sampled on the CPU, without waiting for the device.
         T, N, device = schedule.num_steps, batch_size, schedule.alpha_bar.device
         if self.continuous:
-            u = (
-                torch.rand((), dtype=torch.float64).item()
-                + torch.arange(N, device=device, dtype=schedule.alpha_bar.dtype) / N
-            )
+            u = (torch.rand((), device=device) + torch.arange(N, device=device) / N).to(schedule.alpha_bar.dtype)
             return (1 + (T - 1) * u.frac())[:, None, None, None], torch.ones(N, device=device)
         offset = int(torch.randint(N * T, ()))
         t = 1 + (offset + torch.arange(N, device=device) * T) % (N * T) // N
