@@ -6,8 +6,9 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from ddpm_lightning.runs.build_callbacks import first
 from ddpm_lightning.runs.processes import requeue
 from ddpm_lightning.runs.trust import packages_to_trust
 
-__all__ = ["origin_of", "say", "tell"]
+__all__ = ["origin_of", "say", "tell", "uninterrupted"]
 
 
 def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
@@ -39,6 +40,32 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
         signum: the signal that stopped the run.
     """
     wandb = [logger for logger in run.loggers if isinstance(logger, WandbLogger)]
+    with uninterrupted():
+        summary = _write(run, status, signum, wandb)
+    uploads: list[str | None] = []
+    with suppress(KeyboardInterrupt):  # which ends the upload, and not the final message
+        uploads += [logger.finish(0 if status == "finished" else 1) for logger in wandb]
+    with uninterrupted():
+        if status != "failed":
+            say(_final_message(run, summary, uploads))
+    return summary
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C for the moment that a run needs to say how it ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write(run: Run, status: str, signum: int | None, wandb: Sequence[WandbLogger]) -> dict[str, Any]:
+    """Write summary.json, and return it."""
     summary = {
         "status": status,
         "ended": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S+00:00}",
@@ -60,12 +87,6 @@ def tell(run: Run, status: str, signum: int | None = None) -> dict[str, Any]:
             write_summary(run.folder, summary)
         if signum == getattr(signal, "SIGUSR1", 0):
             requeue()  # before W&B, which may use up the time left by SLURM
-    exit_code = 0 if status == "finished" else 1
-    uploads: list[str | None] = []
-    with suppress(KeyboardInterrupt):  # which ends the upload, and not the final message
-        uploads += [logger.finish(exit_code) for logger in wandb]
-    if status != "failed":
-        say(_final_message(run, summary, uploads))
     return summary
 
 

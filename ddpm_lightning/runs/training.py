@@ -35,7 +35,7 @@ from ddpm_lightning.runs.build import Run, build_run
 from ddpm_lightning.runs.build_callbacks import first
 from ddpm_lightning.runs.build_loggers import keep_wandb_id
 from ddpm_lightning.runs.checks import check_config
-from ddpm_lightning.runs.ending import origin_of, say, tell
+from ddpm_lightning.runs.ending import origin_of, say, tell, uninterrupted
 from ddpm_lightning.runs.instantiate import one_line
 from ddpm_lightning.runs.processes import Ranks, in_processes_of_its_own, take_gpu
 from ddpm_lightning.runs.rendezvous import check_rendezvous
@@ -159,8 +159,9 @@ def _fit(run: Run) -> dict[str, Any]:
         by_hand = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 1)
         ending = Stopped(signal.SIGINT) if by_hand else error
         interrupted = isinstance(ending, Stopped | SystemExit)
-        lost = ranks.lost(seconds=2) if isinstance(error, RuntimeError) and run.trainer.world_size > 1 else ""
-        ranks.end()
+        with uninterrupted():
+            lost = ranks.lost(seconds=2) if isinstance(error, RuntimeError) and run.trainer.world_size > 1 else ""
+            ranks.end()
         tell(run, "interrupted" if interrupted else "failed", getattr(ending, "signum", None))
         if isinstance(ending, Stopped):
             raise SystemExit(128 + ending.signum if run.trainer.is_global_zero else 0) from ending

@@ -32,7 +32,7 @@ def test_public_names_have_types(tmp_path):
     )
     lines = [line.partition("script.py:")[2] for line in result.stdout.splitlines() if "script.py:" in line]
     told = "\n".join(lines)
-    for kind in ("ddpm_lightning.denoiser.Denoiser", "torch._tensor.Tensor", "str"):
+    for kind in ("ddpm_lightning.denoiser.denoiser.Denoiser", "torch._tensor.Tensor", "str"):
         assert f'Revealed type is "{kind}"' in told.replace("builtins.", ""), result.stdout
     errors = [line for line in lines if "error" in line]
     assert len(errors) == 2, errors
