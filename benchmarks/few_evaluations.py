@@ -59,7 +59,7 @@ def main() -> None:
             for first in range(0, arguments.images, BATCH):
                 noise = SeededNoise(seed, range(first, min(first + BATCH, arguments.images)))
                 images.append(to_uint8(sampler(setup.guided, noise.draw(setup.shape).to(setup.device), randn=noise)))
-            found.append(float(frechet_distance(reference, extract(model, torch.cat(images)))))
+            found.append(frechet_distance(reference, extract(model, torch.cat(images))).value)
         return found
 
     def composed(name: str, *overrides: str):
