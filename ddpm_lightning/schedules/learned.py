@@ -81,7 +81,8 @@ class LearnedSchedule(NoiseSchedule):
         inner = [F.softplus(self.slope), F.softplus(self.heights), F.softplus(self.steepness), self.offsets]
         if self._factor is None:
             inner = [parameter.detach() for parameter in inner]
-        (low, _), (high, _), (here, slope) = (_rising(u, *inner) for u in (0 * t, 0 * t + 1, (t - 1) / (self._T - 1)))
+        places = t.new_zeros(()), t.new_ones(()), (t - 1) / (self._T - 1)
+        (low, _), (high, _), (here, slope) = (_rising(u, *inner) for u in places)
         found = (here - low) / (high - low), slope / (high - low)
         if self._factor is not None and t.ndim and here.requires_grad:
             factor = self._factor  # of each image, once its loss is known
