@@ -198,15 +198,16 @@ def _likelihood(checkpoint: Path, **options: Any) -> Iterator[Path]:
 
 
 def _ema(folder: Path, std: Sequence[float], *, step: int | None) -> Iterator[str]:
-    from ddpm_lightning.runs.post_hoc import save_ema
-
+    with loading():
+        from ddpm_lightning.runs.post_hoc import save_ema
     for width in std:
         path, distance = save_ema(folder, std=width, step=step)
         yield f"{path}  (profile reconstructed to {distance:.1%})"
 
 
 def _times(checkpoint: Path, **options: Any) -> Iterator[Path]:
-    from ddpm_lightning.runs.learned_times import find_times
+    with loading():
+        from ddpm_lightning.runs.learned_times import find_times
 
     yield find_times(checkpoint, **options)
 

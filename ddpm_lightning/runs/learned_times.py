@@ -26,6 +26,7 @@ from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.loading import load_model
 from ddpm_lightning.samplers import SPACINGS, DPMSolver, Sampler
 from ddpm_lightning.seeds import derive
+from ddpm_lightning.terminal import Activity
 
 __all__ = ["find_times", "learned_times"]
 
@@ -77,12 +78,14 @@ def find_times(
         raise UserError(
             f"sampler={sampler} adds noise, so its samples have no single solution: choose sampler=ddim, dpmpp_2m or unipc"
         )
-    learn, judge = (_target(denoiser, solver, data, seed) for seed in ("learn times", "judge times"))
+    with Activity("Sampling what to come near to"):
+        learn, judge = (_target(denoiser, solver, data, seed) for seed in ("learn times", "judge times"))
     spaced = {name: _spaced(denoiser, steps, name) for name in SPACINGS}
     start = min(spaced.values(), key=learn.error)
     print(f"{solver.__class__.__name__} in {steps} steps, {len(learn.noise)} samples, up to {seconds:g} s", flush=True)
-    times = _search(learn, start, until=time.monotonic() + seconds)
-    errors = {name: judge.error(path) for name, path in spaced.items()} | {"learned": judge.error(times)}
+    with Activity("Searching for times"):
+        times = _search(learn, start, until=time.monotonic() + seconds)
+        errors = {name: judge.error(path) for name, path in spaced.items()} | {"learned": judge.error(times)}
     for name, error in sorted(errors.items(), key=lambda pair: pair[1]):
         print(f"  {name:<10} {error:.4f} root mean square error on other noise", flush=True)
     found = {
