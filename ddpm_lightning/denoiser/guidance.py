@@ -137,7 +137,7 @@ class Interval(Wrapper):
         self.low, self.high = low, high
 
     def pair(self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None) -> Pair:
-        inside = Guidance(interval=(self.low, self.high)).covers(self.schedule.log_snr_at(t))
+        inside = _within(self.schedule.log_snr_at(t), self.low, self.high)
         if inside.any():
             assert isinstance(self.inner, Wrapper)
             x0, guided, log_variance = self.inner.pair(x_t, t, y, u=u)
@@ -192,15 +192,10 @@ class Guidance:
                 f"guidance_interval must be two noise levels, as in [0.3,5], or null, got {list(self.interval)}"
             )
 
-    def covers(self, log_snr: Tensor) -> Tensor:
-        """Whether guidance is on at this log SNR, shaped like it."""
-        low, high = self.interval or (0.0, torch.inf)
-        sigma = torch.exp(-log_snr / 2)
-        return (low < sigma) & (sigma <= high)
-
     def evaluations(self, log_snr: Tensor) -> int:
         """Network evaluations of a conditional or autoguided estimate at this log SNR, ()."""
-        return 1 if self.scale in (0, 1) or not self.covers(log_snr) else 2
+        inside = self.interval is None or bool(_within(log_snr, *self.interval))
+        return 2 if inside and self.scale not in (0, 1) else 1
 
     def of(self, denoiser: Denoiser, weaker: Denoiser | None = None) -> Wrapper:
         """The denoiser with guidance.
@@ -212,6 +207,12 @@ class Guidance:
         if self.rescale:
             guided = Rescaled(guided, self.rescale)
         return guided if self.interval is None else Interval(guided, *self.interval)
+
+
+def _within(log_snr: Tensor, low: float, high: float) -> Tensor:
+    """Whether low < σ ≤ high at this log SNR."""
+    sigma = torch.exp(-log_snr / 2)
+    return (low < sigma) & (sigma <= high)
 
 
 def _twice(t: Tensor) -> Tensor:
