@@ -18,7 +18,17 @@ from ddpm_lightning import environment
 from ddpm_lightning.data.source import Condition, in_turn, is_labels
 from ddpm_lightning.images import as_pictures
 
-__all__ = ["Layout", "Picture", "beside_neighbours", "by_label", "captions_of", "contact_sheet", "enlargement", "sheet"]
+__all__ = [
+    "Layout",
+    "Picture",
+    "beside_neighbours",
+    "by_label",
+    "captions_of",
+    "contact_sheet",
+    "enlargement",
+    "sheet",
+    "shortened",
+]
 
 _SHEET = 960  # pixels that a sheet's images are enlarged to fill, without exceeding them
 _GAP, _BREAK = 2, 10  # pixels between images, and between groups of them
@@ -181,7 +191,7 @@ def by_label(images: Tensor, names: Sequence[str]) -> Picture:
 def captions_of(labels: Sequence[int], class_names: Sequence[str] = ()) -> list[str]:
     """The names of labels, where they have one, shortened to fit beside an image."""
     named = [class_names[label] if label < len(class_names) else f"label {label}" for label in labels]
-    return [_shortened(" ".join(name.split())) for name in named]
+    return [shortened(" ".join(name.split())) for name in named]
 
 
 class _Text(NamedTuple):
@@ -234,8 +244,9 @@ def _width(text: str) -> int:
     return math.ceil(_font().getlength(text))
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """Text of at most this many letters."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _fitted(text: str, width: int) -> str:

@@ -19,7 +19,7 @@ from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.out_dir import claim_out_dir, replace_files
 from ddpm_lightning.runs.process_group import ProcessGroup
 from ddpm_lightning.runs.sampling_setup import SamplingSetup
-from ddpm_lightning.sheets import Picture, sheet
+from ddpm_lightning.sheets import Picture, sheet, shortened
 from ddpm_lightning.terminal import Activity
 
 __all__ = ["edit_images"]
@@ -123,5 +123,5 @@ def _figure(job: Job, results: Tensor, noise: Tensor | None) -> Picture:
     columns = [*(images[:_ROWS] for images in given.values()), *made.unbind(1)]
     heads = [*given, *(f"result {column}" for column in range(shown))]
     pictures = as_pictures(torch.stack(columns, dim=1).flatten(0, 1))
-    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in job.names[:_ROWS]]
+    names = [shortened(name, _LONGEST) for name in job.names[:_ROWS]]
     return sheet(pictures, columns=len(columns), names=names, heads=heads, column_breaks=[len(given)])
