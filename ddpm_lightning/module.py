@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ddpm_lightning.data.source import Batch, Condition, is_labels, map_condition
+from ddpm_lightning.data.source import Batch, Condition, beside, is_labels, map_condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, below
 from ddpm_lightning.images import SeededNoise
@@ -73,7 +73,7 @@ class DDPM(LightningModule):
         x0 = batch.x0  # x_0 ~ q(x_0)
         like, mine = self._whole_step(x0, batch_idx)  # t and ε are sampled for all images of the step
         t, weight = (values[mine] for values in self.loss.times(len(like), schedule))  # t ~ U{1, …, T}
-        t, noise = _beside(t, x0), self.loss.noise(like)  # ε ~ N(0, I)
+        t, noise = beside(t, x0), self.loss.noise(like)  # ε ~ N(0, I)
         x_t = schedule.q_sample(x0, t, self.loss.noise.perturbed(noise)[mine])  # x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, Eq. 25.3
         y = self._drop(self._condition(batch.y), len(like), mine)  # y ← ∅ with probability p, Ho & Salimans 2022
         self.before_dropout()
@@ -93,7 +93,7 @@ class DDPM(LightningModule):
         batch = Batch.of(batch, first=(batch_idx * self._world_size + self.global_rank) << 20)
         schedule, x0 = self.denoiser.schedule, batch.x0
         draw = SeededNoise(derive(self.seed, "validation"), batch.ids.tolist())
-        t = _beside(draw.times(schedule.num_steps).to(x0.device), x0)
+        t = beside(draw.times(schedule.num_steps).to(x0.device), x0)
         noise = draw(x0)
         y = self._condition(batch.y)
         losses = self.loss(self.denoiser, x0, schedule.q_sample(x0, t, noise), t, noise, y)
@@ -153,7 +153,7 @@ class DDPM(LightningModule):
         one = y if isinstance(y, Tensor) else next(iter(y.values()))
         dropped = torch.rand(images, device=one.device)[mine] < self.label_dropout
         return map_condition(
-            lambda rows, none: torch.where(_beside(dropped, rows), none, rows), y, self.denoiser.null(y)
+            lambda rows, none: torch.where(beside(dropped, rows), none, rows), y, self.denoiser.null(y)
         )
 
     def configure_model(self) -> None:
@@ -173,7 +173,9 @@ class DDPM(LightningModule):
         """The network's parameters, and those of the loss and the schedule, if any, in a separate group without weight decay."""
         if not (own := [*self.loss.parameters(), *self.denoiser.schedule.parameters()]):
             return self.denoiser.parameters()
-        return [{"params": [*self.denoiser.model.parameters()]}, {"params": own, "weight_decay": 0.0}]
+        apart = {id(parameter) for parameter in own}
+        network = [parameter for parameter in self.denoiser.parameters() if id(parameter) not in apart]
+        return [{"params": network}, {"params": own, "weight_decay": 0.0}]
 
     @cached_property
     def _listed(self) -> list[Parameter]:
@@ -194,11 +196,6 @@ class DDPM(LightningModule):
             torch.nn.utils.clip_grad_value_(self._listed, gradient_clip_val)
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(self._listed, gradient_clip_val, self.grad_norm)
-
-
-def _beside(values: Tensor, x: Tensor) -> Tensor:
-    """One value per image, shaped to broadcast with x: (B, 1, 1, 1) for images, (B, 1, 1) for signals, and so on."""
-    return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _nothing() -> None:

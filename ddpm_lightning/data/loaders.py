@@ -18,6 +18,7 @@ from ddpm_lightning.data.source import (
     Form,
     Share,
     Source,
+    beside,
     is_labels,
     map_condition,
     tensors_of,
@@ -169,7 +170,7 @@ class TrainLoader(EndlessLoader):
             """Mirrors images and image-shaped conditions, such as masks."""
             if not values.ndim == x0.ndim == _IMAGES:
                 return values
-            return torch.where(there.reshape(-1, *[1] * (values.ndim - 1)), values.flip(-1), values)
+            return torch.where(beside(there, values), values.flip(-1), values)
 
         return batch._replace(x0=mirror(x0), y=None if y is None else map_condition(mirror, y))
 

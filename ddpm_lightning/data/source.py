@@ -18,6 +18,7 @@ __all__ = [
     "Form",
     "Share",
     "Source",
+    "beside",
     "in_turn",
     "is_labels",
     "map_condition",
@@ -32,6 +33,11 @@ def map_condition(function: Callable[..., Any], y: Condition, *others: Condition
     if isinstance(y, Mapping):
         return {name: function(value, *(other[name] for other in others)) for name, value in y.items()}  # type: ignore[index]
     return function(y, *others)
+
+
+def beside(values: Tensor, x: Tensor) -> Tensor:
+    """One value per sample, shaped to broadcast with x: (B, 1, 1, 1) for images, (B, 1, 1) for signals, and so on."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def is_labels(y: Condition | None) -> bool:

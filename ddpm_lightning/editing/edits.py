@@ -48,7 +48,7 @@ def late_times(sampler: Sampler, denoiser: DenoiserLike, strength: float) -> Seq
         UserError: for a strength outside [0, 1].
     """
     require("strength", strength, "[0, 1]")
-    times, top = _times(sampler, denoiser), strength * denoiser.schedule.num_steps
+    times, top = sampler.times_on(denoiser.schedule), strength * denoiser.schedule.num_steps
     return times[min(range(len(times)), key=lambda i: abs(times[i] - top)) :]
 
 
@@ -93,7 +93,7 @@ def inverse_times(sampler: Sampler, denoiser: DenoiserLike) -> Sequence[float]:
         raise UserError(
             f"sampler.eta must be 0 to invert images, got {sampler.eta:g}: choose sampler=ddim or sampler=heun"
         )
-    return _times(sampler, denoiser)[-2::-1]
+    return sampler.times_on(denoiser.schedule)[-2::-1]
 
 
 def slerp(start: Tensor, end: Tensor, share: Tensor | float) -> Tensor:
@@ -112,7 +112,3 @@ def slerp(start: Tensor, end: Tensor, share: Tensor | float) -> Tensor:
     of_start = torch.where(nearly_parallel, 1 - w, torch.sin((1 - w) * angle) / torch.sin(angle))
     of_end = torch.where(nearly_parallel, w, torch.sin(w * angle) / torch.sin(angle))
     return (of_start[:, None] * first + of_end[:, None] * second).reshape(start.shape)
-
-
-def _times(sampler: Sampler, denoiser: DenoiserLike) -> Sequence[float]:
-    return sampler.times(denoiser.schedule.num_steps, log_snr=denoiser.schedule.log_snr)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm_lightning.data.source import Condition
+from ddpm_lightning.data.source import Condition, beside
 from ddpm_lightning.editing.operators import Measurement
 from ddpm_lightning.samplers import DenoiserLike
 from ddpm_lightning.schedules import NoiseSchedule
@@ -79,7 +79,7 @@ def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iteration
     """Solve matrix(v) = b for each image of a batch, with a symmetric positive matrix."""
 
     def dot(u: Tensor, v: Tensor) -> Tensor:
-        return (u * v).flatten(1).sum(1).reshape(-1, *[1] * (b.ndim - 1))
+        return beside((u * v).flatten(1).sum(1), b)
 
     v, rest, direction = torch.zeros_like(b), b, b
     size = first = dot(rest, rest)

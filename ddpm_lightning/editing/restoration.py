@@ -97,7 +97,7 @@ class RePaint(Restoration):
     ) -> Iterator[Step]:
         schedule, operator, evaluations, x0 = denoiser.schedule, measurement.operator, 0, x
         given = operator.agree(torch.zeros_like(x), measurement.known)
-        for t, u in pairwise(self.path(_times(sampler, denoiser))):
+        for t, u in pairwise(self.path(sampler.times_on(denoiser.schedule))):
             if u > t:
                 x = _noisier(schedule, x, t, u, randn)
             else:
@@ -130,7 +130,7 @@ class DPS(Restoration):
         randn: Noise = torch.randn_like,
     ) -> Iterator[Step]:
         evaluations = 0
-        for t, u in pairwise(_times(sampler, denoiser)):
+        for t, u in pairwise(sampler.times_on(denoiser.schedule)):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
                 (step,) = sampler.trajectory(denoiser, x, y, times=[t, u], randn=randn, grad=True)
@@ -208,7 +208,3 @@ def _noisier(schedule: NoiseSchedule, x: Tensor, u: float, t: float, randn: Nois
     """A sample of q(x_t | x_u) for t > u."""
     variance = schedule.step_variances(torch.tensor(t, device=x.device), torch.tensor(u, device=x.device))[1]
     return torch.sqrt(1 - variance) * x + torch.sqrt(variance) * randn(x)
-
-
-def _times(sampler: Sampler, denoiser: DenoiserLike) -> Sequence[float]:
-    return sampler.times(denoiser.schedule.num_steps, log_snr=denoiser.schedule.log_snr)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lightning.data.source import Condition
+from ddpm_lightning.data.source import Condition, beside
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.schedules import NoiseSchedule
@@ -141,7 +141,7 @@ def estimate_bits_per_dim(
         return BitsPerDim(prior, decoder[:, None])
     p = estimate_law(schedule).to(x0.device, prior.dtype)
     index = torch.searchsorted(p.cumsum(0), uniform.to(x0.device, prior.dtype)).clamp(max=len(p) - 1)
-    t = _beside(2 + index, x0)
+    t = beside(2 + index, x0)
     return BitsPerDim(prior, torch.stack([decoder, term(t) / p[index]], dim=1))
 
 
@@ -170,7 +170,7 @@ def estimate_continuous_bits_per_dim(
     x_1 = schedule.q_sample(x0, one, randn(x0))
     decoder = vlb_term(denoiser, denoiser.predict(x_1, one, y), x0, x_1, one, variance=variance, clip=clip)
     most, least = torch.nn.functional.softplus(schedule.log_snr[[1, -1]])
-    level = torch.lerp(least, most, _beside(uniform.to(x0.device, most.dtype), x0))
+    level = torch.lerp(least, most, beside(uniform.to(x0.device, most.dtype), x0))
     t = schedule.time_at(level + torch.log(-torch.expm1(-level)))
     x_t = schedule.q_sample(x0, t, randn(x0))
     error = x0 - _clamped(denoiser.x0_from(denoiser.split(denoiser.predict(x_t, t, y))[0], x_t, t), clip)
@@ -253,7 +253,3 @@ def _log_variance(denoiser: Denoiser, v: Tensor | None, t: Tensor, variance: str
 
 def _clamped(x0: Tensor, clip: float | None) -> Tensor:
     return x0 if clip is None else x0.clamp(-clip, clip)
-
-
-def _beside(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (x.ndim - 1))

@@ -28,7 +28,7 @@ def evaluations_of(config: Any) -> int | None:
     """Network evaluations per image of the run's sampler, guidance included; None if they cannot be counted."""
     with suppress(Exception):
         sampler, schedule = _built(config, "sampler"), _built(config, "schedule")
-        if len(sampler.times(schedule.num_steps, log_snr=schedule.log_snr)) <= _STEPS:
+        if len(sampler.times_on(schedule)) <= _STEPS:
             guidance = None
             if part(config, "data.num_classes") is not None:
                 guidance = Guidance(part(config, "guidance_scale"), part(config, "guidance_interval"))

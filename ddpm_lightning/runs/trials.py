@@ -70,10 +70,9 @@ def times_of(sampler: Sampler, denoiser: Denoiser) -> Sequence[float]:
     Raises:
         UserError: for a sampler that is incompatible with the denoiser.
     """
-    schedule = denoiser.schedule
     with below("sampler"):
         sampler.check(learned_variance=denoiser.learned_variance)
-        return sampler.times(schedule.num_steps, log_snr=schedule.log_snr)
+        return sampler.times_on(denoiser.schedule)
 
 
 def try_shapes(data: DictConfig, denoiser: Denoiser) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from ddpm_lightning.data.source import Condition
+from ddpm_lightning.data.source import Condition, beside
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.samplers.spacings import SPACINGS
 from ddpm_lightning.schedules import NoiseSchedule
@@ -162,6 +162,10 @@ class Sampler(ABC):
         require("num_steps", num_steps, f"1..{len(distinct)}", hint=shortage)
         return [*distinct, 0]
 
+    def times_on(self, schedule: NoiseSchedule) -> Sequence[float]:
+        """`times` of a schedule."""
+        return self.times(schedule.num_steps, log_snr=schedule.log_snr)
+
     def trajectory(
         self,
         denoiser: DenoiserLike,
@@ -194,7 +198,7 @@ class Sampler(ABC):
         self, denoiser: DenoiserLike, x: Tensor, y: Condition | None, times: Sequence[float] | None, randn: Noise
     ) -> Iterator[Step]:
         schedule = denoiser.schedule
-        path = self.times(schedule.num_steps, log_snr=schedule.log_snr) if times is None else list(times)
+        path = self.times_on(schedule) if times is None else list(times)
         self._check_times(path, schedule.num_steps)
         evaluations = 0
         dtype = schedule.alpha_bar.dtype if any(isinstance(t, float) for t in path) else torch.long
@@ -251,7 +255,7 @@ class Sampler(ABC):
     def _clipped(self, x0: Tensor) -> Tensor:
         if self.dynamic_threshold is not None:
             s = torch.quantile(x0.abs().flatten(1).float(), self.dynamic_threshold, dim=1).clamp(min=1).to(x0.dtype)
-            s = s.reshape(-1, *[1] * (x0.ndim - 1))
+            s = beside(s, x0)
             x0 = x0.clamp(-s, s) / s
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 

@@ -139,8 +139,7 @@ class Pictures(Periodic):
         }
 
     def _times(self, pl_module: Any) -> Sequence[float]:
-        schedule = pl_module.denoiser.schedule
-        return self.sampler.times(schedule.num_steps, log_snr=schedule.log_snr)
+        return self.sampler.times_on(pl_module.denoiser.schedule)
 
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         with averaged_weights(pl_module, self._ema), torch.autocast(pl_module.device.type, enabled=False):
