@@ -1,6 +1,6 @@
-"""Versions of the U-Net's residual blocks that run faster on GPUs; on other devices they behave like the plain blocks.
+"""Versions of the U-Net's residual blocks and group norms that run faster on GPUs; on other devices they behave like the plain layers.
 
-The network can be understood without this module. `speed_up` replaces blocks and keeps their parameters and names.
+The network can be understood without this module. `speed_up` replaces layers and keeps their parameters and names.
 """
 
 import logging
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ddpm_lightning.errors import brief
 from ddpm_lightning.models.layers import ResBlock
 
-__all__ = ["FastResBlock", "speed_up"]
+__all__ = ["FastGroupNorm", "FastResBlock", "speed_up"]
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,25 @@ _broken = False  # after a failure
 
 
 def speed_up(network: nn.Module) -> None:
-    """Replace the residual blocks supported by the kernels, in place."""
+    """Replace the residual blocks of images, and the group norms of images, that the kernels support, in place."""
     for part in network.modules():
         if type(part) is ResBlock and _fits(part):
             part.__class__ = FastResBlock
+        elif type(part) is nn.GroupNorm and part.num_channels <= _WIDEST:
+            part.__class__ = FastGroupNorm
+
+
+class FastGroupNorm(nn.GroupNorm):
+    """A group norm that keeps channels-last images as they are, in two kernels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _usable(x):
+            return super().forward(x)
+        try:
+            return _norm_silu(x, self, silu=False)
+        except Exception as error:  # see FastResBlock
+            _give_up(error)
+            return super().forward(x)
 
 
 class FastResBlock(ResBlock):
@@ -53,11 +68,11 @@ class FastResBlock(ResBlock):
         return self.conv2(h).add_(self.skip(x))
 
 
-def _norm_silu(x: Tensor, norm: Any, shift: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+def _norm_silu(x: Tensor, norm: Any, shift: Tensor | None = None, dropout: float = 0.0, *, silu: bool = True) -> Tensor:
     from ddpm_lightning.models.kernels import norm_silu  # imports Triton
 
     seed = torch.randint(2**31, (), device=x.device) if dropout else None
-    return norm_silu(x, norm.weight, norm.bias, shift, seed, norm.num_groups, norm.eps, dropout)[0]
+    return norm_silu(x, norm.weight, norm.bias, shift, seed, norm.num_groups, norm.eps, dropout, silu)[0]
 
 
 def _fits(block: ResBlock) -> bool:
@@ -67,7 +82,7 @@ def _fits(block: ResBlock) -> bool:
 
 
 def _usable(x: Tensor) -> bool:
-    if x.device.type != "cuda" or x.dtype not in _DTYPES or torch.compiler.is_compiling():
+    if x.device.type != "cuda" or x.ndim != 4 or x.dtype not in _DTYPES or torch.compiler.is_compiling():
         return False
     return _HAS_TRITON and not _broken
 

@@ -89,7 +89,8 @@ def _sums(
 @triton.jit
 def _forward(
     x, shift, weight, bias, part, y, stats, seed, L, eps,
-    C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, SHIFTED: tl.constexpr, P: tl.constexpr,
+    C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr,
+    SHIFTED: tl.constexpr, P: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """y, and the mean, 1/σ and sum of normalized values by image and channel."""
     n, s, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
@@ -107,7 +108,7 @@ def _forward(
     offset -= _shifted_mean(shift, mean, n, columns, used, C, SHIFTED) * scale
     where, there = _tile(n, s, L, columns, used, C, R)
     z = tl.load(x + where, mask=there, other=0.0).to(tl.float32) * scale[None, :] + offset[None, :]
-    out = z * tl.sigmoid(z)
+    out = z * tl.sigmoid(z) if SILU else z
     if P > 0:
         out = tl.where(tl.rand(tl.load(seed), where) >= P, out * (1.0 / (1.0 - P)), 0.0)
     tl.store(y + where, out.to(y.dtype.element_ty), mask=there)
@@ -115,9 +116,10 @@ def _forward(
 
 @triton.jit
 def _through_silu(
-    x, shift, weight, bias, stats, dy, seed, n, s, L, columns, used, C: tl.constexpr, R: tl.constexpr, SHIFTED: tl.constexpr, P: tl.constexpr
+    x, shift, weight, bias, stats, dy, seed, n, s, L, columns, used,
+    C: tl.constexpr, R: tl.constexpr, SHIFTED: tl.constexpr, P: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of SiLU's input z in a tile, and the normalized values."""
+    """The gradient of the norm's output z in a tile, and the normalized values."""
     mean = tl.load(stats + (n * 3) * C + columns, mask=used, other=0.0)
     rstd = tl.load(stats + (n * 3 + 1) * C + columns, mask=used, other=0.0)
     mean = _shifted_mean(shift, mean, n, columns, used, C, SHIFTED)
@@ -127,22 +129,25 @@ def _through_silu(
         grad = tl.where(tl.rand(tl.load(seed), where) >= P, grad * (1.0 / (1.0 - P)), 0.0)
     normalized = (tl.load(x + where, mask=there, other=0.0).to(tl.float32) - mean[None, :]) * rstd[None, :]
     scale = tl.load(weight + columns, mask=used, other=0.0).to(tl.float32)
-    offset = tl.load(bias + columns, mask=used, other=0.0).to(tl.float32)
-    z = normalized * scale[None, :] + offset[None, :]
-    gate = tl.sigmoid(z)
-    return grad * gate * (1.0 + z * (1.0 - gate)), normalized, scale, rstd, where, there
+    if SILU:
+        offset = tl.load(bias + columns, mask=used, other=0.0).to(tl.float32)
+        z = normalized * scale[None, :] + offset[None, :]
+        gate = tl.sigmoid(z)
+        grad *= gate * (1.0 + z * (1.0 - gate))
+    return grad, normalized, scale, rstd, where, there
 
 
 @triton.jit
 def _backward_sums(
     x, shift, weight, bias, stats, dy, part, seed, L,
-    C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, SHIFTED: tl.constexpr, P: tl.constexpr,
+    C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr,
+    SHIFTED: tl.constexpr, P: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """Σ dz and Σ dz·x̂ by channel and tile, for the gradients of bias, weight and norm."""
     n, s, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     columns, used = _columns(C, CP, W, WP)
     dz, normalized, _, _, _, there = _through_silu(
-        x, shift, weight, bias, stats, dy, seed, n, s, L, columns, used, C, R, SHIFTED, P
+        x, shift, weight, bias, stats, dy, seed, n, s, L, columns, used, C, R, SHIFTED, P, SILU
     )
     tl.store(part + ((n * parts + s) * 2) * C + columns, tl.sum(dz, 0), mask=used)
     tl.store(
@@ -153,14 +158,15 @@ def _backward_sums(
 @triton.jit
 def _backward(
     x, shift, weight, bias, stats, dy, part, dx, totals, seed, L,
-    C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, SHIFTED: tl.constexpr, P: tl.constexpr,
+    C: tl.constexpr, CP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr,
+    SHIFTED: tl.constexpr, P: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """dx = (w·dz − mean(w·dz) − x̂·mean(w·dz·x̂))/σ with means over the group; and the sums by image for the other gradients."""
     n, s, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     columns, used = _columns(C, CP, W, WP)
     plain, times_x = _added(part, n, parts, columns, used, C, CP)
     dz, normalized, scale, rstd, where, there = _through_silu(
-        x, shift, weight, bias, stats, dy, seed, n, s, L, columns, used, C, R, SHIFTED, P
+        x, shift, weight, bias, stats, dy, seed, n, s, L, columns, used, C, R, SHIFTED, P, SILU
     )
     first = _by_group(plain * scale, CP, WP) / (L * W)
     second = _by_group(times_x * scale, CP, WP) / (L * W)
@@ -195,7 +201,8 @@ def norm_silu(
     seed: Tensor | None,
     groups: int,
     eps: float,
-    dropout: float,
+    dropout: float = 0.0,
+    silu: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """dropout(silu(group_norm(x + shift))), and the statistics for its gradient.
 
@@ -208,6 +215,7 @@ def norm_silu(
         groups: groups of the norm.
         eps: epsilon of the norm.
         dropout: the dropout probability.
+        silu: False leaves out the SiLU.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     shift = None if shift is None else shift.contiguous()
@@ -218,7 +226,7 @@ def norm_silu(
     pixels, shifted = x.shape[2] * x.shape[3], shift is not None
     _sums[grid](x, x if shift is None else shift, part, pixels, **sizes, SHIFTED=shifted)
     given = (x, x if shift is None else shift, weight, bias, part, y, stats, stats if seed is None else seed)
-    _forward[grid](*given, pixels, eps, **sizes, SHIFTED=shifted, P=dropout)
+    _forward[grid](*given, pixels, eps, **sizes, SHIFTED=shifted, P=dropout, SILU=silu)
     return y, stats
 
 
@@ -233,6 +241,7 @@ def norm_silu_backward(
     dy: Tensor,
     groups: int,
     dropout: float,
+    silu: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of x, and those of bias, weight and shift by image, (B, 3, C)."""
     x, dy = (values.contiguous(memory_format=torch.channels_last) for values in (x, dy))
@@ -240,7 +249,7 @@ def norm_silu_backward(
     grid, sizes = _launch(x, groups)
     part = x.new_empty(*grid, 2, x.shape[1], dtype=torch.float32)
     totals, dx = torch.empty_like(stats), torch.empty_like(x)
-    options = {**sizes, "SHIFTED": shift is not None, "P": dropout}
+    options = {**sizes, "SHIFTED": shift is not None, "P": dropout, "SILU": silu}
     given = (x, x if shift is None else shift, weight, bias, stats, dy, part)
     seed = stats if seed is None else seed
     _backward_sums[grid](*given, seed, x.shape[2] * x.shape[3], **options)
@@ -262,17 +271,17 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.groups, _, ctx.dropout = inputs
+    *tensors, ctx.groups, _, ctx.dropout, ctx.silu = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _gradient(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, shift, seed, stats = ctx.saved_tensors
-    dx, totals = norm_silu_backward(x, weight, bias, shift, seed, stats, dy, ctx.groups, ctx.dropout)
+    dx, totals = norm_silu_backward(x, weight, bias, shift, seed, stats, dy, ctx.groups, ctx.dropout, ctx.silu)
     of_bias, of_weight = totals[:, :2].sum(0)
     of_shift = None if shift is None else totals[:, 2].to(shift.dtype)
-    return dx, of_weight.to(weight.dtype), of_bias.to(bias.dtype), of_shift, None, None, None, None
+    return dx, of_weight.to(weight.dtype), of_bias.to(bias.dtype), of_shift, None, None, None, None, None
 
 
 norm_silu.register_autograd(_gradient, setup_context=_keep)

@@ -29,9 +29,9 @@ def error(found, expected):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(("shifted", "silu"), [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_gradients_against_float64(shape, shifted, dtype):
+def test_values_and_gradients_against_float64(shape, shifted, silu, dtype):
     images, channels, groups, height, width = shape
     torch.manual_seed(0)
     x = 2 + torch.randn(images, channels, height, width, device=DEVICE)
@@ -42,9 +42,10 @@ def test_values_and_gradients_against_float64(shape, shifted, dtype):
     theirs = [value.double().requires_grad_() for value in given]
     dy = torch.randn_like(x)
 
-    y = kernels.norm_silu(*ours, *[None] * (not shifted), None, groups, 1e-6, 0.0)[0]
+    y = kernels.norm_silu(*ours, *[None] * (not shifted), None, groups, 1e-6, 0.0, silu)[0]
     summed = theirs[0] + theirs[3][:, :, None, None] if shifted else theirs[0]
-    expected = F.silu(F.group_norm(summed, groups, theirs[1], theirs[2], 1e-6))
+    expected = F.group_norm(summed, groups, theirs[1], theirs[2], 1e-6)
+    expected = F.silu(expected) if silu else expected
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
     close = 3e-6 if dtype == torch.float32 else 8e-3
@@ -99,7 +100,10 @@ def test_a_block_is_the_plain_one_up_to_rounding(monkeypatch, resample):
     for part in plain.modules():
         if isinstance(part, fast_gpu.FastResBlock):
             part.__class__ = ResBlock
+        elif isinstance(part, fast_gpu.FastGroupNorm):
+            part.__class__ = torch.nn.GroupNorm
     assert sum(type(part) is fast_gpu.FastResBlock for part in model.modules()) >= 6
+    assert all(type(part) is fast_gpu.FastGroupNorm for part in (model.norm_out, model.middle_in.attention.norm))
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 500])
     for network in (model, plain):
         network(x, t).square().mean().backward()
@@ -118,6 +122,23 @@ def test_on_a_cpu_a_block_is_the_plain_one_bit_by_bit():
     expected = block(x, emb)
     torch.manual_seed(1)
     assert torch.equal(fast(x, emb), expected)
+
+
+def test_a_norm_alone_is_the_plain_one_and_gives_up_alike(monkeypatch, caplog):
+    torch.manual_seed(0)
+    plain = torch.nn.GroupNorm(4, 8)
+    norm, x = copy.deepcopy(plain), torch.randn(2, 8, 6, 6)
+    norm.__class__ = fast_gpu.FastGroupNorm
+    assert torch.equal(norm(x), plain(x))  # on a CPU
+    monkeypatch.setattr(fast_gpu, "_broken", False)
+    monkeypatch.setattr(fast_gpu, "_usable", lambda x: not fast_gpu._broken)
+    torch.testing.assert_close(norm(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert not caplog.records
+    monkeypatch.setattr(kernels, "norm_silu", lambda *_: 1 / 0)
+    assert torch.equal(norm(x), plain(x))
+    assert [record.message for record in caplog.records] == [
+        "the Triton kernels cannot be used; the network runs without them (ZeroDivisionError: division by zero)"
+    ]
 
 
 def test_blocks_that_the_kernels_cannot_compute_stay_plain():
@@ -146,6 +167,7 @@ def test_kernels_that_fail_are_given_up_with_one_warning(monkeypatch, caplog):
     x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 4)
     expected = block(x, emb)
     block.__class__ = fast_gpu.FastResBlock
+    block.norm1.__class__ = fast_gpu.FastGroupNorm
     monkeypatch.setattr(fast_gpu, "_broken", False)
     monkeypatch.setattr(fast_gpu, "_usable", lambda x: not fast_gpu._broken)
     monkeypatch.setattr(kernels, "norm_silu", fails)
