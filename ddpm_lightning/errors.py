@@ -2,8 +2,9 @@
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 __all__ = ["STOP_SIGNALS", "Diverged", "Stopped", "UserError", "below", "brief", "optional_package"]
 
@@ -50,8 +51,12 @@ def brief(error: BaseException) -> str:
 
 
 @contextmanager
-def below(key: str) -> Iterator[None]:
+def below(key: str, shared: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
     """Prefix errors about values in a part of the config with its key: `sampler.num_steps must be ...`.
+
+    Args:
+        key: the part.
+        shared: settings of the part that are set elsewhere in the config, each with its key there.
 
     Raises:
         UserError: in place of a ValueError.
@@ -60,8 +65,10 @@ def below(key: str) -> Iterator[None]:
         yield
     except ValueError as error:
         text = " ".join(str(error).split())
-        names_a_setting = re.match(r"[a-z_][\w.]*(=| must )", text)
-        raise UserError(f"{key}{'.' if names_a_setting else ': '}{text}") from error
+        setting = re.match(r"([a-z_][\w.]*)(?:=| must )", text)
+        if setting and setting[1] in shared:
+            raise UserError(shared[setting[1]] + text[setting.end(1) :]) from error
+        raise UserError(f"{key}{'.' if setting else ': '}{text}") from error
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from datetime import datetime
 from ddpm_lightning import environment
 from ddpm_lightning.cli.typed import FLAGS
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import require_one_of
 
 __all__ = [
     "agreed",
@@ -59,8 +58,8 @@ def check_sweep_allowed(argv: Sequence[str]) -> None:
             f"as in `{environment.command('train')} -m seed=0,1 trainer=ddp trainer.devices=2`"
         )
     right = _SWEEPS.get(preset)
-    if right and program in ("train", "evaluate"):
-        require_one_of(f"the program for sweep={preset}", program, [right])
+    if right and program in {"train", "evaluate"} - {right}:
+        raise UserError(f"sweep={preset} belongs to another program: run `{environment.command(right)} sweep={preset}`")
 
 
 def end_with_parent() -> None:

@@ -163,7 +163,8 @@ def _unreadable(error: BaseException) -> str:
         key, values = several[1], several[2]
         if key not in {*group_names(), *known_settings()} and (said := suggestion(f"{key}={values}")):
             return f"there is no key {key}{_joined(said)}"
-        return f"{key}={values} has several values: add -m for one job per value, or write {key}=[{values}] for a list"
+        listed = "" if key in group_names() and key != "callbacks" else f", or write {key}=[{values}] for a list"
+        return f"{key}={values} has several values: add -m for one job per value{listed}"
     return ""
 
 

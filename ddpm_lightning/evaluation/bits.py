@@ -84,7 +84,8 @@ def measure_bits_per_dim(
         held_out = held_out_of(load_data(data if split == "validation" else test_split_of(data)), split)
     if not len(held_out.images):
         raise UserError(
-            "the run has no validation images to measure on (data.val_fraction=0, or data.dataset.val_shards=0 of a stream)"
+            "the run has no validation images to measure on (data.val_fraction=0, or data.dataset.val_shards=0 of a stream): "
+            "use --split test, if the dataset has one"
         )
     run_dir = run_dir_of(checkpoint)
     out, root = run_dir / "likelihood", run_dir / "evaluations"

@@ -103,7 +103,7 @@ def test_split_of(node: DictConfig) -> DictConfig:
             if key in (OmegaConf.select(node, place) or {}):
                 OmegaConf.update(node, f"{place}.{key}", value)
                 return node
-    raise UserError("split=test: this dataset has no test split of its own, choose split=validation")
+    raise UserError("split must be validation, got test: this dataset has no test split of its own")
 
 
 def held_out_of(data: ImageDataModule, split: str = "validation") -> ImageSet:

@@ -58,7 +58,7 @@ def from_diffusers(folder: str | Path) -> Denoiser:
             for name, theirs in names(planned).items()
         }
         if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
-            raise UserError(f"{broken[0]} holds NaN or infinity")
+            raise UserError(f"{broken[0]} contains NaN or infinite values: use another checkpoint")
         model = UNet(**settings)
         model.load_state_dict(weights)
         return Denoiser(model, schedule, prediction=prediction, learned_variance=learned).eval()

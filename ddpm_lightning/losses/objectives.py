@@ -71,7 +71,7 @@ class Objective(nn.Module, ABC):
         """Refuse a denoiser that this loss cannot train."""
         self.times.check(denoiser.schedule)
         if next(denoiser.schedule.parameters(), None) is not None and not self.learns_schedule:
-            raise ValueError("schedule=learned is trained by loss=vdm only: set loss=vdm")
+            raise ValueError("a learned noise schedule requires VDM: set loss=vdm")
 
     @abstractmethod
     def forward(

@@ -63,7 +63,7 @@ class Plan:
         require_multiple("base_channels", self.base_channels, self.norm_groups, "norm_groups")
         for level in {*self.attention_levels, len(self.widths) - 1}:
             divisor = "num_heads" if self.head_channels is None else "head_channels"
-            name = f"base_channels * {self.channel_multipliers[level]}"
+            name = f"base_channels * channel_multipliers[{level}]"
             require_multiple(name, self.widths[level], getattr(self, divisor), divisor)
 
     @property

@@ -53,7 +53,7 @@ def compare(*folders: Path, out: Path | None = None) -> Report:
     """Compare the runs at and below folders, see `write_report`."""
     runs = read_runs(*folders)
     if out is None and len(folders) > 1:
-        raise UserError("out must be a folder for the report, since it compares the runs of several")
+        raise UserError("out must be a folder for the report when the runs of several folders are compared, got None")
     out = folders[0] if out is None else out
     settings = settings_of(runs)
     evaluated, validated = evaluations(settings), validations(settings)

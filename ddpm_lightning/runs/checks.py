@@ -144,7 +144,7 @@ def _check_devices(trainer: DictConfig) -> None:
     devices = trainer.devices
     if not re.fullmatch(r"auto|[1-9]\d*|\[\d+(, \d+)*\]|\d+(,\d+)+", str(devices)):
         raise UserError(
-            f"trainer.devices must be a number of devices, a list of device indices, or auto, got {devices}"
+            f"trainer.devices must be a number of devices, at least 1, a list of device indices, or auto, got {devices}"
         )
     cores = os.cpu_count() or 1
     if is_integer(devices) and devices > max(8, 4 * cores):

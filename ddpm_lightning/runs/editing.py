@@ -64,7 +64,7 @@ def _check(config: DictConfig, setup: SamplingSetup) -> None:
     if setup.denoiser.has_null and config.condition is None and config.guidance_scale != 0:
         raise UserError(
             "condition must be a .npy or .npz file with a row for each input image, got null: give condition=FILE, or "
-            "guidance_scale=0 to edit without"
+            "guidance_scale=0 to edit without a condition"
         )
 
 

@@ -1,11 +1,12 @@
 """Instantiate config nodes, with errors that name the key."""
 
+import re
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.errors import UserError, below
 
@@ -21,10 +22,19 @@ def build(key: str, node: DictConfig, **kwargs: Any) -> Any:
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
         if isinstance(cause, ValueError):
-            with below(key):
+            with below(key, _shared(node)):
                 raise cause from error
         known = isinstance(cause, MisconfigurationException)
         raise UserError(f"{key}: {one_line(cause)}" if known else with_settings(key, cause, node)) from error
+
+
+def _shared(node: DictConfig) -> dict[str, str]:
+    """The settings of a node that are set elsewhere in the config, as in `prediction: ${prediction}`, each with its key there."""
+    written = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(written, dict)
+    return {
+        str(name): found[1] for name, value in written.items() if (found := re.fullmatch(r"\$\{([\w.]+)\}", str(value)))
+    }
 
 
 def one_line(error: BaseException) -> str:

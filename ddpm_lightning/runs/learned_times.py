@@ -75,10 +75,8 @@ def find_times(
         node = compose("sample", [f"sampler={sampler}", f"sampler.num_steps={steps}"]).sampler
     solver: Sampler = build("sampler", node)
     if solver.eta > 0 or solver.learned_variance:
-        raise UserError(
-            f"sampler={sampler} adds noise, so its samples have no single solution: choose sampler=ddim, dpmpp_2m or unipc"
-        )
-    with Activity("Sampling what to come near to"):
+        raise UserError(f"--sampler must be a deterministic sampler such as ddim, dpmpp_2m or unipc, got {sampler}")
+    with Activity("Sampling the reference"):
         learn, judge = (_target(denoiser, solver, data, seed) for seed in ("learn times", "judge times"))
     spaced = {name: _spaced(denoiser, steps, name) for name in SPACINGS}
     start = min(spaced.values(), key=learn.error)

@@ -94,6 +94,6 @@ def _averages(path: Path, step: int) -> dict[float, dict[str, Tensor]]:
             raise ValueError("some of its weights are NaN or infinite")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} cannot be used ({' '.join(str(error).split())}): remove it, which leaves the others"
+            f"{path} cannot be used ({' '.join(str(error).split())}): remove it; the other snapshots are still used"
         ) from error
     return averages

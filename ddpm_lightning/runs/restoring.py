@@ -42,9 +42,11 @@ class _Restore(Edit):
         noise: float = 0.0,
     ):
         super().__init__(input, results=results)
-        require(
-            "noise", noise, "[0, 0]" if method.exact else "[0, inf)", hint="RePaint keeps values exactly" * method.exact
-        )
+        require("noise", noise, "[0, inf)")
+        if method.exact and noise > 0:
+            raise UserError(
+                f"noise must be 0 for edit/method=repaint, got {noise}: choose another method for noisy images"
+            )
         self.method = method
         self.noise = noise
 
@@ -98,8 +100,8 @@ class Inpaint(_Restore):
         super().__init__(method, input, results=results, noise=noise)
         if (mask is None) == (box is None):
             raise UserError(
-                "mask must be an image file whose white part is filled in, or else give edit.box=[top,left,height,width], "
-                f"and not both, got mask={mask or 'null'}, box={[*box] if box else 'null'}"
+                "give either edit.mask=FILE, an image whose white part is filled in, or edit.box=[top,left,height,width], "
+                f"got edit.mask={mask or 'null'}, edit.box={[*box] if box else 'null'}"
             )
         self.mask = mask
         self.box = box

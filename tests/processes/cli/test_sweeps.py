@@ -185,7 +185,7 @@ def test_samples_that_cannot_be_drawn_end_a_sweep_of_them_with_an_error(tmp_path
     [
         (["-m", "resume=auto"], "resume=auto found no unfinished sweep: start one without resume=auto"),
         (["-m", "resume=nowhere"], "resume must be the folder of a sweep, got nowhere, which has no multirun.yaml"),
-        (["sweep=samplers"], "the program for sweep=samplers must be evaluate, got 'train'"),
+        (["sweep=samplers"], "sweep=samplers belongs to another program: run `python evaluate.py sweep=samplers`"),
         (["sweep=schedule"], "sweep=schedule does not exist: did you mean sweep=schedules?"),
         (["-m", "schedule=linear,cosin"], "schedule=cosin does not exist: did you mean schedule=cosine?"),
         (["-m", "optimizer.lr=interval(0,1)"], "optimizer.lr=interval(0,1): an interval requires sweep=optuna"),
@@ -213,7 +213,7 @@ def test_what_is_no_sweep_is_refused(tmp_path, arguments, sentence):
 
 def test_the_samplers_are_swept_by_evaluate(tmp_path):
     result = script("evaluate.py", "sweep=schedules", cwd=tmp_path)
-    assert result.stderr == "error: the program for sweep=schedules must be train, got 'evaluate'\n"
+    assert result.stderr == "error: sweep=schedules belongs to another program: run `python train.py sweep=schedules`\n"
     assert planned(hydra_of("sweep=samplers", name="evaluate")) == (["sampler", "sampler.num_steps"], 18)
 
 

@@ -93,7 +93,7 @@ def test_any_width_is_reconstructed_from_snapshots(fit, tmp_path, accumulate):
     content = bytearray(snapshot.read_bytes())
     content[len(content) // 3] ^= 1
     snapshot.write_bytes(content)
-    with pytest.raises(UserError, match=r"step_20.ckpt cannot be used \(.*remove it, which leaves the others"):
+    with pytest.raises(UserError, match=r"step_20.ckpt cannot be used \(.*remove it; the other snapshots"):
         reconstruct_ema(tmp_path, std=0.07)
 
 

@@ -248,7 +248,10 @@ def test_labels_change_the_output():
     ("make", "message"),
     [
         (lambda: UNet(base_channels=20), "base_channels must be a multiple of norm_groups=32, got 20"),
-        (lambda: UNet(base_channels=32, num_heads=3), r"base_channels \* 2 must be a multiple of num_heads=3, got 64"),
+        (
+            lambda: UNet(base_channels=32, num_heads=3),
+            r"base_channels \* channel_multipliers\[\d\] must be a multiple of num_heads=3, got 64",
+        ),
         (lambda: UNet(attention_levels=(4,)), r"attention_levels must be a list of integers from 0 to 3, got \(4,\)"),
         (lambda: UNet(dropout=1.0), r"dropout must be a number in \[0, 1\), got 1.0"),
         (lambda: UNet(num_res_blocks=0), "num_res_blocks must be an integer from 1 to 100, got 0"),
