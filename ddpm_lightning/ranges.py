@@ -34,6 +34,14 @@ def require(name: str, value: Any, interval: str, *, optional: bool = False, hin
     low, _, high = interval.partition("..")
     integers = f"an integer from {low} to {high}" if high else f"an integer of at least {low}"
     words = _WORDS.get(interval) or (integers if ".." in interval else f"a number in {interval}")
+    if (
+        not hint
+        and ".." in interval
+        and isinstance(value, float)
+        and value.is_integer()
+        and within(int(value), interval)
+    ):
+        hint = f"write {int(value)}"
     raise UserError(f"{name} must be {words}{' or null' * optional}, got {shown(value)}{hint and f': {hint}'}")
 
 

@@ -60,6 +60,8 @@ _TRAIN = {
     "training_steps=": "trainer.max_steps={}",
     "num_train_steps=": "trainer.max_steps={}",
     "iterations=": "trainer.max_steps={}",
+    "max_time=": "+trainer.max_time={} # as in 00:01:30:00, days to seconds",
+    "trainer.max_time=": "+trainer.max_time={} # as in 00:01:30:00, days to seconds",
     "epochs=": "trainer.max_epochs={} trainer.max_steps=-1",
     "num_epochs=": "trainer.max_epochs={} trainer.max_steps=-1",
     "max_epochs=": "trainer.max_epochs={} trainer.max_steps=-1",
@@ -271,6 +273,8 @@ _SAMPLE = {
 
 _OF_SAMPLE_ALONE = {
     "format=jpg": "format=png",
+    "format=gif": "format=html # a page to step through t; training also writes samples/trajectory_*.gif",
+    "format=mp4": "format=html # a page to step through t",
     "format=jpeg": "format=png",
     "format=numpy": "format=npz",
     "data=": "# the checkpoint holds what it was trained on, so name another one with ckpt_path=...",

@@ -16,7 +16,7 @@ FLAGS = ("-h", "--help")
 
 _EXAMPLES = {
     "train": {
-        "{train}": "digits, in a minute or two on a CPU: no account, no download",
+        "{train}": "digits, in two minutes on a CPU: no account, no download",
         "{train} model=unet_small schedule=cosine prediction=v trainer.max_steps=500": "choices and settings",
         "{train} experiment=digits_conditional": "an experiment by name",
         "{train} -m schedule=linear,cosine seed=0,1": "a sweep: one job for each combination, and a report",

@@ -163,6 +163,8 @@ def _unreadable(error: BaseException) -> str:
         key, values = several[1], several[2]
         if key not in {*group_names(), *known_settings()} and (said := suggestion(f"{key}={values}")):
             return f"there is no key {key}{_joined(said)}"
+        if re.fullmatch(r"-?\d+,\d+", values):
+            return f"{key}={values} has two values: write {key}={values.replace(',', '.')} for a number, or add -m for one job per value"
         listed = "" if key in group_names() and key != "callbacks" else f", or write {key}=[{values}] for a list"
         return f"{key}={values} has several values: add -m for one job per value{listed}"
     return ""

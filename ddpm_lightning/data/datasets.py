@@ -173,8 +173,9 @@ def image_folder(
     root = Path(root)
     paths, others = find_images(root)
     if not paths:
+        missing = "" if root.exists() else ", which does not exist"
         raise UserError(
-            f"data.root must be a folder with images such as *.png or *.jpg in it or its subfolders, got {root}"
+            f"data.root must be a folder with images such as *.png or *.jpg in it or its subfolders, got {root}{missing}"
         )
     if others:
         log.warning(

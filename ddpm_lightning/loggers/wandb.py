@@ -23,6 +23,7 @@ __all__ = ["WandbLogger"]
 log = logging.getLogger(__name__)
 
 _AXIS = "trainer/global_step"
+_NO_KEY = "no API key found"
 
 # W&B's settings unless the environment sets them: timeouts in seconds at the start and at the end, and no output, since
 # this logger reports what a user should know.
@@ -174,7 +175,7 @@ class WandbLogger(LightningWandbLogger):
         mode = os.environ.get("WANDB_MODE", "online").lower()  # W&B handles "disabled" and "offline" itself
         errors, offline = [], bool(self._offline)
         if not offline and mode == "online" and not _has_key():  # in a terminal, W&B would prompt for one
-            errors, offline = ["no API key found"], True
+            errors, offline = [_NO_KEY], True
         for attempt in [True] if offline else [False, True]:
             try:
                 self._experiment = self._begin(offline=attempt)
@@ -184,6 +185,8 @@ class WandbLogger(LightningWandbLogger):
                 _end_service()
         if self._experiment is None:
             self._give_up("; ".join(errors))
+        elif errors == [_NO_KEY]:
+            print(f"W&B keeps this run offline ({_NO_KEY}); logger=none turns W&B off", flush=True)
         elif errors:
             log.warning(
                 "W&B runs offline (%s) and keeps the run in %s: check WANDB_API_KEY and the network, and upload it later with "

@@ -46,7 +46,7 @@ def report_sweep(folder: Path, *, metric: str | None = None) -> list[str]:
     """
     report = compare(folder)
     written = [str(path) for path in write(report)]
-    best = plain(winner(metric, report.settings) if metric else report.page.verdicts[0])
+    best = plain((metric and winner(metric, report.settings)) or report.page.verdicts[0])
     published = publish(report)
     where = [] if published is None else [f"W&B: {published.where}"]
     return [*filter(None, [best]), *written, *where]

@@ -63,7 +63,7 @@ def compare(*folders: Path, out: Path | None = None) -> Report:
         for text in one.verdicts
     ]
     verdicts += [ranking.verdict for ranking in sorted(validated, key=lambda r: bool(r.incomparable))]
-    none = "No finished run has a validation yet, so there is nothing to compare."
+    none = "No finished run has been validated, so there is nothing to compare."
     found = [
         *(sections.evaluated((i + 1) * (len(evaluated) > 1), one, settings) for i, one in enumerate(evaluated)),
         *(sections.results(ranking, settings) for ranking in validated),

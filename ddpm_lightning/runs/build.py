@@ -154,8 +154,10 @@ def _build_parts(config: DictConfig) -> tuple[DDPM, Sampler]:
 
 def _build_trainer(config: DictConfig, callbacks: list[Callback], folder: Path) -> Trainer:
     interval = config.trainer.val_check_interval
-    if isinstance(interval, int):  # Lightning counts batches
-        interval *= config.trainer.accumulate_grad_batches
+    if isinstance(interval, int):
+        if config.trainer.max_steps > 0:  # a shorter run is validated at its end
+            interval = min(interval, config.trainer.max_steps)
+        interval *= config.trainer.accumulate_grad_batches  # Lightning counts batches
     trainer: Trainer = build(
         "trainer",
         config.trainer,

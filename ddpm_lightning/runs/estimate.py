@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
         time = f"{self.seconds:.2g} s a batch" if batches is None else _duration(self.seconds * batches)
         held = f" of {_size(self.held)}" if math.isfinite(self.held) else ""
         much = ", which is too much" if self.memory > self.held else ""
-        return f"It will take about {time} and {_size(self.memory)}{held}{much}; batches of {self.fits:,} would fit"
+        return f"It will take about {time} and {_size(self.memory)} for tensors{held}{much}; up to data.batch_size={self.fits} fits"
 
 
 class Trial:

@@ -1,4 +1,4 @@
-"""The time steps that suit a model and a sampler best: found by `ddpm times`, and taken by `sampler.times=learned`."""
+"""The times that suit a model and a sampler best: found by `ddpm times`, and taken by `sampler=learned` and `sampler.times=learned`."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ddpm_lightning import CONF_DIR
+from ddpm_lightning import CONF_DIR, environment
 from ddpm_lightning.data.fingerprint import fingerprint
 from ddpm_lightning.data.source import Condition, in_turn
 from ddpm_lightning.denoiser import Denoiser
@@ -23,12 +23,14 @@ from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require
 from ddpm_lightning.runs.instantiate import build
+from ddpm_lightning.runs.learned_solver import learn
 from ddpm_lightning.runs.loading import load_model
-from ddpm_lightning.samplers import SPACINGS, DPMSolver, Sampler
+from ddpm_lightning.runs.names import names_of
+from ddpm_lightning.samplers import SPACINGS, DPMSolver, Learned, Sampler
 from ddpm_lightning.seeds import derive
 from ddpm_lightning.terminal import Activity
 
-__all__ = ["find_times", "learned_times"]
+__all__ = ["find_times", "learned_settings"]
 
 _VALUES = 2**20  # of all samples compared: 64 images of 128×128, more of smaller ones
 _REFERENCE = 200  # steps of the solution that samples are compared with
@@ -51,17 +53,18 @@ class _Target:
 
 
 def find_times(
-    checkpoint: Path, *, steps: int = 8, sampler: str = "dpmpp_2m", weights: str = "ema", seconds: float = 100.0
+    checkpoint: Path, *, steps: int = 8, sampler: str = "learned", weights: str = "ema", seconds: float = 100.0
 ) -> Path:
-    """Find the best times for a deterministic sampler, add them to `<checkpoint>.times.json`, and return the file.
+    """Find the best times for a sampler with few steps, add them to `<checkpoint>.times.json`, and return the file.
 
-    The times minimize the distance of samples to those of 200 second-order steps from the same noise, by a search of one time after
-    the other from the best spacing; another seed's samples then judge them.
+    For `sampler=learned`, `learned_solver.learn` also learns coefficients. For a deterministic sampler the times minimize the
+    distance of samples to those of 200 second-order steps from the same noise, by a search of one time after the other from the
+    best spacing. Another seed's samples then judge what was found.
 
     Args:
         checkpoint: a checkpoint file.
         steps: the number of steps.
-        sampler: a choice of `sampler=`, without noise of its own.
+        sampler: a choice of `sampler=`: learned, or one without noise of its own.
         weights: "ema" or "raw".
         seconds: of the search, at most.
 
@@ -74,26 +77,18 @@ def find_times(
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
         node = compose("sample", [f"sampler={sampler}", f"sampler.num_steps={steps}"]).sampler
     solver: Sampler = build("sampler", node)
-    if solver.eta > 0 or solver.learned_variance:
-        raise UserError(f"--sampler must be a deterministic sampler such as ddim, dpmpp_2m or unipc, got {sampler}")
-    with Activity("Sampling the reference"):
-        learn, judge = (_target(denoiser, solver, data, seed) for seed in ("learn times", "judge times"))
-    spaced = {name: _spaced(denoiser, steps, name) for name in SPACINGS}
-    start = min(spaced.values(), key=learn.error)
-    print(f"{solver.__class__.__name__} in {steps} steps, {len(learn.noise)} samples, up to {seconds:g} s", flush=True)
-    with Activity("Searching for times"):
-        times = _search(learn, start, until=time.monotonic() + seconds)
-        errors = {name: judge.error(path) for name, path in spaced.items()} | {"learned": judge.error(times)}
-    for name, error in sorted(errors.items(), key=lambda pair: pair[1]):
-        print(f"  {name:<10} {error:.4f} root mean square error on other noise", flush=True)
-    found = {
-        "times": [round(t, 4) for t in times],
-        "sampler": _identity(node),
-        "weights": fingerprint(*denoiser.state_dict().values()),
-        "schedule": fingerprint(denoiser.schedule.alpha_bar),
-        "reference": f"{_REFERENCE} steps of DPM-Solver++(2M), {len(learn.noise)} samples",
-        "errors_on_other_noise": errors,
-    }
+    shape = (data["channels"], *data["image_size"])
+    y = None if denoiser.num_classes is None else torch.arange(denoiser.num_classes)
+    print(f"{sampler} in {steps} steps, about {seconds:g} s", flush=True)
+    if isinstance(solver, Learned):
+        found = learn(denoiser, shape, y, like=solver, seconds=seconds)
+    elif solver.eta > 0 or solver.learned_variance:
+        raise UserError(f"--sampler must be learned, or deterministic such as ddim, dpmpp_2m or unipc, got {sampler}")
+    else:
+        found = _find_times(denoiser, shape, y, solver, steps, seconds)
+    for name, error in sorted(found["errors_on_other_noise"].items(), key=lambda pair: pair[1]):
+        print(f"  {name:<22} {error:.4f} from samples of many steps, on other noise", flush=True)
+    found |= _key(denoiser, node)
     path = _path(checkpoint if checkpoint.is_file() else checkpoint / "checkpoints" / "last.ckpt")
     others = [entry for entry in _entries(path) if not _same(entry, found)]
     with replace_file(path) as file:
@@ -101,24 +96,38 @@ def find_times(
     return path
 
 
-def learned_times(checkpoint: Path, denoiser: Denoiser, node: DictConfig) -> list[float]:
-    """The times that `find_times` stored for this model and sampler.
+def learned_settings(checkpoint: Path, denoiser: Denoiser, node: DictConfig) -> dict[str, Any]:
+    """The times, and coefficients if any, that `find_times` stored for this model and sampler.
 
     Raises:
         UserError: if there are none.
     """
-    wanted = {
-        "sampler": _identity(node),
-        "weights": fingerprint(*denoiser.state_dict().values()),
-        "schedule": fingerprint(denoiser.schedule.alpha_bar),
-    }
+    wanted = _key(denoiser, node)
     for entry in _entries(_path(checkpoint)):
         if _same(entry, wanted):
-            return entry["times"]
+            return {name: entry[name] for name in ("times", "coefficients") if name in entry}
+    name = names_of(sampler=node)["sampler"]
     raise UserError(
         f"sampler.times=learned: {_path(checkpoint)} has no times for these weights and this sampler in {node.get('num_steps')} steps: "
-        f"run `python -m ddpm_lightning times {checkpoint} --steps {node.get('num_steps')}` with the same sampler first"
+        f"run `{environment.command('times')} {checkpoint} --sampler {name} --steps {node.get('num_steps')}` first"
     )
+
+
+def _find_times(
+    denoiser: Denoiser, shape: tuple[int, ...], y: Condition | None, solver: Sampler, steps: int, seconds: float
+) -> dict[str, Any]:
+    with Activity("Sampling the reference"):
+        learn, judge = (_target(denoiser, solver, shape, y, seed) for seed in ("learn times", "judge times"))
+    spaced = {name: _spaced(denoiser, steps, name) for name in SPACINGS}
+    start = min(spaced.values(), key=learn.error)
+    with Activity("Searching for times"):
+        times = _search(learn, start, until=time.monotonic() + seconds)
+        errors = {name: judge.error(path) for name, path in spaced.items()} | {"learned": judge.error(times)}
+    return {
+        "times": [round(t, 4) for t in times],
+        "reference": f"{_REFERENCE} steps of DPM-Solver++(2M), {len(learn.noise)} samples",
+        "errors_on_other_noise": errors,
+    }
 
 
 def _search(target: _Target, start: Sequence[float], until: float) -> list[float]:
@@ -148,11 +157,10 @@ def _search(target: _Target, start: Sequence[float], until: float) -> list[float
     return best
 
 
-def _target(denoiser: Denoiser, sampler: Sampler, data: dict[str, Any], seed: str) -> _Target:
-    shape = (data["channels"], *data["image_size"])
+def _target(denoiser: Denoiser, sampler: Sampler, shape: tuple[int, ...], y: Condition | None, seed: str) -> _Target:
     count = max(4, min(128, _VALUES // math.prod(shape)))
     noise = SeededNoise(derive(0, seed), range(count)).draw(shape).to(denoiser.schedule.alpha_bar)
-    y = None if denoiser.num_classes is None else in_turn(torch.arange(denoiser.num_classes), range(count))
+    y = in_turn(y, range(count))
     exact = DPMSolver(clip=sampler.clip)(denoiser, noise, y, times=[*_spaced(denoiser, _REFERENCE, "trailing"), 0.0])
     return _Target(denoiser, sampler, noise, y, exact)
 
@@ -164,11 +172,16 @@ def _spaced(denoiser: Denoiser, steps: int, spacing: str) -> list[float]:
     ]
 
 
-def _identity(node: DictConfig) -> dict[str, Any]:
-    """What the best times depend on: all settings of the sampler but those of its times."""
+def _key(denoiser: Denoiser, node: DictConfig) -> dict[str, Any]:
+    """What the best times depend on: the model, and all settings of the sampler but those of its times."""
     held = OmegaConf.to_container(node, resolve=True)
     assert isinstance(held, dict)
-    return {str(key): value for key, value in held.items() if key not in ("times", "spacing", "continuous")}
+    found = ("times", "spacing", "continuous", "coefficients")
+    return {
+        "sampler": {str(key): value for key, value in held.items() if key not in found},
+        "weights": fingerprint(*denoiser.state_dict().values()),
+        "schedule": fingerprint(denoiser.schedule.alpha_bar),
+    }
 
 
 def _same(entry: Any, other: dict[str, Any]) -> bool:

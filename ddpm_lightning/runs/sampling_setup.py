@@ -23,7 +23,7 @@ from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.runs.compiling import COMPILE, compile_blocks, is_compiled, uses_graphs
 from ddpm_lightning.runs.graphs import graph_evaluations
 from ddpm_lightning.runs.instantiate import build
-from ddpm_lightning.runs.learned_times import learned_times
+from ddpm_lightning.runs.learned_times import learned_settings
 from ddpm_lightning.runs.loading import load_model, newest_checkpoint, run_dir_of
 from ddpm_lightning.runs.names import names_of
 from ddpm_lightning.runs.process_group import ProcessGroup
@@ -155,7 +155,7 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
     guided = guidance.of(denoiser, weaker)
     condition = torch.tensor(labels) if labels is not None else _condition(config, denoiser, path, data)
     if config.sampler.get("times") == "learned":
-        config.sampler.times = learned_times(path, denoiser, config.sampler)
+        config.sampler.update(learned_settings(path, denoiser, config.sampler))
     sampler: Sampler = build("sampler", config.sampler)
     names = names_of(sampler=config.sampler, schedule=schedule)
     times = times_of(sampler, denoiser)

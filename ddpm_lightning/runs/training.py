@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning import environment
-from ddpm_lightning.callbacks import BestCheckpoint, LossGuard, NewestCheckpoint
+from ddpm_lightning.callbacks import BestCheckpoint, LossGuard, NewestCheckpoint, SampleGrid
 from ddpm_lightning.data.conditions import save_condition
 from ddpm_lightning.data.datamodule import listed
 from ddpm_lightning.errors import Diverged, Stopped, UserError, brief
@@ -108,11 +108,19 @@ def _begin(run: Run) -> None:
     """Rewind the run folder to the resume point, write the config, and start the loggers."""
     trainer = run.trainer
     length = f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
-    say(f"Training {run.parameters:,} parameters for {length}, {_processes(trainer.world_size)}: {run.folder}")
+    trained = 0 if run.point is None else run.point.checkpoint.get("global_step", 0)
+    if 0 < trainer.max_steps <= trained:
+        say(f"{run.folder} has already been trained for {trained} steps: for more, set trainer.max_steps above that")
+    else:
+        say(f"Training {run.parameters:,} parameters for {length}, {_processes(trainer.world_size)}: {run.folder}")
     if names := run.record.config["data"].get("class_names"):
         say(f"Labels: {listed(names)}")
     if run.estimate is not None:
         say(run.estimate.sentence(_batches_left(run)))
+    grid = first(run.callbacks, SampleGrid)
+    if run.point is None and grid is not None and trainer.max_steps > 0:
+        step = min(grid.every_n_steps or trainer.max_steps, trainer.max_steps)
+        say(f"The first samples will be samples/grid_{step:07d}.png in that folder")
     if argument := environment.trust_argument(packages_to_trust(run.record.config)):
         say(f"This run uses classes from outside ddpm_lightning: to resume, sample or evaluate it, add {argument}")
     if first(run.callbacks, Checkpoint) is None:

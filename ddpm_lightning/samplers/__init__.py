@@ -1,6 +1,7 @@
 """Samplers: Algorithm 25.2 and faster solvers."""
 
 from ddpm_lightning.samplers.base import DenoiserLike, Point, Sampler, Step, Transition, reverse_step
+from ddpm_lightning.samplers.learned import Learned
 from ddpm_lightning.samplers.solvers import DDIM, DEIS, EDM, IPNDM, Ancestral, DPMSolver, Heun, Multistep, UniPC
 from ddpm_lightning.samplers.spacings import SPACINGS
 
@@ -14,6 +15,7 @@ __all__ = [
     "DPMSolver",
     "DenoiserLike",
     "Heun",
+    "Learned",
     "Multistep",
     "Point",
     "Sampler",

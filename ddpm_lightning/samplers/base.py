@@ -64,6 +64,7 @@ class Transition:
         ask: evaluates the network at (x, t) before a step to u, and returns the point.
         randn: returns standard normal noise like its argument.
         then: the timestep after u; u at the last.
+        index: the number of the step, 0 first.
     """
 
     schedule: NoiseSchedule
@@ -73,8 +74,9 @@ class Transition:
     ask: Callable[[Tensor, Tensor, Tensor], Point]
     randn: Noise
     then: Tensor | None = None
+    index: int = 0
 
-    def step(self, x0: Tensor, *, eta: float = 0.0) -> Tensor:
+    def step(self, x0: Tensor, *, eta: float | Tensor = 0.0) -> Tensor:
         """x_u by `reverse_step` with this x̄_0, and noise where η > 0."""
         mean, n = reverse_step(self.schedule, self.here, x0, self.u, eta=eta)
         return mean + n * self.randn(self.here.x) if eta > 0 else mean
@@ -201,7 +203,7 @@ class Sampler(ABC):
         path = self.times_on(schedule) if times is None else list(times)
         self._check_times(path, schedule.num_steps)
         evaluations = 0
-        dtype = schedule.alpha_bar.dtype if any(isinstance(t, float) for t in path) else torch.long
+        dtype = torch.long if all(isinstance(t, int) for t in path) else schedule.alpha_bar.dtype
 
         def ask(x: Tensor, t: Tensor, u: Tensor) -> Point:
             nonlocal evaluations
@@ -212,10 +214,10 @@ class Sampler(ABC):
 
         past: list[Point] = []
         ahead = iter([*path[2:], path[-1]])
-        for t, u in pairwise(path):
-            at, to, then = (torch.full((), time, device=x.device, dtype=dtype) for time in (t, u, next(ahead)))
+        for index, (t, u) in enumerate(pairwise(path)):
+            at, to, then = (torch.as_tensor(time, device=x.device, dtype=dtype) for time in (t, u, next(ahead)))
             x, at = self.perturb(schedule, x, at, len(path) - 1, randn)
-            transition = Transition(schedule, ask(x, at, to), to, past, ask, randn, then)
+            transition = Transition(schedule, ask(x, at, to), to, past, ask, randn, then, index)
             x = self.step(transition)
             past = [*past[-2:], transition.here]
             yield Step(u, x, transition.here.x0, evaluations)
@@ -279,7 +281,7 @@ def _checked(times: Sequence[float] | str) -> Sequence[float] | str:
 
 
 def reverse_step(
-    schedule: NoiseSchedule, here: Point, x0: Tensor, u: Tensor, *, eta: float = 0.0
+    schedule: NoiseSchedule, here: Point, x0: Tensor, u: Tensor, *, eta: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation n of the step x_t → x_u, shared by all samplers (Song et al. 2021, Eq. 7 and 16).
 

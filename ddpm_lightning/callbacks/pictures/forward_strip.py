@@ -84,11 +84,14 @@ class ForwardStrip(Callback):
             from ddpm_lightning.plots import Panel, draw_points
 
             return Picture(draw_points([[Panel(f"t = {t}", x[:, i], labels) for i, t in enumerate(times)]]), {})
+        class_names = class_names_of(pl_module)
         named = [f"image {i}" for i in range(len(x))]
+        if labels is not None and not class_names and not labels.any():  # such as a flat folder
+            labels = None
         return sheet(
             as_pictures(x.flatten(0, 1)),
             columns=len(times),
-            names=named if labels is None else captions_of(labels.tolist(), class_names_of(pl_module)),
+            names=named if labels is None else captions_of(labels.tolist(), class_names),
             heads=[f"t = {t}\nᾱ = {schedule.alpha_bar[t]:.2g}" for t in times],
         )
 

@@ -43,11 +43,10 @@ def trained(tmp_path, *overrides, env=None):
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({}, "no API key found"),
         ({"WANDB_API_KEY": "broken"}, "API key must have 40"),
         ({**KEY, **SOON}, "CommError"),
     ],
-    ids=["no key", "broken key", "no network"],
+    ids=["broken key", "no network"],
 )
 def test_what_cannot_be_sent_is_kept(tmp_path, env, says):
     warning, said, seconds = trained(tmp_path, env=env)

@@ -169,7 +169,11 @@ INPUT = "edit.input={given}/images/a.png"
             ["edit.input={given}/images", "edit.mask={given}/one"],
             "must hold a mask for each .* none named b",
         ),
-        ("inpaint", [INPUT, "edit.box=[0,0,4,4]", "edit.noise=0.1"], "edit.noise must be 0 for edit/method=repaint, got 0.1"),
+        (
+            "inpaint",
+            [INPUT, "edit.box=[0,0,4,4]", "edit.noise=0.1"],
+            "edit.noise must be 0 for edit/method=repaint, got 0.1",
+        ),
         ("inpaint", [INPUT, "edit.box=[0,0,4,4]", "edit.method.jump=0"], "edit.method.jump must be a positive integer"),
         ("deblur", [INPUT, "edit.std=0"], "edit.std must be a positive number, got 0"),
         ("super_resolution", [INPUT, "edit.factor=3"], "edit.factor must divide all sides of the images"),

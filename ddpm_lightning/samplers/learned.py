@@ -1,0 +1,53 @@
+"""A solver whose coefficients are learned for one model."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from torch import Tensor
+
+from ddpm_lightning.samplers.base import Options, Sampler, Transition
+
+__all__ = ["Learned"]
+
+
+class Learned(Sampler):
+    """A multistep solver with its own coefficients in each step, which `ddpm times` learns (after Watson et al. 2022, Shaul et al. 2024).
+
+    Row i of `coefficients` is (η, w_1, w_2): x̄_0 = x̂_0(t_i) + Σ_j w_j (x̂_0(t_{i−j}) − x̂_0(t_i)), and the step adds noise by η as
+    `reverse_step` does.
+
+    Args:
+        coefficients: a row for each step; "learned" for those that `ddpm times` found for a checkpoint, which sample.py and
+            evaluate.py put here.
+
+    Raises:
+        ValueError: for rows of other lengths.
+    """
+
+    eta = 1.0
+
+    def __init__(
+        self,
+        num_steps: int | None = 8,
+        *,
+        coefficients: Sequence[Sequence[float] | Tensor] | str = "learned",
+        **options: Unpack[Options],
+    ):
+        super().__init__(num_steps, **options)
+        if not isinstance(coefficients, str) and any(len(row) != 3 for row in coefficients):
+            raise ValueError(f"coefficients must be rows of three numbers, eta and two weights, got {coefficients}")
+        self.rows = None if isinstance(coefficients, str) else coefficients
+
+    def times(self, T: int, *, log_snr: Tensor | None = None) -> Sequence[float]:
+        times = super().times(T, log_snr=log_snr)
+        if self.rows is None or len(self.rows) != len(times) - 1:
+            given = "learned" if self.rows is None else f"{len(self.rows)} rows"
+            raise ValueError(f"coefficients must have a row for each of the {len(times) - 1} steps, got {given}")
+        return times
+
+    def step(self, at: Transition) -> Tensor:
+        assert self.rows is not None
+        eta, *weights = self.rows[at.index]
+        here, past = at.here.x0, at.past[::-1]
+        x0 = here + sum(weight * (point.x0 - here) for weight, point in zip(weights, past, strict=False))
+        return at.step(x0, eta=eta)
