@@ -34,7 +34,7 @@ def test_what_passes(value, interval):
     ("value", "interval", "sentence"),
     [
         (2.5, "1..", "x must be a positive integer, got 2.5"),
-        (2.0, "1..", "x must be a positive integer, got 2.0"),
+        (2.0, "1..", "x must be a positive integer, got 2.0: write 2"),
         ("abc", "0..", "x must be a non-negative integer, got 'abc'"),
         (True, "0..", "x must be a non-negative integer, got true"),
         (None, "1..", "x must be a positive integer, got null"),

@@ -1,6 +1,7 @@
 """What a run will take, tried before it starts, and the batch size that it chooses by that."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -107,12 +108,12 @@ def test_a_run_says_what_it_will_take(tmp_path, capsys):
     runs.train(train_config(tmp_path / "run", "trainer.max_steps=3", "data.num_classes=10"))
     assert " s and " in (line := capsys.readouterr().out.splitlines()[1])
     assert line.startswith("It will take about 0 s and ")
-    assert line.endswith(" would fit")
+    assert re.search(r"; up to data.batch_size=\d+ fits$", line)
     assert Estimate(90.0, 3 * 2**30, 2 * 2**30, 64).sentence(10) == (
-        "It will take about 15 min and 3.0 GiB of 2.0 GiB, which is too much; batches of 64 would fit"
+        "It will take about 15 min and 3.0 GiB for tensors, of 2.0 GiB, which is too much; up to data.batch_size=64 fits"
     )
     assert Estimate(0.25, 2**22, math.inf, 2048).sentence(None) == (
-        "It will take about 0.25 s a batch and 4 MiB; batches of 2,048 would fit"
+        "It will take about 0.25 s a batch and 4 MiB for tensors; up to data.batch_size=2048 fits"
     )
     assert "about 1.5 h and" in Estimate(0.5, 2**22, math.inf, 2048).sentence(10800)
 
