@@ -4,10 +4,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ddpm_lightning.data.source import Condition, in_turn
 from ddpm_lightning.denoiser import Denoiser
@@ -17,7 +19,7 @@ from ddpm_lightning.schedules import NoiseSchedule
 from ddpm_lightning.seeds import derive
 from ddpm_lightning.terminal import Activity
 
-__all__ = ["Coefficients", "Samples", "learn"]
+__all__ = ["Coefficients", "Features", "Reference", "learn"]
 
 RATE = 0.05  # of Adam, falling to zero over the search
 BATCH = 64
@@ -28,22 +30,59 @@ _VALUES = 2**22  # of all samples compared
 _REFERENCE = 100  # steps of the samples to come near to
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Samples (N, ...), and the mean distance between two of them."""
+class Features(nn.Module):
+    """What images are compared by: random convolutions at several scales, with fixed weights; other data as they are.
 
-    x: Tensor
-    spread: Tensor
+    Random filters see strokes and textures, where the values alone mostly show coarse shapes.
 
-    @classmethod
-    def of(cls, x: Tensor) -> "Samples":
-        """The samples x."""
-        return cls(x, torch.pdist(x.flatten(1)).mean())
+    Args:
+        shape: (C, H, W), or another shape.
+    """
+
+    def __init__(self, shape: Sequence[int]):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        if len(shape) == 3 and min(shape[1:]) >= 4:
+            draw = torch.Generator().manual_seed(derive(0, "random features"))
+            widths = [shape[0], 64, 128, 256, 256, 256][: 1 + int(math.log2(min(shape[1:])))]
+            for narrow, wide in pairwise(widths):
+                layer = nn.Conv2d(narrow, wide, 3, padding=1)
+                layer.weight.data = torch.randn(layer.weight.shape, generator=draw) * math.sqrt(2 / 9 / narrow)
+                layer.bias.data = torch.rand(wide, generator=draw) - 0.5  # type: ignore[union-attr]
+                self.layers.append(layer)
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [] if len(self.layers) else [x.flatten(1)]
+        for layer in self.layers:
+            x = layer(x).relu()
+            found.append(functional.adaptive_avg_pool2d(x, 2).flatten(1))
+            x = functional.max_pool2d(x, 2, ceil_mode=True)
+        return torch.cat(found, dim=1)
+
+
+class Reference:
+    """Samples of many steps, to which others have an energy distance in standardized features.
+
+    Args:
+        x: (N, ...) samples.
+        features: what they are compared by.
+    """
+
+    def __init__(self, x: Tensor, features: Features):
+        self.features, held = features, features(x)
+        scale = held.std(0)
+        self.mean, self.scale = held.mean(0), scale.clamp(min=0.1 * scale.mean()) * math.sqrt(held.shape[1])
+        self.held = self._standard(held)
+        self.spread = torch.pdist(self.held).mean()
 
     def distance(self, x: Tensor) -> Tensor:
-        """The energy distance 2 E|x − y| − E|x − x'| − E|y − y'| between two distributions, 0 if they are equal; unbiased
-        (Székely & Rizzo 2013)."""
-        return 2 * torch.cdist(x.flatten(1), self.x.flatten(1)).mean() - torch.pdist(x.flatten(1)).mean() - self.spread
+        """2 E|x − y| − E|x − x'| − E|y − y'| between two distributions, 0 if they are equal; unbiased (Székely & Rizzo 2013)."""
+        held = self._standard(self.features(x))
+        return 2 * torch.cdist(held, self.held).mean() - torch.pdist(held).mean() - self.spread
+
+    def _standard(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
 
 
 class Coefficients(nn.Module):
@@ -63,10 +102,11 @@ class Coefficients(nn.Module):
         levels = schedule.log_snr_at(first).clamp(-_FARTHEST, _FARTHEST)
         self.ends = levels[0], schedule.log_snr[1:].max().clamp(-_FARTHEST, _FARTHEST)
         gaps = torch.diff(torch.cat([levels, self.ends[1][None]])).clamp(min=1e-2)
-        weights = torch.zeros(len(times), 2).to(first)
-        weights[1:-1, 0] = (-gaps[1:-1] / gaps[:-2] / 2).clamp(min=-1.5)
+        weights = torch.tensor([1.0, 0.0, 0.0]).to(first).repeat(len(times), 1)
+        weights[1:-1, 1] = (-gaps[1:-1] / gaps[:-2] / 2).clamp(min=-1.5)
         self.start, self.gaps = float(times[0]), nn.Parameter(gaps.log())
-        self.noise, self.weights = nn.Parameter(torch.full_like(first, 3.0)), nn.Parameter(weights)
+        self.eta, self.noise = nn.Parameter(torch.full_like(first, 3.0)), nn.Parameter(torch.zeros_like(first))
+        self.weights = nn.Parameter(weights)
 
     def solver(self, **options: Any) -> Learned:
         """The solver, whose samples have gradients with respect to the parameters."""
@@ -74,7 +114,7 @@ class Coefficients(nn.Module):
         shares = _LEAST + (1 - _LEAST * len(self.gaps)) * self.gaps.softmax(0)
         levels = low + (high - low) * shares.cumsum(0)[:-1]
         times: list[Any] = [self.start, *(self._time(level) for level in levels)]
-        rows = torch.cat([self.noise.sigmoid()[:, None], self.weights], dim=1)
+        rows = torch.cat([self.eta.sigmoid()[:, None], self.noise.exp()[:, None], self.weights], dim=1)
         return Learned(times=times, coefficients=[*rows], **options)
 
     def values(self) -> tuple[list[float], list[list[float]]]:
@@ -133,7 +173,10 @@ def learn(
     options: dict[str, Any] = {"clip": like.clip, "dynamic_threshold": like.dynamic_threshold}
     with Activity("Sampling the reference"):
         many = DPMSolver(min(_REFERENCE, denoiser.schedule.num_steps), eta=1.0, **options)
-        reference, others = (Samples.of(model.many(many, s, seconds=seconds / 6)) for s in ("reference", "judge them"))
+        features = Features(shape).to(denoiser.schedule.alpha_bar)
+        reference, others = (
+            Reference(model.many(many, seed, seconds=seconds / 6), features) for seed in ("learn from", "judge by")
+        )
     with Activity("Comparing spacings"):
         spaced = {
             name: DPMSolver(like.num_steps, eta=1.0, spacing=name, continuous=True, **options) for name in SPACINGS
@@ -154,7 +197,7 @@ def learn(
     return {
         "times": times,
         "coefficients": rows,
-        "reference": f"{_REFERENCE} steps of DPM-Solver++(2M SDE), {len(reference.x)} samples",
+        "reference": f"{_REFERENCE} steps of DPM-Solver++(2M SDE), {len(reference.held)} samples",
         "errors_on_other_noise": errors,
     }
 
@@ -162,7 +205,7 @@ def learn(
 def _descend(
     coefficients: Coefficients,
     model: _Model,
-    reference: Samples,
+    reference: Reference,
     options: dict[str, Any],
     *,
     seconds: float,

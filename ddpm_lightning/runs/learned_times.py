@@ -25,7 +25,7 @@ from ddpm_lightning.ranges import require
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.learned_solver import learn
 from ddpm_lightning.runs.loading import load_model
-from ddpm_lightning.runs.names import names_of
+from ddpm_lightning.runs.names import named
 from ddpm_lightning.samplers import SPACINGS, DPMSolver, Learned, Sampler
 from ddpm_lightning.seeds import derive
 from ddpm_lightning.terminal import Activity
@@ -106,7 +106,7 @@ def learned_settings(checkpoint: Path, denoiser: Denoiser, node: DictConfig) -> 
     for entry in _entries(_path(checkpoint)):
         if _same(entry, wanted):
             return {name: entry[name] for name in ("times", "coefficients") if name in entry}
-    name = names_of(sampler=node)["sampler"]
+    name = named("sampler", node).choice
     raise UserError(
         f"sampler.times=learned: {_path(checkpoint)} has no times for these weights and this sampler in {node.get('num_steps')} steps: "
         f"run `{environment.command('times')} {checkpoint} --sampler {name} --steps {node.get('num_steps')}` first"

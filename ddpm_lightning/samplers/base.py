@@ -153,7 +153,9 @@ class Sampler(ABC):
             )
         if self.given is not None:
             require("times[0]", self.given[0], f"[1, {T}]", hint=f"the schedule has T={T}")
-            return [*self.given, 0] if all(isinstance(t, int) for t in self.given) else [*map(float, self.given), 0.0]
+            if all(isinstance(t, int) for t in self.given):
+                return [*self.given, 0]
+            return [*(t if isinstance(t, Tensor) else float(t) for t in self.given), 0.0]  # tensors have gradients
         num_steps = T if self.num_steps is None else self.num_steps
         require("num_steps", num_steps, f"1..{T}", hint=f"the schedule has T={T}")
         spaced = SPACINGS[self.spacing](T, num_steps, None if log_snr is None else log_snr[1:])

@@ -5,14 +5,17 @@ import math
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ddpm_lightning import schedules
+from ddpm_lightning import CONF_DIR, schedules
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.models import UNet
 from ddpm_lightning.runs import save_denoiser
-from ddpm_lightning.runs.learned_times import _search, _Target, find_times, learned_times
+from ddpm_lightning.runs.learned_times import _search, _Target, find_times, learned_settings
+from ddpm_lightning.runs.process_group import ALONE
+from ddpm_lightning.runs.sampling_setup import prepare_sampling
 from ddpm_lightning.samplers import DDIM
 from tests.helpers.samplers import MEAN, STD, gaussian
 
@@ -81,22 +84,42 @@ def test_times_are_stored_with_what_they_were_made_from(checkpoint, capsys):
     assert "learned" in entries[0]["errors_on_other_noise"]
     assert "on other noise" in capsys.readouterr().out
     denoiser = load_model(checkpoint, weights="raw")[0]
-    assert learned_times(checkpoint, denoiser, node()) == entries[0]["times"]
-    with pytest.raises(UserError, match=r"--steps 5.*with the same sampler first"):
-        learned_times(checkpoint, denoiser, node(num_steps=5))
+    assert learned_settings(checkpoint, denoiser, node()) == {"times": entries[0]["times"]}
+    with pytest.raises(UserError, match=r"--sampler ddim --steps 5` first"):
+        learned_settings(checkpoint, denoiser, node(num_steps=5))
     with pytest.raises(UserError, match="no times for these weights"):
-        learned_times(checkpoint, denoiser, node(clip=None))
+        learned_settings(checkpoint, denoiser, node(clip=None))
     with torch.no_grad():
         next(denoiser.model.parameters()).add_(1)
     with pytest.raises(UserError, match="no times for these weights"):
-        learned_times(checkpoint, denoiser, node())
+        learned_settings(checkpoint, denoiser, node())
     path.write_text("{")
     with pytest.raises(UserError, match="delete it"):
-        learned_times(checkpoint, denoiser, node())
+        learned_settings(checkpoint, denoiser, node())
+
+
+def test_coefficients_are_stored_too_and_sampled_with(checkpoint, monkeypatch):
+    monkeypatch.setattr("ddpm_lightning.runs.learned_solver._REFERENCE", 10)
+    path = find_times(checkpoint, weights="raw", steps=3, seconds=6.0)
+    (entry,) = json.loads(path.read_text())
+    assert [len(row) for row in entry["coefficients"]] == [5, 5, 5]
+    assert "10 steps" in entry["reference"]
+    chosen = ["sampler=learned", "sampler.num_steps=3", "weights=raw", f"ckpt_path={checkpoint}", "num_samples=4"]
+
+    def prepared(*more):
+        with initialize_config_dir(CONF_DIR, version_base="1.3"):
+            return prepare_sampling(compose("sample", [*chosen, *more]), ALONE)
+
+    setup = prepared()
+    assert setup.times == [*entry["times"], 0.0]
+    assert setup.sampler.rows == entry["coefficients"]
+    assert setup.evaluations == 3
+    with pytest.raises(UserError, match=r"--sampler learned --steps 4` first"):
+        prepared("sampler.num_steps=4")
 
 
 def test_noisy_samplers_and_odd_settings_are_refused(checkpoint):
-    with pytest.raises(UserError, match="adds noise"):
+    with pytest.raises(UserError, match="--sampler must be learned, or deterministic .* got ancestral"):
         find_times(checkpoint, weights="raw", sampler="ancestral")
     with pytest.raises(ValueError, match="steps must be"):
         find_times(checkpoint, weights="raw", steps=0)
