@@ -35,6 +35,7 @@ from .samplers import IPNDM as IPNDM
 from .samplers import Ancestral as Ancestral
 from .samplers import DPMSolver as DPMSolver
 from .samplers import Heun as Heun
+from .samplers import Learned as Learned
 from .samplers import Sampler as Sampler
 from .samplers import Step as Step
 from .samplers import UniPC as UniPC

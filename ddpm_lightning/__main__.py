@@ -138,13 +138,16 @@ def _add_checkpoint_commands(command: Callable[..., argparse.ArgumentParser]) ->
     )
     likelihood.add_argument("--split", default="validation", metavar="validation|test", help="default: %(default)s")
 
-    about = "find the best time steps for a checkpoint and a deterministic sampler, for sampler.times=learned"
+    about = "learn the few time steps and the coefficients that suit a checkpoint best, for sampler=learned"
     times = command("times", _times, about)
     times.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
     _add_trust(times)
     times.add_argument("--steps", type=int, default=8, metavar="N", help="number of steps (default: %(default)s)")
     times.add_argument(
-        "--sampler", default="dpmpp_2m", metavar="NAME", help="a choice of sampler= (default: %(default)s)"
+        "--sampler",
+        default="learned",
+        metavar="NAME",
+        help="learned, or a deterministic choice of sampler= whose times alone are searched for (default: %(default)s)",
     )
     times.add_argument("--weights", default="ema", metavar="ema|raw", help="default: %(default)s")
     times.add_argument(
