@@ -27,33 +27,43 @@ MANY = 1024  # samples that distributions are compared by
 _FARTHEST = 12.0  # |log SNR| of the first step from pure noise, or the last to clean data
 _LEAST = 1e-3  # of all log SNRs, between two times
 _VALUES = 2**22  # of all samples compared
-_REFERENCE = 100  # steps of the samples to come near to
+_REFERENCE = 40  # steps of the samples to come near to
 
 
 class Features(nn.Module):
-    """What images are compared by: random convolutions at several scales, with fixed weights; other data as they are.
+    """What samples are compared by: their values, and for images random convolutions at several scales, with fixed weights.
 
-    Random filters see strokes and textures, where the values alone mostly show coarse shapes.
+    Random filters see strokes and textures, where distances of values alone mostly show coarse shapes.
 
     Args:
-        shape: (C, H, W), or another shape.
+        x: (N, ...) samples, on which the filters' features are standardized.
     """
 
-    def __init__(self, shape: Sequence[int]):
+    def __init__(self, x: Tensor):
         super().__init__()
         self.layers = nn.ModuleList()
-        if len(shape) == 3 and min(shape[1:]) >= 4:
-            draw = torch.Generator().manual_seed(derive(0, "random features"))
-            widths = [shape[0], 64, 128, 256, 256, 256][: 1 + int(math.log2(min(shape[1:])))]
-            for narrow, wide in pairwise(widths):
-                layer = nn.Conv2d(narrow, wide, 3, padding=1)
-                layer.weight.data = torch.randn(layer.weight.shape, generator=draw) * math.sqrt(2 / 9 / narrow)
-                layer.bias.data = torch.rand(wide, generator=draw) - 0.5  # type: ignore[union-attr]
-                self.layers.append(layer)
-        self.requires_grad_(False)
+        if x.ndim == 4 and min(x.shape[2:]) >= 4:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive(0, "random features"))
+                widths = [x.shape[1], 32, *(min(2**i, 256) for i in range(6, 5 + int(math.log2(min(x.shape[2:])))))]
+                for narrow, wide in pairwise(widths):
+                    layer = nn.Conv2d(narrow, wide, 3, padding=1)
+                    nn.init.orthogonal_(layer.weight, 2**0.5)
+                    nn.init.uniform_(layer.bias, -0.5, 0.5)  # type: ignore[arg-type]
+                    self.layers.append(layer)
+        self.to(x).requires_grad_(False)
+        found = self._filtered(x)
+        self.mean, self.scale = found.mean(0), found.std(0) + 1e-4  # rare features count as much as others
 
-    def forward(self, x: Tensor) -> Tensor:
-        found = [] if len(self.layers) else [x.flatten(1)]
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, D) of each kind, scaled so that their distances are of the order of 1."""
+        values = x.flatten(1) / math.sqrt(x[0].numel())
+        if not len(self.layers):
+            return [values]
+        return [values, 3 * (self._filtered(x) - self.mean) / self.scale / math.sqrt(len(self.mean))]
+
+    def _filtered(self, x: Tensor) -> Tensor:
+        found = [x.new_zeros(len(x), 1)]
         for layer in self.layers:
             x = layer(x).relu()
             found.append(functional.adaptive_avg_pool2d(x, 2).flatten(1))
@@ -62,27 +72,22 @@ class Features(nn.Module):
 
 
 class Reference:
-    """Samples of many steps, to which others have an energy distance in standardized features.
+    """Samples of many steps, from which others have an energy distance in each kind of feature.
 
     Args:
         x: (N, ...) samples.
-        features: what they are compared by.
     """
 
-    def __init__(self, x: Tensor, features: Features):
-        self.features, held = features, features(x)
-        scale = held.std(0)
-        self.mean, self.scale = held.mean(0), scale.clamp(min=0.1 * scale.mean()) * math.sqrt(held.shape[1])
-        self.held = self._standard(held)
-        self.spread = torch.pdist(self.held).mean()
+    def __init__(self, x: Tensor):
+        self.features = Features(x)
+        self.held = self.features(x)
+        self.spreads = [torch.pdist(held).mean() for held in self.held]
 
     def distance(self, x: Tensor) -> Tensor:
-        """2 E|x − y| − E|x − x'| − E|y − y'| between two distributions, 0 if they are equal; unbiased (Székely & Rizzo 2013)."""
-        held = self._standard(self.features(x))
-        return 2 * torch.cdist(held, self.held).mean() - torch.pdist(held).mean() - self.spread
-
-    def _standard(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.scale
+        """Σ 2 E|x − y| − E|x − x'| − E|y − y'|, which is 0 for the same distribution; unbiased (Székely & Rizzo 2013)."""
+        kinds = zip(self.features(x), self.held, self.spreads, strict=True)
+        distances = [2 * torch.cdist(ours, held).mean() - torch.pdist(ours).mean() - own for ours, held, own in kinds]
+        return torch.stack(distances).sum()
 
 
 class Coefficients(nn.Module):
@@ -102,11 +107,10 @@ class Coefficients(nn.Module):
         levels = schedule.log_snr_at(first).clamp(-_FARTHEST, _FARTHEST)
         self.ends = levels[0], schedule.log_snr[1:].max().clamp(-_FARTHEST, _FARTHEST)
         gaps = torch.diff(torch.cat([levels, self.ends[1][None]])).clamp(min=1e-2)
-        weights = torch.tensor([1.0, 0.0, 0.0]).to(first).repeat(len(times), 1)
-        weights[1:-1, 1] = (-gaps[1:-1] / gaps[:-2] / 2).clamp(min=-1.5)
+        weights = torch.zeros(len(times), 2).to(first)
+        weights[1:-1, 0] = (-gaps[1:-1] / gaps[:-2] / 2).clamp(min=-1.5)
         self.start, self.gaps = float(times[0]), nn.Parameter(gaps.log())
-        self.eta, self.noise = nn.Parameter(torch.full_like(first, 3.0)), nn.Parameter(torch.zeros_like(first))
-        self.weights = nn.Parameter(weights)
+        self.noise, self.weights = nn.Parameter(torch.full_like(first, 3.0)), nn.Parameter(weights)
 
     def solver(self, **options: Any) -> Learned:
         """The solver, whose samples have gradients with respect to the parameters."""
@@ -114,7 +118,7 @@ class Coefficients(nn.Module):
         shares = _LEAST + (1 - _LEAST * len(self.gaps)) * self.gaps.softmax(0)
         levels = low + (high - low) * shares.cumsum(0)[:-1]
         times: list[Any] = [self.start, *(self._time(level) for level in levels)]
-        rows = torch.cat([self.eta.sigmoid()[:, None], self.noise.exp()[:, None], self.weights], dim=1)
+        rows = torch.cat([self.noise.sigmoid()[:, None], self.weights], dim=1)
         return Learned(times=times, coefficients=[*rows], **options)
 
     def values(self) -> tuple[list[float], list[list[float]]]:
@@ -158,7 +162,7 @@ class _Model:
 def learn(
     denoiser: Denoiser, shape: tuple[int, ...], y: Condition | None, *, like: Learned, seconds: float
 ) -> dict[str, Any]:
-    """Learn a solver's times and coefficients, by gradients of the energy distance between its samples and those of 100 steps.
+    """Learn a solver's times and coefficients, by gradients of the energy distance between its samples and those of 40 steps.
 
     It starts as DPM-Solver++(2M SDE) with the best of the spacings, and is compared with it on other noise.
 
@@ -173,10 +177,8 @@ def learn(
     options: dict[str, Any] = {"clip": like.clip, "dynamic_threshold": like.dynamic_threshold}
     with Activity("Sampling the reference"):
         many = DPMSolver(min(_REFERENCE, denoiser.schedule.num_steps), eta=1.0, **options)
-        features = Features(shape).to(denoiser.schedule.alpha_bar)
-        reference, others = (
-            Reference(model.many(many, seed, seconds=seconds / 6), features) for seed in ("learn from", "judge by")
-        )
+        reference = Reference(model.many(many, "learn from", seconds=seconds / 5))
+        others = Reference(model.many(many, "judge by", seconds=seconds / 15))
     with Activity("Comparing spacings"):
         spaced = {
             name: DPMSolver(like.num_steps, eta=1.0, spacing=name, continuous=True, **options) for name in SPACINGS
@@ -185,19 +187,19 @@ def learn(
         best = min(tried, key=tried.__getitem__)
     coefficients = Coefficients(denoiser.schedule, spaced[best].times_on(denoiser.schedule)[:-1])
     with Activity("Learning times and coefficients") as activity:
-        _descend(coefficients, model, reference, options, seconds=seconds / 2, advance=activity.advance)
+        _descend(coefficients, model, reference, options, seconds=seconds * 2 / 3, advance=activity.advance)
     times, rows = coefficients.values()
     learned = Learned(times=times, coefficients=rows, **options)
     solvers = {f"dpmpp_2m_sde, {best}": spaced[best], "learned": learned}
     with Activity("Comparing on other noise"):
         errors = {
-            name: float(others.distance(model.many(solver, "judge", seconds=seconds / 12)))
+            name: float(others.distance(model.many(solver, "judge", seconds=seconds / 50)))
             for name, solver in solvers.items()
         }
     return {
         "times": times,
         "coefficients": rows,
-        "reference": f"{_REFERENCE} steps of DPM-Solver++(2M SDE), {len(reference.held)} samples",
+        "reference": f"{_REFERENCE} steps of DPM-Solver++(2M SDE), {len(reference.held[0])} samples",
         "errors_on_other_noise": errors,
     }
 

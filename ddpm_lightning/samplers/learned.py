@@ -5,7 +5,7 @@ from typing import Unpack
 
 from torch import Tensor
 
-from ddpm_lightning.samplers.base import Options, Sampler, Transition, reverse_step
+from ddpm_lightning.samplers.base import Options, Sampler, Transition
 
 __all__ = ["Learned"]
 
@@ -13,8 +13,8 @@ __all__ = ["Learned"]
 class Learned(Sampler):
     """A multistep solver with its own coefficients in each step, which `ddpm times` learns (after Watson et al. 2022, Shaul et al. 2024).
 
-    Row i of `coefficients` is (η, ν, w_0, w_1, w_2): the step is that of `reverse_step` with η, with
-    x̄_0 = w_0 x̂_0(t_i) + Σ_{j>0} w_j (x̂_0(t_{i−j}) − x̂_0(t_i)) and ν times its noise.
+    Row i of `coefficients` is (η, w_1, w_2): the step is that of `reverse_step` with η, and with
+    x̄_0 = x̂_0(t_i) + Σ_j w_j (x̂_0(t_{i−j}) − x̂_0(t_i)).
 
     Args:
         coefficients: a row for each step; "learned" for those that `ddpm times` found for a checkpoint, which sample.py and
@@ -34,10 +34,8 @@ class Learned(Sampler):
         **options: Unpack[Options],
     ):
         super().__init__(num_steps, **options)
-        if not isinstance(coefficients, str) and any(len(row) != 5 for row in coefficients):
-            raise ValueError(
-                f"coefficients must be rows of five numbers, eta, the noise's factor and three weights, got {coefficients}"
-            )
+        if not isinstance(coefficients, str) and any(len(row) != 3 for row in coefficients):
+            raise ValueError(f"coefficients must be rows of three numbers, eta and two weights, got {coefficients}")
         self.rows = None if isinstance(coefficients, str) else coefficients
 
     def times(self, T: int, *, log_snr: Tensor | None = None) -> Sequence[float]:
@@ -49,8 +47,7 @@ class Learned(Sampler):
 
     def step(self, at: Transition) -> Tensor:
         assert self.rows is not None
-        eta, noise, weight, *weights = self.rows[at.index]
+        eta, *weights = self.rows[at.index]
         here, past = at.here.x0, at.past[::-1]
-        x0 = weight * here + sum(w * (point.x0 - here) for w, point in zip(weights, past, strict=False))
-        mean, n = reverse_step(at.schedule, at.here, x0, at.u, eta=eta)
-        return mean + noise * n * at.randn(at.here.x)
+        x0 = here + sum(weight * (point.x0 - here) for weight, point in zip(weights, past, strict=False))
+        return at.step(x0, eta=eta)

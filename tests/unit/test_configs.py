@@ -48,7 +48,11 @@ def test_models(choice):
 def test_samplers(choice):
     sampler = instantiate(of("sampler", choice).sampler)
     assert isinstance(sampler, Sampler)
-    assert sampler.times(1000, log_snr=schedules.linear().log_snr)[-1] == 0
+    if choice == "learned":
+        with pytest.raises(ValueError, match="after `python -m ddpm_lightning times CHECKPOINT`"):
+            sampler.times(1000)
+    else:
+        assert sampler.times(1000, log_snr=schedules.linear().log_snr)[-1] == 0
 
 
 @pytest.mark.parametrize("choice", choices("optimizer"))

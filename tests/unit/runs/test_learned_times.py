@@ -102,7 +102,7 @@ def test_coefficients_are_stored_too_and_sampled_with(checkpoint, monkeypatch):
     monkeypatch.setattr("ddpm_lightning.runs.learned_solver._REFERENCE", 10)
     path = find_times(checkpoint, weights="raw", steps=3, seconds=6.0)
     (entry,) = json.loads(path.read_text())
-    assert [len(row) for row in entry["coefficients"]] == [5, 5, 5]
+    assert [len(row) for row in entry["coefficients"]] == [3, 3, 3]
     assert "10 steps" in entry["reference"]
     chosen = ["sampler=learned", "sampler.num_steps=3", "weights=raw", f"ckpt_path={checkpoint}", "num_samples=4"]
 
