@@ -3,8 +3,8 @@
 python benchmarks/few_evaluations.py CHECKPOINT [--images 1500] [--seeds 5] [--samplers ddim dpmpp_2m ...] [--evaluations 3 5 8 10 20]
 
 Each value is the mean over the seeds of noise, none of which `ddpm times` has learned from, with the standard deviation. FID is that
-of evaluate.py's own classifier and the training images. Samplers of two evaluations per step take half the steps. "learned" are the
-times that `ddpm times` finds, in at most --seconds each; they are stored beside the checkpoint.
+of evaluate.py's own classifier and the training images. Samplers of two evaluations per step take half the steps. "learned" is what
+`ddpm times` finds, in about --seconds each; it is stored beside the checkpoint.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from ddpm_lightning.images import SeededNoise, to_uint8
 from ddpm_lightning.metrics.distances import frechet_distance
 from ddpm_lightning.metrics.features import extract
 from ddpm_lightning.runs.instantiate import build
-from ddpm_lightning.runs.learned_times import find_times, learned_times
+from ddpm_lightning.runs.learned_times import find_times, learned_settings
 from ddpm_lightning.runs.process_group import ALONE
 from ddpm_lightning.runs.sampling_setup import count_evaluations, prepare_sampling
 
@@ -34,7 +34,9 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=100)
-    parser.add_argument("--samplers", nargs="+", default=["ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis", "edm"])
+    parser.add_argument(
+        "--samplers", nargs="+", default=["ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis", "edm", "learned"]
+    )
     parser.add_argument("--spacings", nargs="+", default=["trailing", "karras", "learned"])
     parser.add_argument("--evaluations", nargs="+", type=int, default=[3, 5, 8, 10, 20])
     parser.add_argument("--seconds", type=float, default=60.0, help="of each search for times")
@@ -79,11 +81,13 @@ def main() -> None:
             for spacing in arguments.spacings:
                 two = name in ("heun", "edm")
                 node = composed(name, f"sampler.num_steps={(evaluations + 1) // 2 if two else evaluations}")
+                if name == "learned" and spacing != "learned":
+                    continue
                 if spacing == "learned":
                     if node.get("eta", 0.0) > 0:
                         continue
                     find_times(arguments.checkpoint, steps=node.num_steps, sampler=name, seconds=arguments.seconds)
-                    node.times = learned_times(arguments.checkpoint, denoiser, node)
+                    node.update(learned_settings(arguments.checkpoint, denoiser, node))
                 else:
                     node.spacing = spacing
                 sampler = build("sampler", node)

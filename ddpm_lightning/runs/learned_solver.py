@@ -27,6 +27,7 @@ MANY = 1024  # samples that distributions are compared by
 _FARTHEST = 12.0  # |log SNR| of the first step from pure noise, or the last to clean data
 _LEAST = 1e-3  # of all log SNRs, between two times
 _VALUES = 2**22  # of all samples compared
+_LOOKS = 10  # times that the parameters are compared by more samples, to end with the best
 _REFERENCE = 40  # steps of the samples to come near to
 
 
@@ -213,13 +214,35 @@ def _descend(
     seconds: float,
     advance: Callable[[], object],
 ) -> None:
-    optimizer = torch.optim.Adam(coefficients.parameters(), lr=RATE, betas=(0.9, 0.99))
-    began, first = time.monotonic(), 0
+    """Follow the gradient, and end with the parameters that came nearest."""
+    groups: list[dict[str, Any]] = [
+        {"params": [coefficients.gaps], "slower": 0.3},
+        {"params": [coefficients.noise, coefficients.weights]},
+    ]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    began, first, looks = time.monotonic(), 0, 0
+    best: tuple[float, dict[str, Tensor]] = (math.inf, {})
     while (spent := (time.monotonic() - began) / seconds) < 1:
-        optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * spent)) / 2
+        if spent * _LOOKS >= looks:
+            best, looks = min(best, _look(coefficients, model, reference, options), key=lambda pair: pair[0]), looks + 1
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * group.get("slower", 1.0) * (1 + math.cos(math.pi * spent)) / 2
         drawn = model.draw(coefficients.solver(**options), "learn", range(first, first + BATCH), grad=True)
         optimizer.zero_grad()
         reference.distance(drawn).backward()
         optimizer.step()
         first += BATCH
         advance()
+    best = min(best, _look(coefficients, model, reference, options), key=lambda pair: pair[0])
+    coefficients.load_state_dict(best[1])
+
+
+def _look(
+    coefficients: Coefficients, model: _Model, reference: Reference, options: dict[str, Any]
+) -> tuple[float, dict[str, Tensor]]:
+    """The distance of more samples, from noise of their own, and a copy of the parameters."""
+    times, rows = coefficients.values()
+    samples = model.draw(Learned(times=times, coefficients=rows, **options), "look", range(8 * BATCH))
+    return float(reference.distance(samples)), {
+        name: value.clone() for name, value in coefficients.state_dict().items()
+    }
