@@ -42,6 +42,8 @@ def sample(config: DictConfig) -> Path:
     with join_process_group() as group:
         with Activity("Loading the checkpoint"):
             setup = prepare_sampling(config, group)
+        if config.ckpt_path is None and group.rank == 0:
+            print(f"Sampling from the newest run: {setup.path}", flush=True)
         if config.get("edit") is not None:
             return edit_images(config, setup, group)
         require_one_of("format", config.format, _formats(setup), hint=f"the model samples {setup.kind}")

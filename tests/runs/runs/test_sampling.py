@@ -108,11 +108,12 @@ def test_images_are_edited(tiny_run, tmp_path):
         assert (np.asarray(image)[:, 4:] == 128).all()
 
 
-def test_the_newest_run_is_found(tiny_run, monkeypatch):
+def test_the_newest_run_is_found(tiny_run, monkeypatch, capsys):
     monkeypatch.chdir(tiny_run.parent.parent)
     out = runs.sample(config_of("num_samples=1", "sampler.num_steps=2", name="sample"))
     assert out.parent.samefile(tiny_run)
     assert out.name.startswith("samples_")
+    assert capsys.readouterr().out.startswith("Sampling from the newest run: outputs/")
 
 
 def test_no_run_yet(tmp_path, monkeypatch):
