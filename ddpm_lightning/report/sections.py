@@ -104,7 +104,8 @@ def _tests(ranking: Ranking) -> str:
     )
     number = ranking.tested
     corrected = f", corrected by Holm's method for {number} pairs of settings" if number > 1 else ""
-    return f"p-values: {kind}{corrected}; below {LEVEL:g}, in bold, a difference is significant."
+    overlap = " It can be, although the intervals of two settings overlap." if True in kinds else ""
+    return f"p-values: {kind}{corrected}; below {LEVEL:g}, in bold, a difference is significant.{overlap}"
 
 
 def _pairs(rankings: Sequence[Ranking], name: str) -> tuple[str, str, Table | None] | None:

@@ -121,6 +121,7 @@ def test_all_pairs_are_listed_with_their_tests(sweep, pages):
     assert [row.cells[4] for row in table.rows] == pytest.approx(corrected, rel=1e-6)
     assert [row.bold for row in table.rows] == [{4} if p < 0.05 else set() for p in corrected]
     assert "corrected by Holm's method for 3 pairs of settings" in section.note
+    assert section.note.endswith("although the intervals of two settings overlap.")
 
 
 def test_the_answer_claims_no_more_than_the_tests(sweep, pages):
