@@ -65,7 +65,7 @@ def below(key: str, shared: Mapping[str, str] = MappingProxyType({})) -> Iterato
         yield
     except ValueError as error:
         text = " ".join(str(error).split())
-        setting = re.match(r"([a-z_][\w.]*)(?:=| must )", text)
+        setting = re.match(r"([a-z_][\w.]*(?:\[\d+\])?)(?:=| must )", text)
         if setting and setting[1] in shared:
             raise UserError(shared[setting[1]] + text[setting.end(1) :]) from error
         raise UserError(f"{key}{'.' if setting else ': '}{text}") from error

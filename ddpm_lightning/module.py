@@ -55,7 +55,7 @@ class DDPM(LightningModule):
     ):
         super().__init__()
         require("label_dropout", label_dropout, "[0, 1]")
-        with below("loss"):
+        with below("loss", {"learned_variance": "learned_variance"}):
             loss.check(denoiser)
         self.denoiser = denoiser
         self.loss = loss

@@ -40,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError when the disk is full
             saved = newest_intact(path.parent)
-            then = f"resume from {saved} with resume=auto" if saved else "start again"
+            then = f"resume with resume={path.parent.parent}" if saved else "start again"
             raise UserError(
                 f"the checkpoint {path} cannot be written ({brief(error)}): free disk space, then {then}"
             ) from error
@@ -49,7 +49,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             return load_plain(Path(path))
         except ValueError as error:
-            raise UserError(f"{path} is a damaged checkpoint ({error}): resume with resume=auto") from error
+            raise UserError(
+                f"{path} is damaged ({error}): resume={Path(path).parent.parent} uses the newest intact checkpoint"
+            ) from error
 
 
 class BestCheckpoint(Checkpoint):

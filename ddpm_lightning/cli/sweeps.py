@@ -170,7 +170,7 @@ class Sweep:
         if not failed:
             return ""
         all_failed = len(failed) == environment.current().num_jobs
-        some = f"{len(failed)} of the sweep's jobs failed, the others finished:"
+        some = f"{len(failed)} of the sweep's jobs failed; the others finished:"
         named = [f"job {number} ({job['overrides']}): {job['why']}" for number, job in failed.items()]
         return "\n  ".join(["all of the sweep's jobs failed:" if all_failed else some, *named])
 

@@ -55,7 +55,7 @@ def _read(path: Path, shape: tuple[int, ...], *, batch: bool) -> np.ndarray:
         f"the dtype of data.root={path}", str(next(iter(found.values())).dtype), _READ, hint="convert the file"
     )
     if [*found] != [""]:
-        raise UserError(f"data.root={path} must hold one array, got several: save it as a .npy file")
+        raise UserError(f"data.root={path} must hold one array, got several: save the one to train on as a .npy file")
     values = found[""] if batch else found[""][None]
     if shape[0] == 1 and values.shape[1:] == shape[1:]:
         values = values[:, None]

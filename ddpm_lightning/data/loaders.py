@@ -122,7 +122,7 @@ def _check_condition(y: Condition, images: Tensor, *, flip: bool) -> None:
     for value in tensors_of(y):
         if len(value) != len(images):
             raise UserError(
-                f"the dataset's condition must have one row for each of the {len(images)} samples, got {len(value)}"
+                f"data.dataset.condition must have one row for each of the {len(images)} samples, got {len(value)}"
             )
         if flip and value.ndim > 2 and not value.ndim == images.ndim == _IMAGES:
             raise UserError(

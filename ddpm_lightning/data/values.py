@@ -76,7 +76,9 @@ class Values(NamedTuple):
         """
         low, high, memory = _TYPES[self.dtype]
         if values.is_floating_point() and not values.isfinite().all():
-            raise UserError("the dataset must hold finite numbers, but some are NaN or infinite")
+            raise UserError(
+                "the dataset must hold finite numbers, but some are NaN or infinite: remove or replace them"
+            )
         if values.numel() and not self._holds(values, low, high):
             lowest, highest = (float(v) for v in values.aminmax())
             raise UserError(

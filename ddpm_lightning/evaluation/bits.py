@@ -81,7 +81,7 @@ def measure_bits_per_dim(
         denoiser, node = denoiser_of(content, weights=weights), data_config_of(content)
         check_targets(node, "data")
         data = OmegaConf.create(without_download(node))
-        held_out = held_out_of(load_data(data if split == "validation" else test_split_of(data)), split)
+        held_out = held_out_of(load_data(data if split == "validation" else test_split_of(data, "split")), split)
     if not len(held_out.images):
         raise UserError(
             "the run has no validation images to measure on (data.val_fraction=0, or data.dataset.val_shards=0 of a stream): "

@@ -12,7 +12,7 @@ from ddpm_lightning.data.source import is_labels, map_condition
 from ddpm_lightning.data.values import kind_of
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.evaluation.table import FEWEST
-from ddpm_lightning.ranges import require, require_one_of
+from ddpm_lightning.ranges import require, require_one_of, shown
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.sampling_setup import SamplingSetup
 from ddpm_lightning.runs.trust import check_targets, without_download
@@ -39,9 +39,13 @@ def load_real_images(config: DictConfig, setup: SamplingSetup) -> RealImages:
     data = load_data(_data_config(config, setup))
     train, held_out = data.split("train"), held_out_of(data)
     if config.bits_split == "test" and config.bits_images != 0:
-        held_out = held_out_of(load_data(test_split_of(_data_config(config, setup))), "test")
+        held_out = held_out_of(load_data(test_split_of(_data_config(config, setup), "bits_split")), "test")
     reference = _some(train if config.reference == "train" else data.split(config.reference), config.reference_images)
-    require("the number of reference images", len(reference.images), f"{FEWEST}..", hint="use reference=train")
+    if (found := len(reference.images)) < FEWEST:
+        raise UserError(
+            f"reference={config.reference} and reference_images={shown(config.reference_images)} must leave at least {FEWEST} images, "
+            f"got {found}: raise reference_images, or choose reference=train"
+        )
     classes = setup.denoiser.num_classes
     if classes is not None and is_labels(held_out.labels) and len(held_out.images):
         largest = int(held_out.labels.max())
@@ -91,7 +95,7 @@ def load_data(node: DictConfig) -> ImageDataModule:
     return data
 
 
-def test_split_of(node: DictConfig) -> DictConfig:
+def test_split_of(node: DictConfig, key: str) -> DictConfig:
     """The config of a dataset's own test split.
 
     Raises:
@@ -99,11 +103,11 @@ def test_split_of(node: DictConfig) -> DictConfig:
     """
     node = copy.deepcopy(node)
     for place in ("dataset", "dataset.source"):
-        for key, value in {"train": False, "split": "test"}.items():
-            if key in (OmegaConf.select(node, place) or {}):
-                OmegaConf.update(node, f"{place}.{key}", value)
+        for name, value in {"train": False, "split": "test"}.items():
+            if name in (OmegaConf.select(node, place) or {}):
+                OmegaConf.update(node, f"{place}.{name}", value)
                 return node
-    raise UserError("split must be validation, got test: this dataset has no test split of its own")
+    raise UserError(f"{key} must be validation, got test: this dataset has no test split of its own")
 
 
 def held_out_of(data: ImageDataModule, split: str = "validation") -> ImageSet:

@@ -129,7 +129,7 @@ def quoted(path: Path) -> str:
     """
     text = path.as_posix()
     if "${" in text or "\\" in text:
-        raise UserError(f"{text}: a folder whose name holds ${{ or a backslash cannot be resumed: rename it")
+        raise UserError(f"a folder's name must not contain ${{ or a backslash, got {text}: rename the folder")
     return "'" + text.replace("'", r"\'") + "'"
 
 

@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.errors import UserError
+from ddpm_lightning.ranges import shown
 
 __all__ = [
     "as_replayed",
@@ -110,7 +111,11 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
     for key, why in _FIXED.items():
         old, new = (_at(config, key) for config in (before, now))
         if _fixed_part(old) != _fixed_part(new):
-            values = "" if isinstance(old, dict) or isinstance(new, dict) else f" from {old} to {new}"
+            values = (
+                ""
+                if isinstance(old, dict) or isinstance(new, dict)
+                else " from {} to {}".format(*(v if isinstance(v, str) else shown(v) for v in (old, new)))
+            )
             raise UserError(
                 f"{key} cannot be changed{values} when a run is resumed, since {why}: omit it, or start a new run with "
                 f"init_from={folder}"

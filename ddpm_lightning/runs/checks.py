@@ -143,12 +143,12 @@ def _check_trainer(trainer: DictConfig) -> None:
 def _check_devices(trainer: DictConfig) -> None:
     devices = trainer.devices
     if not re.fullmatch(r"auto|[1-9]\d*|\[\d+(, \d+)*\]|\d+(,\d+)+", str(devices)):
-        raise UserError(
-            f"trainer.devices must be a number of devices, at least 1, a list of device indices, or auto, got {devices}"
-        )
+        raise UserError(f"trainer.devices must be a positive integer, a list of device indices, or auto, got {devices}")
     cores = os.cpu_count() or 1
     if is_integer(devices) and devices > max(8, 4 * cores):
-        raise UserError(f"trainer.devices={devices} is too many for this machine's {cores} cores: use fewer")
+        raise UserError(
+            f"trainer.devices must be at most {max(8, 4 * cores)} with this machine's {cores} cores, got {devices}"
+        )
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             f"trainer.accelerator={trainer.accelerator}, trainer.devices={devices}: this machine has no CUDA GPU; "

@@ -87,7 +87,9 @@ def find_times(
     else:
         found = _find_times(denoiser, shape, y, solver, steps, seconds)
     for name, error in sorted(found["errors_on_other_noise"].items(), key=lambda pair: pair[1]):
-        print(f"  {name:<22} {error:.4f} from samples of many steps, on other noise", flush=True)
+        print(
+            f"  {name:<22} distance {error:.4f} to samples of many steps, on other noise (lower is better)", flush=True
+        )
     found |= _key(denoiser, node)
     path = _path(checkpoint if checkpoint.is_file() else checkpoint / "checkpoints" / "last.ckpt")
     others = [entry for entry in _entries(path) if not _same(entry, found)]

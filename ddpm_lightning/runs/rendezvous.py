@@ -35,7 +35,8 @@ def check_rendezvous(environment: ClusterEnvironment | None, world_size: int) ->
         socket.getaddrinfo(address, port)
     except OSError as error:
         raise UserError(
-            f"MASTER_ADDR must be a host name or address of the first node that resolves here, got {address} ({error.strerror})"
+            f"MASTER_ADDR must be the first node's name or address, got {address}, which this machine cannot resolve "
+            f"({error.strerror}): give its IP address"
         ) from error
     if environment.global_rank() == 0:
         _check_free(port)

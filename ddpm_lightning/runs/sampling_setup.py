@@ -214,7 +214,8 @@ def _labels(config: DictConfig, denoiser: Denoiser, names: Sequence[str]) -> lis
     if config.labels is None:
         return list(range(classes))
     labels = list(config.labels) if isinstance(config.labels, ListConfig) else [config.labels]
-    require("the number of labels", len(labels), "1..")
+    if not labels:
+        raise UserError("labels must be a list of at least one label, or null for all, got []")
     labels = [names.index(label) if label in names else label for label in labels]
     for label in labels:
         if isinstance(label, str) and names:
@@ -237,6 +238,8 @@ def _condition(config: DictConfig, denoiser: Denoiser, checkpoint: Path, data: M
     condition = load_condition(str(path))
     shape = (data["channels"], *data["image_size"])
     if words := refusal(denoiser, shape, map_condition(lambda rows: rows[:1], condition)):
+        if not denoiser.has_null:
+            raise UserError(f"condition must be null, got {path}: the model was trained without conditions")
         raise UserError(f"condition={path} does not fit the model: {words}")
     return condition
 

@@ -130,7 +130,9 @@ def _check_node(node: Mapping[str, Any], role: Role) -> None:
     if "_target_" in node and not role.has(target) and not inside:
         root = str(target).partition(".")[0]
         if root in _TOO_MUCH or not root.isidentifier():
-            raise UserError(f"the checkpoint asks for {target}, which is not allowed here: refused")
+            raise UserError(
+                f"the checkpoint asks for {target}, which is never allowed: refused; use a checkpoint that you trust"
+            )
         raise UserError(
             f"the checkpoint names {target}, which is not part of ddpm_lightning: refused; if you trust {root}, add trust=[{root}] "
             f"(--trust {root} for a command of `ddpm`, or DDPM_TRUST={root} in the environment)"

@@ -53,7 +53,7 @@ def test_labels_are_written_beside_the_images(labelled_run, tmp_path):
     [
         ("labels=[10]", "labels must be an integer from 0 to 9, got 10"),
         ("labels=[-1]", "labels must be an integer from 0 to 9, got -1"),
-        ("labels=[]", "the number of labels must be a positive integer, got 0"),
+        ("labels=[]", "labels must be a list of at least one label, or null for all, got \\[\\]"),
         ("labels=[one]", "labels must be an integer from 0 to 9, got 'one'"),
         ("guidance_scale=-1", "guidance_scale must be a non-negative number, got -1"),
         ("guidance_scale=much", "guidance_scale must be a number, got 'much'"),

@@ -26,7 +26,7 @@ def test_joblib_runs_two_jobs_at_once(tmp_path):
     assert [summary["status"] for summary in summaries(tmp_path)] == ["finished"] * 2
     assert "Job 2 of 3: model.base_channels=12" in result.stdout
     *_, head, failed = result.stderr.splitlines()  # by the job's own process, told to this one
-    assert head == "error: 1 of the sweep's jobs failed, the others finished:"
+    assert head == "error: 1 of the sweep's jobs failed; the others finished:"
     assert failed.startswith("  job 2 (model.base_channels=7): model.base_channels must be a multiple of")
     assert (
         "model.base_channels=7`: model.base_channels must be a multiple of"

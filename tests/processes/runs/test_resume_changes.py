@@ -89,7 +89,7 @@ def test_what_the_run_stands_or_falls_with_cannot_be_changed(odd, tmp_path):
         "prediction=x0": "prediction cannot be changed from v to x0",
         "loss=simple": "loss cannot be changed",
         "loss/times=uniform": "loss cannot be changed",
-        "data.num_classes=10": "data.num_classes cannot be changed from None to 10",
+        "data.num_classes=10": "data.num_classes cannot be changed from null to 10",
         "data=two_moons": "data.channels cannot be changed from 1 to 2",
         "optimizer.lr=1": "optimizer cannot be changed",
         "model.depth=2": "holds a different network",

@@ -70,7 +70,7 @@ def test_all_methods_measure_one_model(tmp_path):
 )
 def test_the_datasets_own_test_split(dataset, expected):
     node = OmegaConf.create({"dataset": dataset})
-    assert split_of_tests(node) == {"dataset": expected}
+    assert split_of_tests(node, "split") == {"dataset": expected}
     assert node == {"dataset": dataset}
     with pytest.raises(ValueError, match="no test split"):
-        split_of_tests(OmegaConf.create({"dataset": {"_target_": "digits"}}))
+        split_of_tests(OmegaConf.create({"dataset": {"_target_": "digits"}}), "split")

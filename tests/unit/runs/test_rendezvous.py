@@ -30,7 +30,9 @@ def port():
 
 
 def test_a_name_that_does_not_exist_is_refused():
-    with pytest.raises(UserError, match=r"MASTER_ADDR must be .*, got nowhere.invalid \("):
+    with pytest.raises(
+        UserError, match=r"MASTER_ADDR must be .*, got nowhere.invalid, which this machine cannot resolve \("
+    ):
         check_rendezvous(started("nowhere.invalid", 29500, 1), 2)
 
 
