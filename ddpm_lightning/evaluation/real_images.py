@@ -44,7 +44,7 @@ def load_real_images(config: DictConfig, setup: SamplingSetup) -> RealImages:
     if (found := len(reference.images)) < FEWEST:
         raise UserError(
             f"reference={config.reference} and reference_images={shown(config.reference_images)} must leave at least {FEWEST} images, "
-            f"got {found}: raise reference_images, or choose reference=train"
+            f"got {found}: raise reference_images{', or choose reference=train' * (config.reference != 'train')}"
         )
     classes = setup.denoiser.num_classes
     if classes is not None and is_labels(held_out.labels) and len(held_out.images):

@@ -187,7 +187,10 @@ def test_the_split_is_that_of_the_training_whatever_the_samples_seed(run, tmp_pa
         ("weights=best", "weights must be ema or raw, got 'best'"),
         ("sampler.num_steps=2000", "num_steps must be an integer from 1 to 1000, got 2000"),
         ("device=tpu", "device=tpu"),
-        ("reference_images=3", "reference=all and reference_images=3 must leave at least 10 images, got 3"),
+        (
+            "reference_images=3",
+            "reference=train and reference_images=3 must leave at least 10 images, got 3: raise reference_images$",
+        ),
         ("features.num_steps=0", "features.num_steps must be an integer from 1 to"),
         ("features.seed=-1", "features.seed must be a non-negative integer, got -1"),
         ("labels=[1]", "labels must be null, .*trained without labels"),
