@@ -5,6 +5,7 @@ from typing import Unpack
 
 from torch import Tensor
 
+from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.samplers.base import Options, Sampler, Transition
 
 __all__ = ["Learned"]
@@ -34,7 +35,9 @@ class Learned(Sampler):
         **options: Unpack[Options],
     ):
         super().__init__(num_steps, **options)
-        if not isinstance(coefficients, str) and any(len(row) != 3 for row in coefficients):
+        if isinstance(coefficients, str):
+            require_one_of("coefficients", coefficients, ["learned"], hint="or a list of rows")
+        elif not isinstance(coefficients, Sequence) or not all(_is_row(row) for row in coefficients):
             raise ValueError(f"coefficients must be rows of three numbers, eta and two weights, got {coefficients}")
         self.rows = None if isinstance(coefficients, str) else coefficients
 
@@ -51,3 +54,9 @@ class Learned(Sampler):
         here, past = at.here.x0, at.past[::-1]
         x0 = here + sum(weight * (point.x0 - here) for weight, point in zip(weights, past, strict=False))
         return at.step(x0, eta=eta)
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, Tensor) or (
+        isinstance(row, Sequence) and len(row) == 3 and all(isinstance(value, int | float) for value in row)
+    )

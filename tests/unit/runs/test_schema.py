@@ -106,6 +106,7 @@ OTHERS = {
     "model": ["unet_tiny", "dit_tiny", "mlp"],
     "data": ["digits", "two_moons", "arrays", "image_folder", "digits_low_resolution"],
     "trainer": ["auto"],
+    "sampler": [choice for choice in choices("sampler") if choice != "learned"],  # it first asks for what is learned
     "callbacks": ["fid", "points"],
 }
 GROUPS = [

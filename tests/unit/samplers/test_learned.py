@@ -59,8 +59,11 @@ def test_gradients_with_respect_to_times_and_coefficients(schedule):
 
 
 def test_what_does_not_fit_is_refused(schedule):
-    with pytest.raises(ValueError, match="rows of three numbers"):
-        Learned(times=TIMES, coefficients=[[1.0, 0.0]] * 5)
+    for wrong in ([[1.0, 0.0]] * 5, [["a", 0.0, 0.0]], [3.0], 3):
+        with pytest.raises(ValueError, match="rows of three numbers"):
+            Learned(times=TIMES, coefficients=wrong)
+    with pytest.raises(ValueError, match="coefficients must be learned, got 'best': or a list of rows"):
+        Learned(coefficients="best")
     denoiser, x = gaussian(schedule, "v"), torch.zeros(1, 1, 2, 2)
     with pytest.raises(ValueError, match="a row for each of the 5 steps, got 3 rows"):
         Learned(times=TIMES, coefficients=[[1.0, 0.0, 0.0]] * 3)(denoiser, x)
