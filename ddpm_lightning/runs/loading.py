@@ -132,10 +132,10 @@ def denoiser_of(checkpoint: Mapping[str, Any], *, weights: str | None = None, tr
         theirs = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         with torch.device("meta"):  # without memory first, since the config may ask for too much
             ours = build("model", OmegaConf.create(config["model"])).state_dict(prefix="model.")
-        if wrong := differing(ours, theirs):
+        if wrong := differing(ours, {name: value for name, value in theirs.items() if name.startswith("model.")}):
             raise ValueError(wrong)
         denoiser: Denoiser = build("denoiser", OmegaConf.create(config))
-        denoiser.load_state_dict(theirs)
+        denoiser.load_state_dict(theirs)  # which also compares what is beside the network, such as a learned schedule
     except UserError:
         raise
     except Exception as error:  # an invalid config can raise anything

@@ -11,8 +11,9 @@ from PIL import Image
 from ddpm_lightning import runs
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise, to_uint8
+from ddpm_lightning.schedules import LearnedSchedule
 from ddpm_lightning.sheets import Layout
-from tests.helpers.configs import config_of
+from tests.helpers.configs import config_of, train_config
 from tests.helpers.viewer import data_of, pixels_in
 
 
@@ -114,6 +115,22 @@ def test_the_newest_run_is_found(tiny_run, monkeypatch, capsys):
     assert out.parent.samefile(tiny_run)
     assert out.name.startswith("samples_")
     assert capsys.readouterr().out.startswith("Sampling from the newest run: outputs/")
+
+
+def test_a_learned_schedule_is_sampled_with_as_it_was_learned(tmp_path):
+    words = "schedule=learned", "schedule.hidden=16", "loss=vdm", "prediction=v", "trainer.max_steps=3"
+    runs.train(train_config(tmp_path / "run", *words))
+    content = runs.load_checkpoint(tmp_path / "run")
+    denoiser = runs.load_denoiser(tmp_path / "run", weights="raw")
+    for name, value in denoiser.schedule.named_parameters():
+        assert torch.equal(value, content["state_dict"][f"denoiser.schedule.{name}"])
+    fresh = LearnedSchedule(denoiser.schedule.num_steps, hidden=16)
+    assert not torch.equal(fresh.heights, denoiser.schedule.heights)
+    assert len(list(draw(tmp_path / "run", tmp_path / "out").iterdir())) == 1
+    del content["state_dict"]["denoiser.schedule.heights"]
+    torch.save(content, tmp_path / "broken.ckpt")
+    with pytest.raises(UserError, match=r"schedule.heights"):
+        runs.load_denoiser(tmp_path / "broken.ckpt")
 
 
 def test_no_run_yet(tmp_path, monkeypatch):
