@@ -539,7 +539,7 @@ def named_like_a_resolver(yard):
     """Hydra would read the name as another folder's."""
     strange = yard.path / "outputs" / "s" / "${now:..}" / "victim"
     shutil.move(yard.run, strange)
-    return ["train.py", "resume=auto", "trainer.max_steps=6"], "holds ${ or a backslash"
+    return ["train.py", "resume=auto", "trainer.max_steps=6"], "must not contain ${ or a backslash"
 
 
 def named_like_a_part_that_is_not_searched(yard):
