@@ -215,10 +215,10 @@ class Sampler(ABC):
             return Point(t, x, self._clipped(x0), log_variance)
 
         past: list[Point] = []
-        ahead = iter([*path[2:], path[-1]])
-        for index, (t, u) in enumerate(pairwise(path)):
-            at, to, then = (torch.as_tensor(time, device=x.device, dtype=dtype) for time in (t, u, next(ahead)))
-            x, at = self.perturb(schedule, x, at, len(path) - 1, randn)
+        places = [t if isinstance(t, Tensor) else torch.full((), t, device=x.device, dtype=dtype) for t in path]
+        for index, (_, u) in enumerate(pairwise(path)):
+            to, then = places[index + 1], places[min(index + 2, len(path) - 1)]
+            x, at = self.perturb(schedule, x, places[index], len(path) - 1, randn)
             transition = Transition(schedule, ask(x, at, to), to, past, ask, randn, then, index)
             x = self.step(transition)
             past = [*past[-2:], transition.here]
