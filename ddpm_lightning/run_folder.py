@@ -32,6 +32,7 @@ __all__ = [
     "release",
     "remove_leftovers",
     "remove_unbegun",
+    "runs_within",
     "summary_of",
     "unfinished_runs",
     "write_summary",
@@ -168,6 +169,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 def configs_below(folder: Path) -> list[Path]:
     """The resolved configs of the runs at and below a folder."""
     return [p for p in folder.glob("**/config.yaml") if p.parent.name != ".hydra" and "wandb" not in p.parts]
+
+
+def runs_within(folder: Path) -> list[Path]:
+    """The runs with checkpoints in a folder of runs, or of days with runs; newest first."""
+    found = [path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/checkpoints/last.ckpt")]
+    return [path.parent.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 def unfinished_runs(*roots: str) -> list[Path]:

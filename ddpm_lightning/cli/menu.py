@@ -15,9 +15,11 @@ __all__ = [
     "about",
     "all_groups",
     "choices",
+    "choices_with",
     "conf_folder",
     "folders",
     "groups",
+    "inner_settings",
     "members",
     "parts",
     "programs",
@@ -136,6 +138,32 @@ def about(confs: Sequence[Path], name: str) -> str:
 def settings(confs: Sequence[Path], program: str) -> list[Setting]:
     """The top-level settings of a program that are one value each."""
     return [Setting(*found) for found in _SETTING.findall(_text(confs, program))]
+
+
+def inner_settings(confs: Sequence[Path], program: str) -> list[str]:
+    """The keys within a program's groups as they are chosen by default, as in `trainer.max_steps`."""
+    found = []
+    for group in (group for group in groups(confs, program) if group.default):
+        files = [f"{group.name}/{group.default}"]
+        for name in files:
+            files += [f"{group.name}/{member}" for member in members(confs, name)]
+            found += [
+                f"{group.name.replace('/', '.')}.{key}"
+                for key, *_ in _SETTING.findall(_text(confs, name))
+                if key[0] != "_"
+            ]
+    return list(dict.fromkeys(found))
+
+
+def choices_with(confs: Sequence[Path], key: str) -> list[str]:
+    """The choices of a group that have a setting, as image_folder and arrays of `data` have `data.value_range`."""
+    group, _, name = key.rpartition(".")
+    group = group.replace(".", "/")
+    return [
+        choice
+        for choice in choices(confs, group)
+        if any(found[0] == name for found in _SETTING.findall(_text(confs, f"{group}/{choice}")))
+    ]
 
 
 def _defaults(confs: Sequence[Path], name: str) -> list[Group]:

@@ -137,6 +137,8 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
     else:
         return ""
     parent, dot, last = key.rpartition(".")
+    if having := menu.choices_with(config_folders(), key):
+        return f"there is no key {key} with this {parent}: it is a setting of {parent}={', '.join(having)}"
     rest = _behind(key)
     said = _way_out(last, names, parent + dot, typed=key + rest, rest=rest, everything=everything)
     return f"there is no key {key}{_joined(said)}"

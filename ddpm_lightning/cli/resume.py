@@ -17,6 +17,7 @@ from ddpm_lightning.run_folder import (
     hold,
     is_going_on,
     refuse_pipes,
+    runs_within,
     unfinished_runs,
 )
 from ddpm_lightning.terminal import loading
@@ -100,6 +101,8 @@ def _found(kind: str, asked: str, record: str, unfinished: Callable[[], Iterable
             f"resume=auto found no unfinished {kind}: start one without resume=auto, or name its folder with resume=..."
         )
     wrong = "" if (folder / record).exists() else f"has no {record}"
+    if wrong and kind == "run" and (runs := runs_within(folder)):
+        wrong = f"is a folder of {len(runs)} runs: give one of them, such as resume={runs[0]}"
     if wrong := wrong or "has a folder in place of train.log" * (folder / "train.log").is_dir():
         raise UserError(f"resume must be the folder of a {kind}, got {asked}, which {wrong}")
     return folder

@@ -1,5 +1,6 @@
 """What is refused of a command line before Hydra reads it: words that are no KEY=VALUE, other names of values, and single parts."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,8 +90,12 @@ def _as_setting(typed: str) -> str:
     if said := suggestion(typed):
         return said
     key, _, value = typed.partition("=")
+    within = {
+        path.rpartition(".")[2]: path for path in menu.inner_settings(config_folders(), environment.current().program)
+    }
     names = [*group_names(), *known_settings()]
-    near = [plain(key)] if "." in key else near_names(key, names)
+    near = [plain(key)] if "." in key else near_names(key, names, 0.8) or near_names(key, [*names, *within])
+    near = [within.get(name, name) if name not in names else name for name in near]
     if near:
         return f"did you mean {near[0]}={shortened_value(value) or '...'}?"
     return "give settings as in sampler.num_steps=20; --help lists them"
@@ -100,7 +105,11 @@ def _check_value(key: str, value: str) -> None:
     """Refuse another name of a setting's value; of a group the user may have a choice of that name."""
     program = environment.current().program
     others = [one for one in value.split(",") if f"{plain(key)}={plain(one)}" in ALIASES.get(program, {})]
-    settings = known_settings() if others else {}
+    ranged = re.fullmatch(r"(\d+)(?:-|:|\.\.)(\d+)", value)
+    settings = known_settings() if others or ranged else {}
+    if ranged and key in settings and settings[key].value.isdecimal():
+        several = f"{key}=range({ranged[1]},{int(ranged[2]) + 1})"
+        raise UserError(f"{key} must be an integer, got '{value}': write -m {several} for one job per value")
     for one in others if "." in key or key in settings else ():
         said = suggestion(f"{key}={one}")
         if listed := settings[key].values if key in settings else []:

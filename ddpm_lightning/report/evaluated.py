@@ -40,7 +40,7 @@ class Evaluated(NamedTuple):
 
     protocol: str  # in words, as marked text
     rankings: Sequence[Ranking]  # by each metric
-    held_out_fid: float | None  # of held-out images in the samples' place
+    held_out: str  # the FID of held-out images in the samples' place, in a sentence; empty if unknown
 
     @property
     def verdicts(self) -> list[str]:
@@ -69,9 +69,16 @@ def _evaluated(settings: Sequence[Setting], found: Found) -> Evaluated:
         metric = Metric(name, lambda s, key=key: _mean(s, found, key), DATA, lower, () if bits else differ)  # type: ignore[misc]
         if (ranking := Ranking(metric, settings)).ranked:
             rankings.append(ranking)
-    floors = [part(summary, "metrics.fid_of_held_out.value") for summary in found.values()]
-    known = [value for value in floors if isinstance(value, int | float)]
-    return Evaluated(_description(protocols[0]), rankings, sum(known) / len(known) if known else None)
+    return Evaluated(_description(protocols[0]), rankings, _held_out(found))
+
+
+def _held_out(found: Found) -> str:
+    rows = [part(summary, "metrics.fid_of_held_out") for summary in found.values()]
+    known = [row["value"] for row in rows if isinstance(row, dict) and isinstance(row.get("value"), int | float)]
+    whose = {str(row.get("of")) for row in rows if isinstance(row, dict)}
+    if not known or len(whose) > 1:
+        return ""
+    return f"{whose.pop()} have FID {sum(known) / len(known):.4g}; FID is higher with fewer images."
 
 
 def _mean(setting: Setting, found: Found, key: str) -> Mean | None:

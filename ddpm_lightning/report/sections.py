@@ -81,8 +81,7 @@ def evaluated(number: int, found: Evaluated, settings: Sequence[Setting]) -> Sec
         cells: list[Cell] = [*_names(setting), seeds, *map(_estimate, means)]
         rows.append(Row(cells, settings.index(setting), frozenset(names + 1 + i for i, one in enumerate(best) if one)))
     note = "Means over the runs of a setting, whose seeds are the repeats; ↓ lower is better, ↑ higher is better, bold is the best mean."
-    if found.held_out_fid is not None:
-        note += f" Held-out images in the samples' place have FID {found.held_out_fid:.4g}, a floor for equal numbers of images."
+    note = f"{note} {found.held_out}".strip()
     lead = f"By `evaluate.py`, all under one protocol: {found.protocol}."
     table = Table(f"evaluation_{number or 1}", head, rows, names)
     pairs = _pairs(found.rankings, f"evaluation {number or 1}")

@@ -15,7 +15,7 @@ from ddpm_lightning.interop import from_diffusers, images_of, is_diffusers_folde
 from ddpm_lightning.ranges import is_integer, require_one_of
 from ddpm_lightning.records.moved import rename_targets
 from ddpm_lightning.records.torch import load_plain
-from ddpm_lightning.run_folder import checkpoints_in
+from ddpm_lightning.run_folder import checkpoints_in, runs_within
 from ddpm_lightning.runs.instantiate import build, one_line
 from ddpm_lightning.runs.trust import check_targets
 
@@ -81,7 +81,10 @@ def load_checkpoint(path: str | Path, *, key: str = "ckpt_path") -> dict[str, An
     path = Path(path)
     if path.is_dir():
         last = path / "checkpoints" / "last.ckpt"
-        path = next((found for found in (last, *checkpoints_in(last.parent)) if found.is_file()), last)
+        found = next((found for found in (last, *checkpoints_in(last.parent)) if found.is_file()), last)
+        if not found.is_file() and (runs := runs_within(path)):
+            raise UserError(f"{key}={path} is a folder of {len(runs)} runs: give one of them, such as {key}={runs[0]}")
+        path = found
     try:
         if not path.is_file():  # reading a pipe would block
             raise FileNotFoundError("there is no such file")

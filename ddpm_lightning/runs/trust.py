@@ -34,6 +34,8 @@ _TOO_MUCH = {
     "torchvision",
 }
 
+_REFUSED = "refused: use a checkpoint from a source that you trust"
+
 _FILENAME = re.compile(r"(?:[\w.=+-]|\{[\w/]+(?::\d*(?:\.\d+)?[defg])?\})*")  # "{epoch}-{val/loss:.2f}"
 _DEPTH, _NODES = 32, 100_000  # maximum depth and size of a config; ours have 7 levels and a few hundred values
 
@@ -63,12 +65,12 @@ def check_targets(
         node, role, key, depth = left.pop()
         count += 1
         if count > _NODES or depth > _DEPTH:
-            raise UserError("the checkpoint's config is too deep or too long: refused")
+            raise UserError(f"the checkpoint's config is too deep or too long, so it is {_REFUSED}")
         if key in typed:
             continue
         if isinstance(node, Mapping):
             if not all(isinstance(name, str) for name in node):
-                raise UserError("the checkpoint's config has keys that are not names: refused")
+                raise UserError(f"the checkpoint's config has keys that are not names, so it is {_REFUSED}")
             trusted = _is_trusted(node.get("_target_"), trust)
             if not trusted:
                 _check_node(node, ROLES[role])
@@ -120,7 +122,7 @@ def _is_trusted(target: Any, trust: Collection[str]) -> bool:
         ) from error
     home = getattr(found, "__module__", None)
     if not (callable(found) and isinstance(home, str) and any(f"{home}.".startswith(f"{name}.") for name in packages)):
-        raise UserError(f"the checkpoint asks for {target}, which is not defined in {packages[0]}: refused")
+        raise UserError(f"the checkpoint asks for {target}, which is not defined in {packages[0]}, so it is {_REFUSED}")
     return True
 
 
@@ -130,27 +132,25 @@ def _check_node(node: Mapping[str, Any], role: Role) -> None:
     if "_target_" in node and not role.has(target) and not inside:
         root = str(target).partition(".")[0]
         if root in _TOO_MUCH or not root.isidentifier():
-            raise UserError(
-                f"the checkpoint asks for {target}, which is never allowed: refused; use a checkpoint that you trust"
-            )
+            raise UserError(f"the checkpoint asks for {target}, which is never allowed, so it is {_REFUSED}")
         raise UserError(
-            f"the checkpoint names {target}, which is not part of ddpm_lightning: refused; if you trust {root}, add trust=[{root}] "
+            f"the checkpoint names {target}, which is not part of ddpm_lightning: if you trust {root}, add trust=[{root}] "
             f"(--trust {root} for a command of `ddpm`, or DDPM_TRUST={root} in the environment)"
         )
     if "_args_" in node:
-        raise UserError("the checkpoint's config has positional arguments: refused")
+        raise UserError(f"the checkpoint's config has positional arguments, so it is {_REFUSED}")
     if odd := [name for name in node if name.startswith("_") and name not in ("_target_", "_partial_")]:
-        raise UserError(f"the checkpoint's config sets {', '.join(sorted(odd))}: refused")
+        raise UserError(f"the checkpoint's config sets {', '.join(sorted(odd))}, so it is {_REFUSED}")
     if role is ROLES["logger"]:
         maker = "W&B" if target in WANDB else str(target).rpartition(".")[2].removesuffix("Logger")
         settings = _WANDB if target in WANDB else _LOGGER
         if odd := sorted(node.keys() - settings - {"_target_"}):
-            raise UserError(f"the checkpoint's config sets {', '.join(odd)} of {maker}'s logger: refused")
+            raise UserError(f"the checkpoint's config sets {', '.join(odd)} of {maker}'s logger, so it is {_REFUSED}")
 
 
 def _check_value(node: Any) -> None:
     if not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
-        raise UserError(f"the checkpoint's config holds {node!r:.200}, which is not a plain value: refused")
+        raise UserError(f"the checkpoint's config holds {node!r:.200}, which is not a plain value, so it is {_REFUSED}")
     if isinstance(node, str) and node.strip().startswith("pipe:") and not environment.allows_pipes():
         raise UserError(f"the checkpoint's config runs a command ({node}): if you trust it, set DDPM_ALLOW_PIPE=1")
 
@@ -165,8 +165,8 @@ def _check_paths(node: Mapping[str, Any], key: str, folder: Path, typed: Collect
         plain = name != "filename" or _FILENAME.fullmatch(value)
         if not plain or not _is_inside(os.path.join(above, value), folder):
             raise UserError(
-                f"the checkpoint asks to write to {below}={value}, outside its run folder: refused; to allow it, "
-                "type it on the command line"
+                f"the checkpoint asks to write to {below}={value}, outside its run folder, which is refused: "
+                "to allow it, type it on the command line"
             )
 
 

@@ -77,6 +77,10 @@ TRAIN = {
     "--batch-size=32": "did you mean data.batch_size=32?",
     "--gpus 2": "did you mean trainer=ddp trainer.devices=2?",
     "--trainer.max_steps 9": "did you mean trainer.max_steps=9?",
+    "--max_steps 9": "did you mean trainer.max_steps=9?",
+    "--channel-multipliers [1,2]": "did you mean model.channel_multipliers=[1,2]?",
+    "seed=0-2": "seed must be an integer, got '0-2': write -m seed=range(0,3) for one job per value",
+    "data.value_range=[0,1]": "with this data: it is a setting of data=arrays, huggingface, image_folder",
     "--wandb": "did you mean logger=wandb?",
     "--verbose": "there is no flag --verbose: give settings as in sampler.num_steps=20; --help lists them",
 }

@@ -139,6 +139,19 @@ def test_no_run_yet(tmp_path, monkeypatch):
         runs.sample(config_of(name="sample"))
 
 
+def test_a_folder_of_runs_names_the_newest(tmp_path):
+    for age, name in enumerate(("day/new", "day/old")):
+        path = tmp_path / name / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    for folder in (tmp_path, tmp_path / "day"):
+        with pytest.raises(
+            UserError, match=f"is a folder of 2 runs: give one of them, such as ckpt_path={tmp_path}/day/new"
+        ):
+            runs.load_denoiser(folder)
+
+
 class Trap:
     def __reduce__(self):
         return os.mkdir, (str(self.folder),)
