@@ -35,6 +35,7 @@ from ddpm_lightning.runs.loading import data_config_of, denoiser_of, load_checkp
 from ddpm_lightning.runs.out_dir import make_out_dir
 from ddpm_lightning.runs.process_group import ALONE, ProcessGroup
 from ddpm_lightning.runs.trust import check_targets, without_download
+from ddpm_lightning.schedules import LearnedSchedule
 from ddpm_lightning.terminal import Activity
 
 __all__ = ["METHODS", "Likelihood", "measure_bits_per_dim"]
@@ -97,7 +98,11 @@ def measure_bits_per_dim(
         "split": split,
         "method": METHODS[method],
         "weights": weights,
-        **({} if method == "ode" else {"reverse_variance": likelihood.variance_used}),
+        **(
+            {}
+            if method == "ode"
+            else {"reverse_variance": likelihood.variance_used, "decoder": likelihood.decoder_used}
+        ),
         "seed": 0,
     }
     arrays = likelihood.arrays()
@@ -150,13 +155,22 @@ class Likelihood:
         """The reverse variance in use."""
         return self.variance or ("learned" if self.denoiser.learned_variance else "small")
 
+    @property
+    def decoder_used(self) -> str:
+        """The mean of the decoder p(x_0 | x_1) in use."""
+        return (
+            "x_1" if self.variance is None and isinstance(self.denoiser.schedule, LearnedSchedule) else "x_0 estimate"
+        )
+
     @cached_property
     def chunks(self) -> Chunks:
         """The bits by image, in a folder for this model and dataset."""
+        scale = [torch.tensor(self.denoiser.sigma_data)] if self.denoiser.prediction == "edm" else []
         key = fingerprint(
-            *self.denoiser.state_dict().values(), self.denoiser.schedule.alpha_bar, *self.held_out.tensors
+            *self.denoiser.state_dict().values(), self.denoiser.schedule.alpha_bar, *scale, *self.held_out.tensors
         )
         kind = self.variance_used if self.method == "bound" else f"{self.method}_{self.variance_used}"
+        kind += "_x1" if self.decoder_used == "x_1" else ""
         folder = self.root / f"bits_{self.denoiser.prediction}_{kind}_{key}"
         return Chunks(folder, len(self.held_out.images[: self.count]), BITS_CHUNK)
 

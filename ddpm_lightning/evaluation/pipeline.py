@@ -118,6 +118,7 @@ class Evaluation:
             "weights": fingerprint(*denoiser.state_dict().values()),
             "schedule": fingerprint(denoiser.schedule.alpha_bar),  # not part of the weights
             "prediction": denoiser.prediction,
+            **({"sigma_data": denoiser.sigma_data} if denoiser.prediction == "edm" else {}),
             "learned_variance": denoiser.learned_variance,
             "shape": self.setup.shape,
             "sampler": sampler,
@@ -140,9 +141,7 @@ class Evaluation:
     def condition(self) -> dict[str, str]:
         """Identifies conditions other than labels."""
         y = self.setup.condition
-        if y is None or self.setup.labels is not None:
-            return {}
-        return {"condition": fingerprint(*tensors_of(y))}
+        return {} if y is None or self.setup.labels is not None else {"condition": fingerprint(*tensors_of(y))}
 
     @property
     def root(self) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm_lightning.data.source import Condition, beside
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.ranges import require_one_of
-from ddpm_lightning.schedules import NoiseSchedule
+from ddpm_lightning.schedules import LearnedSchedule, NoiseSchedule
 
 __all__ = [
     "VARIANCES",
@@ -23,6 +23,7 @@ __all__ = [
     "estimate_continuous_bits_per_dim",
     "estimate_law",
     "fixed_log_variance",
+    "latent_decoder_term",
     "prior_term",
     "vlb_term",
 ]
@@ -82,7 +83,7 @@ def bits_per_dim(
         x0: (B, C, H, W) images in [−1, 1] on the grid of 256 values.
         y: (B,) labels.
         variance: of the reverse steps, "small" (β̃_t) or "large" (β_t), see `fixed_log_variance`; None is the learned one where there is one,
-            and "small" elsewhere.
+            and "small" elsewhere. With None, L_0 of a learned schedule is `latent_decoder_term`, for which λ_1 is learned.
         clip: each estimate of x_0 is kept within ±clip; None for data outside [−1, 1].
         randn: gives noise like x; asked for t = T, …, 1.
         advance: called after each t, such as by a progress bar.
@@ -205,7 +206,11 @@ def vlb_term(
     gap, _ = schedule.posterior(x0 - x0_hat, torch.zeros_like(x_t), t)
     r = _log_variance(denoiser, None, t, "small") - log_variance
     kl = (gap**2 * torch.exp(-log_variance) + torch.expm1(r) - r) / 2
-    nats = torch.where(t == 1, decoder_term(x0, x0_hat, log_variance), kl)  # at t = 1 the mean is x̂_0 itself
+    if variance is None and isinstance(schedule, LearnedSchedule):
+        decoder = latent_decoder_term(schedule, x0, x_t)
+    else:
+        decoder = decoder_term(x0, x0_hat, log_variance)  # at t = 1 the mean is x̂_0 itself
+    nats = torch.where(t == 1, decoder, kl)
     return nats.flatten(1).mean(1) / math.log(2)
 
 
@@ -235,6 +240,12 @@ def decoder_term(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     inside = upper + torch.log(-torch.expm1(lower - upper))
     at_the_end = torch.special.log_ndtr(half - x0.sign() * center)
     return -torch.where(x0.abs() > 1 - 1 / 255, at_the_end, inside)
+
+
+def latent_decoder_term(schedule: NoiseSchedule, x0: Tensor, x_1: Tensor) -> Tensor:
+    """−log p(x_0 | x_1) in nats with the mean x_1/√ᾱ_1 and the variance (1−ᾱ_1)/ᾱ_1, without a network (Kingma et al. 2021, Eq. 8)."""
+    a, s = schedule.scales(torch.ones((), device=x0.device))
+    return decoder_term(x0, x_1 / a, 2 * (s / a).log())
 
 
 def fixed_log_variance(denoiser: Denoiser, t: Tensor, variance: str) -> Tensor:

@@ -4,6 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.integrate import quad
 from scipy.special import ndtr
 
@@ -13,10 +14,12 @@ from ddpm_lightning.likelihood import (
     bits_per_dim,
     decoder_term,
     estimate_bits_per_dim,
+    estimate_continuous_bits_per_dim,
     estimate_law,
     prior_term,
     vlb_term,
 )
+from ddpm_lightning.schedules import LearnedSchedule
 from tests.helpers.gaussian import GaussianModel
 from tests.helpers.recorder import Recorder
 
@@ -250,6 +253,26 @@ def test_the_estimate_varies_little(make):
     plainly = 1000 * exact.by_t[torch.arange(100), torch.randint(0, 1000, (100,))]
     assert error < 0.1 * plainly.std() / 10
     assert error < 0.03 * estimate.mean()
+
+
+def test_a_learned_schedule_decodes_from_x_1():
+    """Its bound has the loss's L_0: −log₂ of the mass that N(x_1/√ᾱ_1, (1−ᾱ_1)/ᾱ_1) puts on each pixel's bin."""
+    torch.manual_seed(6)
+    schedule = LearnedSchedule(10, first=9.0, last=-6.0, hidden=8).double()
+    denoiser = Denoiser(GaussianModel(schedule, "v", mean=0.1, std=0.4), schedule, prediction="v")
+    x0, noise = on_the_grid(3, 1, 4, 4), torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    sigma = math.exp(-4.5)
+    law = stats.norm(x0 + sigma * noise, sigma)
+    low, high = np.where(x0 < -0.999, -np.inf, x0 - 1 / 255), np.where(x0 > 0.999, np.inf, x0 + 1 / 255)
+    expected = torch.as_tensor(-np.log2(law.cdf(high) - law.cdf(low))).flatten(1).mean(1)
+    for found in (
+        bits_per_dim(denoiser, x0, randn=lambda _: noise),
+        estimate_bits_per_dim(denoiser, x0, uniform=torch.rand(3), randn=lambda _: noise),
+        estimate_continuous_bits_per_dim(denoiser, x0, uniform=torch.rand(3), randn=lambda _: noise),
+    ):
+        torch.testing.assert_close(found.decoder, expected, rtol=1e-8, atol=1e-8)
+    by_variance = bits_per_dim(denoiser, x0, variance="small", randn=lambda _: noise)
+    assert not torch.allclose(by_variance.decoder, expected)
 
 
 def test_one_step_needs_no_draw():
