@@ -1,5 +1,6 @@
 """Learn the times and coefficients of `samplers.Learned` for one model, against samples of many steps."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -174,7 +175,7 @@ def learn(
         like: gives the number of steps and the clipping.
         seconds: of all, at most, but for the last samples of each part.
     """
-    model = _Model(denoiser.requires_grad_(False), shape, y)
+    model = _Model(copy.deepcopy(denoiser).requires_grad_(False), shape, y)
     options: dict[str, Any] = {"clip": like.clip, "dynamic_threshold": like.dynamic_threshold}
     with Activity("Sampling the reference"):
         many = DPMSolver(min(_REFERENCE, denoiser.schedule.num_steps), eta=1.0, **options)

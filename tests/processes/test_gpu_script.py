@@ -1,7 +1,12 @@
 """The script that measures a GPU, run through on a CPU at sizes that mean nothing."""
 
+import os
 import re
+import subprocess
 import sys
+from functools import partial
+
+import torch
 
 from tests.helpers.configs import ROOT
 
@@ -9,28 +14,28 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
 
 
-def test_a_step_is_measured(monkeypatch, capsys):
-    line = ["gpu.py", "step", "--device", "cpu", "--seconds", "0.05", "--tiny"]
-    monkeypatch.setattr(sys, "argv", line)
-    gpu.main()
-    assert re.search(
-        r"unet_35m +\w+ +graphs +bf16 +[\d.]+ ms +[\d.]+ host +\d+ images/s +[\d.]+% MFU", capsys.readouterr().out
-    )
+def commands_of(script, folder):
+    """The commands of a script in their order: bash runs it, with a `python` that notes its arguments and succeeds."""
+    shim, noted = folder / "python", folder / "commands"
+    shim.write_text(f'#!/bin/sh\necho "$*" >> {noted}\n')
+    shim.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "TINY": "1"}
+    subprocess.run(["bash", script], check=True, env=environment)
+    return [line.split() for line in noted.read_text().splitlines() if line.startswith("gpu.py")]
 
 
-def test_sampling_and_resuming_are_measured(monkeypatch, capsys):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the run that is resumed, beside other tests
-    for part in ("sample", "resume"):
-        monkeypatch.setattr(sys, "argv", ["gpu.py", part, "--device", "cpu", "--seconds", "0.05", "--tiny"])
+def test_the_script_runs_from_its_first_line_to_its_last(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the runs that are started, beside other tests
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # without minutes of C++
+    commands = commands_of(ROOT / "benchmarks" / "gpu.sh", tmp_path)
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", [*command, "--device", "cpu"])
         gpu.main()
-    out = capsys.readouterr().out
-    assert out.count("evaluations/s") == 3
-    assert out.count("bit-identical") == 2
-
-
-def test_every_part_of_the_script_is_one(monkeypatch):
-    """The arguments of gpu.sh are those that gpu.py knows."""
-    lines = re.findall(r"part (\w+)([^;&\n]*)", (ROOT / "benchmarks" / "gpu.sh").read_text())
-    assert {name for name, _ in lines} == {"step", "run", "sample", "resume", "fashion"}
-    for shape in re.findall(r"--shape (\w+)", " ".join(rest for _, rest in lines)):
-        assert shape in gpu.SHAPES
+    lines = capsys.readouterr().out.splitlines()
+    steps = [command for command in commands if command[1] == "step"]
+    measured = r"\w+ +\w+ +\w+ +(bf16|tf32) +[\d.]+ ms +[\d.]+ host +\d+ images/s +[\d.]+% MFU"
+    assert len(steps) >= 12
+    assert len([line for line in lines if re.match(measured, line)]) == len(steps)
+    assert len([line for line in lines if "train.py compile=" in line]) == 4
+    assert len([line for line in lines if "evaluations/s" in line]) == 3
+    assert len([line for line in lines if line.endswith("bit-identical")]) == 2

@@ -13,9 +13,10 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.models import UNet
 from ddpm_lightning.runs import save_denoiser
-from ddpm_lightning.runs.learned_times import _search, _Target, find_times, learned_settings
+from ddpm_lightning.runs.learned_times import find_times, learned_settings
 from ddpm_lightning.runs.process_group import ALONE
 from ddpm_lightning.runs.sampling_setup import prepare_sampling
+from ddpm_lightning.runs.times_search import Target, descend
 from ddpm_lightning.samplers import DDIM
 from tests.helpers.samplers import MEAN, STD, gaussian
 
@@ -31,8 +32,8 @@ def test_two_steps_find_the_best_time_between_them():
     schedule = schedules.cosine(1000).double()
     torch.manual_seed(0)
     x = torch.randn(64, 1, 2, 2, dtype=torch.float64)
-    target = _Target(gaussian(schedule, "v"), DDIM(2, clip=None), x, None, exact_of_a_gaussian(schedule, x))
-    found = _search(target, [1000.0, 500.0], until=math.inf)
+    target = Target(gaussian(schedule, "v"), DDIM(2, clip=None), x, None, exact_of_a_gaussian(schedule, x))
+    found = descend(target, [1000.0, 500.0], until=math.inf)
     scan = {t: target.error([1000.0, float(t)]) for t in range(10, 1000, 5)}
     best = min(scan, key=scan.get)
     assert found[0] == 1000
@@ -44,17 +45,17 @@ def test_a_search_never_ends_worse_than_it_began_nor_out_of_order():
     schedule = schedules.linear(1000).double()
     torch.manual_seed(0)
     x = torch.randn(16, 1, 2, 2, dtype=torch.float64)
-    target = _Target(gaussian(schedule, "epsilon"), DDIM(clip=None), x, None, exact_of_a_gaussian(schedule, x))
+    target = Target(gaussian(schedule, "epsilon"), DDIM(clip=None), x, None, exact_of_a_gaussian(schedule, x))
     start = [1000.0, 800.0, 600.0, 400.0, 200.0]
-    found = _search(target, start, until=math.inf)
+    found = descend(target, start, until=math.inf)
     assert target.error(found) < 0.7 * target.error(start)
     assert all(t > u for t, u in zip(found, [*found[1:], 0.999], strict=True))
 
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm_lightning.runs.learned_times._REFERENCE", 20)
-    monkeypatch.setattr("ddpm_lightning.runs.learned_times._VALUES", 512)  # 8 images
+    monkeypatch.setattr("ddpm_lightning.runs.times_search._REFERENCE", 20)
+    monkeypatch.setattr("ddpm_lightning.runs.times_search._VALUES", 512)  # 8 images
     torch.manual_seed(0)
     net = UNet(1, 1, base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(), norm_groups=4)
     save_denoiser(Denoiser(net, schedules.cosine(100)).eval(), tmp_path / "own.ckpt", shape=(1, 8, 8))
