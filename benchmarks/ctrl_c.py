@@ -34,7 +34,7 @@ RUN = (
     *(word for word in TINY if not word.startswith(("callbacks.checkpoint", "trainer.max_steps", "trainer.val"))),
     *("logger=none", f"trainer.max_steps={STEPS}", "trainer.val_check_interval=10", "hydra.run.dir=run"),
     *("callbacks.sample_grid.every_n_steps=10", "sampler.num_steps=20"),
-    *(f"callbacks.{name}=null" for name in ("raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves")),
+    *(f"callbacks.{name}=null" for name in ("raw_grid", "trajectory", "neighbors", "log_snr", "schedule_curves")),
 )
 
 

@@ -52,7 +52,7 @@ ODD = {
         "data.channels=1",
         "data.image_size=[8,8]",
         "data.dataset.buffer=50",
-        "callbacks.neighbours=null",
+        "callbacks.neighbors=null",
     ],
     "FID": [
         "callbacks=fid",

@@ -87,6 +87,8 @@ def check_zip(path: Path) -> None:
     except OSError:
         raise
     except Exception as error:  # zipfile raises many types on damaged bytes
+        if str(error) == "File is not a zip file":
+            raise ValueError("it is damaged, or not a file of PyTorch or NumPy") from error
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 

@@ -21,7 +21,7 @@ from ddpm_lightning.images import as_pictures
 __all__ = [
     "Layout",
     "Picture",
-    "beside_neighbours",
+    "beside_neighbors",
     "by_label",
     "captions_of",
     "contact_sheet",
@@ -167,7 +167,7 @@ def contact_sheet(samples: Tensor, condition: Condition | None = None, *, class_
     return sheet(pairs.flatten(0, 1), columns=2 * columns, heads=heads, column_breaks=breaks)
 
 
-def beside_neighbours(samples: Tensor, neighbors: Tensor, *, names: Sequence[str] = ()) -> Picture:
+def beside_neighbors(samples: Tensor, neighbors: Tensor, *, names: Sequence[str] = ()) -> Picture:
     """A row for each sample (N, C, H, W), set apart from its neighbors (N, K, C, H, W), nearest first."""
     rows = torch.cat([samples[:, None], neighbors], dim=1)
     heads = ["sample", *(f"neighbor {i}" for i in range(1, rows.shape[1]))]

@@ -13,7 +13,7 @@ import torch
 
 from ddpm_lightning import DDIM, Denoiser, Step, load_denoiser
 from ddpm_lightning.images import SeededNoise, as_pictures, save_gif, save_png
-from ddpm_lightning.plots import draw_schedules, draw_study
+from ddpm_lightning.plots import draw_comparison, draw_schedules
 from ddpm_lightning.sheets import Picture, contact_sheet, sheet
 from ddpm_lightning.viewer import beside_estimates, evenly
 
@@ -66,7 +66,7 @@ def main() -> None:
     for theme, suffix in (("light", ""), ("dark", "_dark")):
         os.environ["DDPM_THEME"] = theme
         draw_schedules(PICTURES / f"schedules{suffix}.png")
-        draw_study(
+        draw_comparison(
             PICTURES / f"digits_samplers{suffix}.png", dict(samplers()), metric="FID (own classifier, 1,500 samples)"
         )
         save_gif([frame(eight[i]).pixels for i in evenly(len(eight), 26)], PICTURES / f"digits_trajectory{suffix}.gif")

@@ -8,7 +8,7 @@ from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.pictures.forward_strip import ForwardStrip
 from ddpm_lightning.callbacks.pictures.grid import SampleGrid
 from ddpm_lightning.callbacks.pictures.log_snr import LogSNRCurve
-from ddpm_lightning.callbacks.pictures.neighbours import Neighbours
+from ddpm_lightning.callbacks.pictures.neighbors import Neighbors
 from ddpm_lightning.callbacks.pictures.scatter import Scatter
 from ddpm_lightning.callbacks.pictures.schedule_curves import ScheduleCurves
 from ddpm_lightning.callbacks.pictures.trajectory import Trajectory
@@ -26,7 +26,7 @@ __all__ = [
     "GenerationMetrics",
     "LogSNRCurve",
     "LossGuard",
-    "Neighbours",
+    "Neighbors",
     "NewestCheckpoint",
     "Periodic",
     "PostHocEMA",

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 __all__ = ["ALIASES"]
 
 # Rows that stand at several names.
-_STEPS = "trainer.max_steps={} # of training; sampler.num_steps={} are the sampler's, and schedule.num_steps={} is T"
-_CHECKPOINT = "resume={} # resumes a run's folder; init_from={} takes its weights alone"
+_STEPS = "trainer.max_steps={} # training steps; sampler.num_steps={} for sampling steps, schedule.num_steps={} for T"
+_CHECKPOINT = "resume={} # resumes a run's folder; init_from={} loads only its weights"
 _FIGURES = (
     "callbacks.sample_grid.num_samples={} # in the run's figures; sample.py num_samples={} samples from a finished run"
 )
-_OF_T = "sampler.num_steps={} # of the checkpoint's T, which is fixed in training"
+_OF_T = "sampler.num_steps={} # T is fixed by the checkpoint"
 _FIXED = "# the checkpoint holds its own model, schedule and prediction, so name another one with ckpt_path=..."
 
 _COMMON = {
@@ -121,7 +121,7 @@ _TRAIN = {
     "model=adm": "model=adm_small",
     "network=": "model={}",
     "arch=": "model={}",
-    "channels=": "model.base_channels={} # data.channels={} are the images'",
+    "channels=": "model.base_channels={} # of the network; data.channels={} for the images",
     "model_channels=": "model.base_channels={}",
     # data
     "data=cifar": "data=cifar10",
@@ -136,8 +136,8 @@ _TRAIN = {
     "data_dir=": "data=image_folder data.root={}",
     "data_path=": "data=image_folder data.root={}",
     "data_root=": "data=image_folder data.root={}",
-    "workers=": "# only data=webdataset reads with workers of its own: data.dataset.workers={}",
-    "num_workers=": "# only data=webdataset reads with workers of its own: data.dataset.workers={}",
+    "workers=": "data.dataset.workers={} # data=webdataset only",
+    "num_workers=": "data.dataset.workers={} # data=webdataset only",
     # optimizer, rate and average
     "lr=": "optimizer.lr={}",
     "learning_rate=": "optimizer.lr={}",

@@ -32,10 +32,10 @@ def evaluate_sweep(folder: Path, overrides: Sequence[str]) -> Iterator[str]:
     runs = sorted(path.parent for path in configs_below(folder))
     finished = [run for run in runs if has_finished(run) and checkpoints_in(run / "checkpoints")]
     if not finished:
-        raise UserError(f"{folder} must be a folder with finished runs of train.py that have checkpoints")
+        raise UserError(f"the folder must contain finished runs of train.py with checkpoints, got {folder}")
     print(f"Evaluating {len(finished)} of the {len(runs)} runs in {folder}", flush=True)
     paths = ",".join(quoted(run) for run in finished)
-    sys.argv[1:] = ["-m", f"ckpt_path={paths}", "~hydra.callbacks.study", *overrides]
+    sys.argv[1:] = ["-m", f"ckpt_path={paths}", "~hydra.callbacks.comparison", *overrides]
     code = _exit_code()
     if code and (Sweep.started is None or code == _INTERRUPTED):
         sys.exit(code)

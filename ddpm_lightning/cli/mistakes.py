@@ -116,8 +116,7 @@ def _missing_choice(error: BaseException) -> str:
     if extra := _EXTRAS.get(error.missing_cfg_file):
         return f'{group}={choice} is not installed: pip install "ddpm_lightning[{extra}]"'
     said = f"{group}={choice}"
-    whole = {*error.options} - {*menu.parts(config_folders(), group)} or error.options
-    return f"{said} does not exist: {_way_out(choice, whole, f'{group}=', typed=said)}"
+    return f"{said} does not exist{_joined(_way_out(choice, _wholes(group) or error.options, f'{group}=', typed=said))}"
 
 
 def _unknown_key(error: BaseException, cause: BaseException) -> str:
@@ -127,8 +126,7 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
     if "not in struct" in str(cause):
         if cause.parent_node._get_parent() is None:  # at the top, where groups can be given, too
             if key in (groups := {*group_names()}):
-                files = ", ".join(menu.choices(config_folders(), key))
-                return f"nothing is chosen for {key}: choose one of its files ({files}), and omit ~{key}"
+                return f"{key} must not be empty: omit ~{key} or {key}=[], or choose from {', '.join(_wholes(key))}"
             names = (names | groups) - {"hydra"}
             names |= {"hydra/launcher", "hydra/sweeper"} if key.startswith("hydra") else set()
         everything = OmegaConf.to_container(cause.parent_node._get_root(), resolve=False)
@@ -145,20 +143,43 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
 
 
 def _unknown_group(text: str) -> str:
+    program = environment.current().program
     if _NO_NULL in text:
         return "a config group cannot be null: choose one of its files, such as logger=none or lr_scheduler=constant"
     if unknown := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         group, rest = unknown[1], _behind(unknown[1])
         said = _way_out(group, group_names(), typed=group + rest, rest=rest)
-        return f"{environment.current().program} has no config group {group}{_joined(said)}"
+        return f"{program} has no config group {group}{_joined(said)}"
     if unknown := re.match(r"Could not delete (?:from config\. )?'(([^'=]+)=?([^']*))'", text):
         typed, key, choice = unknown.groups()
+        group, dot, name = key.rpartition(".")
+        if dot and group in group_names() and not choice:
+            names = [
+                path.rpartition(".")[2]
+                for path in menu.inner_settings(config_folders(), program)
+                if path.startswith(f"{group}.")
+            ]
+            return f"~{typed} removes nothing: {group} has no key {name}{_joined(_way_out(name, names, f'~{group}.'))}"
         names = menu.choices(config_folders(), key) if choice else [*group_names(), *known_settings()]
         return f"~{typed} removes nothing: {_way_out(choice or key, names, f'~{key}=' if choice else '~')}"
     return ""
 
 
+def _wholes(group: str) -> list[str]:
+    """The choices of a group that are not single parts, such as callbacks=ema."""
+    parts = menu.parts(config_folders(), group)
+    return [choice for choice in menu.choices(config_folders(), group) if choice not in parts]
+
+
+def _is_whole(key: str) -> bool:
+    """Whether a top-level setting is an integer by default."""
+    setting = known_settings().get(key)
+    return setting is not None and setting.value.isdecimal()
+
+
 def _unreadable(error: BaseException) -> str:
+    if missing := re.match(r"Missing mandatory value: (\S+)", str(error)):
+        return f"{missing[1]} has no default: give it on the command line, as in {missing[1]}=..."
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: unbalanced bracket, or a value with spaces or = that needs quotes: 'key=\"a b\"'"
     if several := re.match(r"Ambiguous value for argument '([^'=]+)=([^']+)'", str(error)):
@@ -166,7 +187,8 @@ def _unreadable(error: BaseException) -> str:
         if key not in {*group_names(), *known_settings()} and (said := suggestion(f"{key}={values}")):
             return f"there is no key {key}{_joined(said)}"
         if re.fullmatch(r"-?\d+,\d+", values):
-            return f"{key}={values} has two values: write {key}={values.replace(',', '.')} for a number, or add -m for one job per value"
+            decimal = "" if _is_whole(key) else f"write {key}={values.replace(',', '.')} for a number, or "
+            return f"{key}={values} has two values: {decimal}add -m for one job per value"
         listed = "" if key in group_names() and key != "callbacks" else f", or write {key}=[{values}] for a list"
         return f"{key}={values} has several values: add -m for one job per value{listed}"
     return ""

@@ -78,8 +78,8 @@ def _complete_sweep(asked: str, argv: Sequence[str]) -> list[str]:
     for text in before:
         if text not in typed and (why := words.objection(text)):
             raise UserError(
-                f"{folder / SWEEP} records {text!r:.200}, which is not replayed from a file, since {why}: if you trust it, type it "
-                f"yourself beside resume={folder}"
+                f"{folder / SWEEP} records {text!r:.200}, which is not replayed from a file, since {why}: if you trust it, repeat it "
+                f"on the command line together with resume={folder}"
             )
     more = [text for text in typed if text not in before]  # the jobs keep their order, and so their numbers
     flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
@@ -100,7 +100,7 @@ def _found(kind: str, asked: str, record: str, unfinished: Callable[[], Iterable
         raise UserError(
             f"resume=auto found no unfinished {kind}: start one without resume=auto, or name its folder with resume=..."
         )
-    wrong = "" if (folder / record).exists() else f"has no {record}"
+    wrong = "" if (folder / record).exists() else f"has no {record}" if folder.exists() else "does not exist"
     if wrong and kind == "run" and (runs := runs_within(folder)):
         wrong = f"is a folder of {len(runs)} runs: give one of them, such as resume={runs[0]}"
     if wrong := wrong or "has a folder in place of train.log" * (folder / "train.log").is_dir():

@@ -231,8 +231,8 @@ def _check_interval(override: Override, searched: bool) -> None:
     low, ordered = 0 if "log" in interval.tags else -math.inf, interval.start < interval.end
     if not (searched and ordered and interval.start > low):
         raise UserError(
-            f"{override.input_line}: an interval requires sweep=optuna, with the lower bound first, and above 0 if tagged log; "
-            "otherwise give a list of values, as in 1,2,3"
+            f"{override.input_line}: an interval requires sweep=optuna, with its lower bound first, which must be positive with tag(log, ...); "
+            "for a grid, list the values, as in 1,2,3"
         )
 
 

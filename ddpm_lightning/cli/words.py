@@ -90,6 +90,9 @@ def _as_setting(typed: str) -> str:
     if said := suggestion(typed):
         return said
     key, _, value = typed.partition("=")
+    group, dot, choice = key.rpartition(".")
+    if dot and not value and choice in menu.choices(config_folders(), group.replace(".", "/")):
+        return f"did you mean {group.replace('.', '/')}={choice}?"
     within = {
         path.rpartition(".")[2]: path for path in menu.inner_settings(config_folders(), environment.current().program)
     }
@@ -127,4 +130,4 @@ def _check_part(confs: Sequence[Path], group: menu.Group, value: str) -> None:
             if one in menu.members(confs, f"{name}/{default}"):
                 fix = f"omit it, since {name}={default} includes it, or list all parts, as in {name}=[{one},...]"
             whole = ", ".join(choice for choice in menu.choices(confs, name) if choice not in parts)
-            raise UserError(f"{name}={one} is a single part: {fix} (choose from {whole})")
+            raise UserError(f"{name}={one} selects only that part: {fix} (choose from {whole})")

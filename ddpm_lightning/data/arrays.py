@@ -62,7 +62,7 @@ def _read(path: Path, shape: tuple[int, ...], *, batch: bool) -> np.ndarray:
     if values.shape[1:] != shape or not len(values):
         wanted = ", ".join(map(str, shape))
         raise UserError(
-            f"data.root={path} must have shape {'(N, ' if batch else '('}{wanted}) by data.channels and data.image_size, got "
+            f"data.root={path} must have shape {'(N, ' if batch else '('}{wanted}) to match data.channels and data.image_size, got "
             f"{found[''].shape}"
         )
     return values

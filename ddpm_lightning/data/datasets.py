@@ -173,8 +173,8 @@ def image_folder(
     root = Path(root)
     paths, others = find_images(root)
     if not paths:
-        got = f"got {root}" if root.exists() else f"got {root}, which does not exist"
-        raise UserError(f"data.root must be a folder with images such as *.png or *.jpg in it or its subfolders, {got}")
+        what = "which has none" if root.exists() else "which does not exist"
+        raise UserError(f"data.root must be a folder of images such as *.png or *.jpg, got {root}, {what}")
     if others:
         log.warning(
             "data.root=%s: skipping %d files that are not images, such as %s", root, len(others), others[0].name

@@ -94,7 +94,7 @@ def check_damaged(damaged: int, total: int, max_damaged: float, *, example: str)
     allowed = min(max_damaged * total, total - 1)
     if damaged > allowed:
         raise UserError(
-            f"{damaged} of {total} images are damaged, among them {example}: fix or remove them "
+            f"{damaged} of {total} images {'is' if damaged == 1 else 'are'} damaged, such as {example}: fix or remove them "
             f"(data.dataset.max_damaged={max_damaged} allows {int(allowed)})"
         )
 

@@ -72,5 +72,5 @@ def check_labels(labels: Condition, classes: Sequence[str] | None, num_classes: 
         fitting = f"at least {high + 1}, or null" if low >= 0 else "null"
         reason = f"the labels range from {low} to {high}"
         if low == NO_LABEL:
-            reason = f"{int((labels == NO_LABEL).sum())} images have no label, such as those directly in data.root"
+            reason = "images directly in data.root have no label: move them into a subfolder"
         raise UserError(f"data.num_classes must be {fitting}, got {num_classes}: {reason}")

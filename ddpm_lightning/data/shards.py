@@ -164,7 +164,7 @@ def _at(url: str, pattern: str) -> list[str]:
     if not found:
         raise UserError(
             f"data.root must be a folder of *.tar files, a path or pattern such as shards/{{00..99}}.tar, a plain URL, or a command "
-            f"that starts with pipe:, got {pattern}, and {url} is none of these"
+            f"that starts with pipe:, got {pattern}{', which holds no *.tar files' if path.is_dir() else ''}"
         )
     return found
 
@@ -191,7 +191,7 @@ def _count(path: str, image_keys: Sequence[str], label_key: str | None) -> tuple
     if not endings and not seen & {*image_keys}:
         listed = ", ".join(sorted(filter(None, seen))[:8]) or "nothing"
         raise UserError(
-            f"the shard {path} must hold images that end in {' or '.join(image_keys)}, got {listed}{damage}: set "
+            f"the shard {path} must hold images that end in one of {', '.join(image_keys)}, got {listed}{damage}: set "
             "data.dataset.image_key to their extension, or remove the shard"
         )
     return sum(1 for _ in groupby(_cut(name, endings)[0] for name in names)), endings

@@ -88,8 +88,10 @@ def load_data(node: DictConfig) -> ImageDataModule:
         UserError: for data other than 8-bit images.
     """
     if (kind := kind_of(node)) != "images":
-        figure, only = ("scatter.png", "images") if kind == "points" else ("grid.png", "8-bit images")
-        raise UserError(f"the model was trained on {kind}, and only {only} can be evaluated: see sample.py's {figure}")
+        only = "images" if kind == "points" else "8-bit images"
+        raise UserError(
+            f"the model was trained on {kind}, and only {only} can be evaluated: inspect its samples with sample.py"
+        )
     data: ImageDataModule = build("data", node)
     data.setup()
     return data

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from ddpm_lightning.evaluation.table import aligned
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.plots import draw_study
+from ddpm_lightning.plots import draw_comparison
 from ddpm_lightning.runs.names import named
 from ddpm_lightning.terminal import Activity
 
@@ -40,7 +40,7 @@ COLUMNS = ("fid", "kid", "inception_score", "precision", "recall")
 
 
 class SweepSummary(Callback):
-    """Writes the evaluations of a sweep to `study.md` and `study.png` in the sweep's folder."""
+    """Writes the evaluations of a sweep to `comparison.md` and `comparison.png` in the sweep's folder."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -61,16 +61,16 @@ def _write(folder: Path) -> None:
         fid = summary["metrics"]["fid"]
         curves.setdefault(name, []).append((_evaluations(summary), fid["value"], fid.get("spread", 0.0)))
     table = table_of([summary for _, summary in named])
-    with replace_file(folder / "study.md") as file:
+    with replace_file(folder / "comparison.md") as file:
         file.write(table + "\n")
     protocol = named[0][1]["protocol"]
     metric = f"FID ({protocol['features'].split(' (')[0]}, {protocol['num_samples']:,} samples)"
-    draw_study(folder / "study.png", curves, metric=metric)
+    draw_comparison(folder / "comparison.png", curves, metric=metric)
     name, best = min(named, key=lambda pair: pair[1]["metrics"]["fid"]["value"])
     fid, steps = best["metrics"]["fid"]["value"], best["protocol"]["steps"]
     print("", *_lines_of([summary for _, summary in named]), sep="\n")
     print(f"\nBest FID (lower is better): {fid:.4g} with {name}, {steps} steps")
-    print(f"{folder / 'study.md'}\n{folder / 'study.png'}", flush=True)
+    print(f"{folder / 'comparison.md'}\n{folder / 'comparison.png'}", flush=True)
 
 
 def _evaluations(summary: Mapping[str, Any]) -> int:

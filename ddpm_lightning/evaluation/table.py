@@ -15,7 +15,7 @@ from ddpm_lightning.metrics import distances
 from ddpm_lightning.metrics.distances import Score
 from ddpm_lightning.metrics.features import logits_of
 from ddpm_lightning.runs.names import named
-from ddpm_lightning.sheets import Picture, beside_neighbours
+from ddpm_lightning.sheets import Picture, beside_neighbors
 
 __all__ = [
     "Compared",
@@ -31,7 +31,7 @@ __all__ = [
 
 PRECISION_IMAGES = 10_000  # per set, as in the paper
 MEMORIZATION_IMAGES = 2_000  # per set: samples and held-out images
-NEIGHBOURS_SHOWN = 5
+NEIGHBORS_SHOWN = 5
 FEWEST = 10  # minimum number of images to compare
 
 
@@ -64,8 +64,8 @@ _NOTES = {
     "fid": "",
     "kid": f"{distances.KID_SUBSETS} subsets of at most {distances.KID_SUBSET_SIZE:,}",
     "inception_score": "ten parts",
-    "precision": f"k = {distances.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
-    "recall": f"k = {distances.PRECISION_NEIGHBOURS}, at most {PRECISION_IMAGES:,} of each",
+    "precision": f"k = {distances.PRECISION_NEIGHBORS}, at most {PRECISION_IMAGES:,} of each",
+    "recall": f"k = {distances.PRECISION_NEIGHBORS}, at most {PRECISION_IMAGES:,} of each",
 }
 
 
@@ -140,9 +140,9 @@ def memorization_rows(sets: Mapping[str, Compared], samples: Compared) -> dict[s
 def nearest_sheet(train: Compared, samples: Compared, count: int) -> Picture:
     """The samples closest to the training set by pixels, each with its nearest training images."""
     images = samples.images[:MEMORIZATION_IMAGES]
-    found, numbers = distances.nearest(images, train.images, count=min(NEIGHBOURS_SHOWN, len(train.images)))
+    found, numbers = distances.nearest(images, train.images, count=min(NEIGHBORS_SHOWN, len(train.images)))
     closest = found[:, 0].argsort()[:count]
-    return beside_neighbours(images[closest], train.images[numbers[closest]])
+    return beside_neighbors(images[closest], train.images[numbers[closest]])
 
 
 def bits_rows(bits: BitsPerDim, *, variance: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Objective(nn.Module, ABC):
         """Refuse a denoiser that this loss cannot train."""
         self.times.check(denoiser.schedule)
         if next(denoiser.schedule.parameters(), None) is not None and not self.learns_schedule:
-            raise ValueError("a learned noise schedule requires VDM: set loss=vdm")
+            raise ValueError("loss=vdm is required by schedule=learned: add it, or choose another schedule")
 
     @abstractmethod
     def forward(

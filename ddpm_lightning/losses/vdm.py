@@ -35,7 +35,7 @@ class VDM(Objective):
     def check(self, denoiser: Denoiser) -> None:
         super().check(denoiser)
         if not isinstance(denoiser.schedule, LearnedSchedule):
-            raise ValueError("VDM requires a learned noise schedule: set schedule=learned, or loss=vlb for a fixed one")
+            raise ValueError("loss=vdm requires schedule=learned: add it, or choose loss=vlb for a fixed schedule")
         require_one_of("times.continuous", self.times.continuous, [True], hint="loss=vdm is for continuous time")
         require_one_of("learned_variance", denoiser.learned_variance, [False], hint="loss=vdm has no reverse variance")
 

@@ -17,7 +17,7 @@ from ddpm_lightning.seeds import derive
 __all__ = [
     "KID_SUBSETS",
     "KID_SUBSET_SIZE",
-    "PRECISION_NEIGHBOURS",
+    "PRECISION_NEIGHBORS",
     "Score",
     "closer_share",
     "frechet_distance",
@@ -29,7 +29,7 @@ __all__ = [
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
-PRECISION_NEIGHBOURS = 3
+PRECISION_NEIGHBORS = 3
 _CHUNK = 1024
 _BLOCK = 4096
 _BLOCK_NUMBERS = 2**23  # float64 values per block; larger images use smaller blocks
@@ -108,7 +108,7 @@ def inception_score(logits: Tensor, *, seed: int = 0) -> Score:
     return Score(float(mean), float(deviation))
 
 
-def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = PRECISION_NEIGHBOURS) -> tuple[Score, Score]:
+def precision_recall(real: Tensor, fake: Tensor, *, neighbors: int = PRECISION_NEIGHBORS) -> tuple[Score, Score]:
     """The fraction of samples within the manifold of the real images (precision), and vice versa (recall).
 
     A set's manifold is the union of balls around its points with the distance to the k-th nearest neighbor as radius
@@ -117,17 +117,15 @@ def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = PRECISION_
     Args:
         real: (N, D) features, N > k.
         fake: (M, D) features, M > k.
-        neighbours: k.
+        neighbors: k.
 
     Raises:
         UserError: for a set of at most k points.
     """
     _require_finite(real, fake)
-    require(
-        "neighbours", neighbours, f"1..{min(len(real), len(fake)) - 1}", hint="each set needs more images than that"
-    )
-    precision = _share_within(fake, real, _radii(real, neighbours))
-    recall = _share_within(real, fake, _radii(fake, neighbours))
+    require("neighbors", neighbors, f"1..{min(len(real), len(fake)) - 1}", hint="each set needs more images than that")
+    precision = _share_within(fake, real, _radii(real, neighbors))
+    recall = _share_within(real, fake, _radii(fake, neighbors))
     return Score(precision), Score(recall)
 
 
@@ -172,9 +170,9 @@ def _nearest(points: Tensor, others: Tensor, count: int, mirrored: bool) -> tupl
     return values, indices
 
 
-def _radii(points: Tensor, neighbours: int) -> Tensor:
+def _radii(points: Tensor, neighbors: int) -> Tensor:
     # plus one, since the first neighbor is the point itself
-    return torch.cat([part.kthvalue(neighbours + 1).values for part in _distances(points, points)])
+    return torch.cat([part.kthvalue(neighbors + 1).values for part in _distances(points, points)])
 
 
 def _share_within(points: Tensor, centers: Tensor, radii: Tensor) -> float:

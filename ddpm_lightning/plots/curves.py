@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddpm_lightning.plots.style import LOWER, line_style, pixels, save, styled
 
-__all__ = ["Curve", "draw_bits_by_step", "draw_curve", "draw_curves", "draw_study"]
+__all__ = ["Curve", "draw_bits_by_step", "draw_comparison", "draw_curve", "draw_curves"]
 
 _INSIDE = 4  # a legend fits inside a small plot up to this number of curves, and letters per name
 _SHORT = 24
@@ -44,7 +44,7 @@ def draw_bits_by_step(path: Path, bits: Sequence[float]) -> None:
 
 
 @styled
-def draw_study(path: Path, curves: Mapping[str, Sequence[tuple[float, float, float]]], *, metric: str) -> None:
+def draw_comparison(path: Path, curves: Mapping[str, Sequence[tuple[float, float, float]]], *, metric: str) -> None:
     """Plot a metric against network evaluations per image, one curve per sampler, on logarithmic axes.
 
     Args:

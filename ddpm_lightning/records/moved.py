@@ -8,6 +8,7 @@ __all__ = ["rename_targets", "targets_in"]
 
 _MOVED = {
     "ddpm_lightning.callbacks.CSVLogger": "ddpm_lightning.loggers.CSVLogger",
+    "ddpm_lightning.callbacks.Neighbours": "ddpm_lightning.callbacks.Neighbors",
     "ddpm_lightning.callbacks.TensorBoardLogger": "ddpm_lightning.loggers.TensorBoardLogger",
     "ddpm_lightning.callbacks.WandbLogger": "ddpm_lightning.loggers.WandbLogger",
     "ddpm_lightning.evaluation.study.Study": "ddpm_lightning.evaluation.sweep_summary.SweepSummary",
@@ -24,6 +25,7 @@ _OLD = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, _MOVED))})(?![\w.])")
 
 # Former keys of callbacks in conf/, now passed automatically: an override must add them.
 _HANDED = re.compile(r"^(?=callbacks\.\w+\.(sampler|shape|num_classes)=)")
+_SPELLED = re.compile(r"^(\W*callbacks\.)neighbours\b")  # in an override
 
 
 def rename_targets(node: Any) -> None:
@@ -36,7 +38,8 @@ def rename_targets(node: Any) -> None:
         seen.add(id(node))
         for key, child in [*(node.items() if isinstance(node, dict) else enumerate(node))]:
             if isinstance(child, str):
-                node[key] = _HANDED.sub("++", _OLD.sub(lambda old: _MOVED[old[0]], child))
+                moved = _OLD.sub(lambda old: _MOVED[old[0]], child)
+                node[key] = _HANDED.sub("++", _SPELLED.sub(r"\1neighbors", moved))
             else:
                 left.append(child)
 

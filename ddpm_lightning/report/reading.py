@@ -119,7 +119,9 @@ def read_runs(*folders: Path) -> list[Run]:
         refuse_pipes(folder)
         runs = [run for path in configs_below(folder) if (run := _read(path.parent)) is not None]
         if not runs:
-            raise UserError(f"{folder} must be a folder with runs of train.py, such as a sweep's multirun/<day>/<time>")
+            raise UserError(
+                f"the folder must contain runs of train.py, as a sweep's multirun/<day>/<time> does, got {folder}"
+            )
         for run in sorted(runs, key=lambda run: (run.folder.parent, job_number(run.folder), run.folder.name)):
             found.setdefault(run.folder.resolve(), run)
     return [*found.values()]

@@ -103,7 +103,7 @@ def _sections() -> list[ws.Section]:
         _section("Terms of the bound", [_curve(f"val/bits_{name}") for name in ("prior", "diffusion", "decoder")]),
         _section("Samples", [_media("grid"), _media("raw_grid"), _media("scatter")]),
         _section("From noise to image", [_media("trajectory"), _media("trajectory_animation")], columns=2),
-        _section("Nearest training images", [_media("neighbours")], columns=1),
+        _section("Nearest training images", [_media("neighbors")], columns=1),
         _section("Noise-prediction error vs. log SNR", [_media("log_snr"), *levels], rows=2),
         _section("Forward process", [_media("schedule"), _media("forward_strip")], columns=2),
         _section("Optimizer", [_curve(f"train/{name}") for name in ("grad_norm", "lr", "ema_decay", "loss_spikes")]),

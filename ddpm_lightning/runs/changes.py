@@ -111,15 +111,26 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
     for key, why in _FIXED.items():
         old, new = (_at(config, key) for config in (before, now))
         if _fixed_part(old) != _fixed_part(new):
-            values = (
-                ""
-                if isinstance(old, dict) or isinstance(new, dict)
-                else " from {} to {}".format(*(v if isinstance(v, str) else shown(v) for v in (old, new)))
-            )
+            at, old, new = _first_difference(key, old, new)
+            values = "" if isinstance(old, dict) or isinstance(new, dict) else f" from {_said(old)} to {_said(new)}"
             raise UserError(
-                f"{key} cannot be changed{values} when a run is resumed, since {why}: omit it, or start a new run with "
+                f"{at} cannot be changed{values} when a run is resumed, since {why}: omit it, or start a new run with "
                 f"init_from={folder}"
             )
+
+
+def _first_difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """The innermost key below this one that alone differs, with both values."""
+    while isinstance(old, dict) and isinstance(new, dict):
+        differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if len(differing) != 1:
+            break
+        key, old, new = f"{key}.{differing[0]}", old.get(differing[0]), new.get(differing[0])
+    return key, old, new
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def change(held: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:

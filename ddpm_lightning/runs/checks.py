@@ -10,6 +10,7 @@ from ddpm_lightning.data.values import Values, kind_of, values_of
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import is_integer, require, require_one_of
 from ddpm_lightning.runs.compiling import COMPILE
+from ddpm_lightning.runs.names import named
 from ddpm_lightning.runs.schema import Training, check_types
 
 __all__ = ["check_config"]
@@ -20,7 +21,7 @@ _MADE_FOR = {
     "ddpm_lightning.models.DiT": (("images", "arrays"), "model=mlp"),
     "ddpm_lightning.models.MLP": (("points",), "model=unet_tiny"),
     "ddpm_lightning.callbacks.GenerationMetrics": (("images",), "callbacks=default, or callbacks=points for points"),
-    "ddpm_lightning.callbacks.Neighbours": (("images", "arrays"), "callbacks=points"),
+    "ddpm_lightning.callbacks.Neighbors": (("images", "arrays"), "callbacks=points"),
     "ddpm_lightning.callbacks.SampleGrid": (("images", "arrays"), "callbacks=points"),
     "ddpm_lightning.callbacks.Trajectory": (("images", "arrays"), "callbacks=points"),
     "ddpm_lightning.callbacks.Scatter": (("points",), "callbacks=default"),
@@ -38,7 +39,7 @@ def check_config(config: DictConfig) -> None:
     size = config.data.image_size
     if not isinstance(size, ListConfig) or not 1 <= len(size) <= 3 or not all(is_integer(n, "1..65536") for n in size):
         raise UserError(
-            f"data.image_size must be [height, width], as in [32,32], [length] or [frames, height, width], got {size}"
+            f"data.image_size must be [height, width], [length] or [frames, height, width] with sides from 1 to 65536, as in [32,32], got {size}"
         )
     _check_trainer(config.trainer)
     check_types(config, Training)
@@ -50,7 +51,7 @@ def check_config(config: DictConfig) -> None:
     unconditional = all(config.model.get(name) is None for name in ("condition_size", "condition_channels"))
     if config.data.num_classes is None and ours and unconditional and config.guidance_scale != 1:
         raise UserError(
-            f"guidance_scale={config.guidance_scale} requires labels: give data.num_classes=..., or leave it at 1"
+            f"guidance_scale={config.guidance_scale} requires labels: set data.num_classes=..., or guidance_scale=1"
         )
     require_one_of("compile", config.compile, COMPILE)
     for key, interval in (("lr", "[0, 1000]"), ("weight_decay", "[0, 10]")):
@@ -106,7 +107,8 @@ def _check_kinds(config: DictConfig) -> None:
         made, choice = _MADE_FOR.get(node.get("_target_"), ((given,), ""))
         if given not in made:
             data = f"data.channels={config.data.channels}, data.image_size={config.data.image_size}"
-            raise UserError(f"{key}._target_={node._target_} is for {made[0]}, and {data} are {given}: choose {choice}")
+            what = f"model={named('model', node).choice}" if key == "model" else key
+            raise UserError(f"{what} is for {made[0]}, but the data are {given} ({data}): choose {choice}")
 
 
 def _check_trainer(trainer: DictConfig) -> None:

@@ -16,6 +16,7 @@ from ddpm_lightning.images import SeededNoise, as_pictures, save_image, save_png
 from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.runs.edits import Edit, Items, Job
 from ddpm_lightning.runs.instantiate import build
+from ddpm_lightning.runs.names import weights_in_words
 from ddpm_lightning.runs.out_dir import claim_out_dir, replace_files
 from ddpm_lightning.runs.process_group import ProcessGroup
 from ddpm_lightning.runs.sampling_setup import SamplingSetup
@@ -49,8 +50,8 @@ def edit_images(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -
         with Activity("Writing the results"), replace_files(out, _FILES) as folder:
             facts = setup.facts(weights=config.weights, seed=config.seed)
             _write(folder, job, results, noise, setup, facts)
-        made = f"{len(results):,} edited image{'s' * (len(results) > 1)}, {job.results} per input"
-        print(f"{made}, by the {config.weights} weights of {setup.path}: {out}")
+        made = f"{len(results):,} edited image{'s' * (len(results) > 1)} ({job.results} per input)"
+        print(f"Saved {made} to {out} ({weights_in_words(config.weights)} of {setup.path})")
     return out
 
 

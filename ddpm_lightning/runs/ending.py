@@ -123,7 +123,7 @@ def _speed(final: Mapping[str, Any]) -> list[str]:
     speed, share = final.get("train/images_per_second"), final.get("train/mfu")
     if not speed:
         return []
-    return [f"{speed:,.0f} images/s" + (f" ({share:.0%} of the device's matrix-product speed)" if share else "")]
+    return [f"{speed:,.0f} images/s" + (f" ({share:.0%} of the device's matmul throughput)" if share else "")]
 
 
 def origin_of(data: ImageDataModule, overrides: list[str]) -> dict[str, Any]:

@@ -42,9 +42,9 @@ class Estimate(NamedTuple):
     def sentence(self, batches: int | None) -> str:
         """The estimate as a sentence, with the total time if the number of batches is known."""
         time = f"{self.seconds:.2g} s a batch" if batches is None else _duration(self.seconds * batches)
-        held = f" of the {_size(self.held)} of memory" if math.isfinite(self.held) else ""
-        fits = "which is too much; data.batch_size" if self.memory > self.held else "and data.batch_size"
-        return f"Training will take about {time} and {_size(self.memory)}{held} for tensors, {fits} can be at most {self.fits}"
+        held = f" of {_size(self.held)} of memory" if math.isfinite(self.held) else ""
+        fits = ", which is too much; data.batch_size" if self.memory > self.held else "; data.batch_size"
+        return f"Training will take about {time} and use about {_size(self.memory)}{held} for tensors{fits} can be at most {self.fits}"
 
 
 class Trial:

@@ -73,7 +73,7 @@ def read_masks(given: str, inputs: Inputs, setup: SamplingSetup) -> Tensor:
         masks.append(torch.from_numpy(read_image(mask, 1, Fit((width, height))).copy()).permute(2, 0, 1) > 127)
         if not masks[-1].any() or masks[-1].all():
             raise UserError(
-                f"{mask} must be white where the image is filled in and black elsewhere, but is of one color"
+                f"{mask} must be white where the image is filled in and black elsewhere, but is a single color"
             )
     return torch.stack(masks)
 
@@ -88,7 +88,7 @@ def _files(path: str, key: str) -> list[Path]:
     found = find_images(place)[0] if place.is_dir() else [place]
     if not found or not found[0].is_file():
         raise UserError(
-            f"{key}={path} must be an image file or a folder of images: there is {'none in it' if place.is_dir() else 'no such file'}"
+            f"{key}={path} must be an image file or a folder of images, got one {'without images' if place.is_dir() else 'that does not exist'}"
         )
     return found
 

@@ -45,6 +45,8 @@ def one_line(error: BaseException) -> str:
 
 def with_settings(key: str, error: BaseException, node: DictConfig) -> str:
     """An error in one line with the key and its settings, for an error that names no setting."""
+    if unexpected := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+        return f"{key}.{unexpected[1]} is not an option of {str(node._target_).rpartition('.')[2]}: omit it"
     given = {str(name): value for name, value in node.items() if not isinstance(value, DictConfig)}
     settings = ", ".join(f"{key}.{name}={value}" for name, value in given.items() if name[0] != "_")
     return f"{key}: {one_line(error)} (given: {settings})"

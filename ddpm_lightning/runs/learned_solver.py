@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -162,7 +162,13 @@ class _Model:
 
 
 def learn(
-    denoiser: Denoiser, shape: tuple[int, ...], y: Condition | None, *, like: Learned, seconds: float
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    y: Condition | None,
+    *,
+    like: Learned,
+    seconds: float,
+    rounds: int | None = None,
 ) -> dict[str, Any]:
     """Learn a solver's times and coefficients, by gradients of the energy distance between its samples and those of 40 steps.
 
@@ -174,6 +180,7 @@ def learn(
         y: labels or other conditions, taken in turn.
         like: gives the number of steps and the clipping.
         seconds: of all, at most, but for the last samples of each part.
+        rounds: steps of the descent; None for as many as the time allows.
     """
     model = _Model(copy.deepcopy(denoiser).requires_grad_(False), shape, y)
     options: dict[str, Any] = {"clip": like.clip, "dynamic_threshold": like.dynamic_threshold}
@@ -189,7 +196,12 @@ def learn(
         best = min(tried, key=tried.__getitem__)
     coefficients = Coefficients(denoiser.schedule, spaced[best].times_on(denoiser.schedule)[:-1])
     with Activity("Learning times and coefficients") as activity:
-        _descend(coefficients, model, reference, options, seconds=seconds * 2 / 3, advance=activity.advance)
+        if rounds is None:
+            began, limit = time.monotonic(), seconds * 2 / 3
+            spent: Iterator[float] = iter(lambda: min((time.monotonic() - began) / limit, 1.0), 1.0)
+        else:
+            spent = (i / rounds for i in range(rounds))
+        _descend(coefficients, model, reference, options, spent, advance=activity.advance)
     times, rows = coefficients.values()
     learned = Learned(times=times, coefficients=rows, **options)
     solvers = {f"dpmpp_2m_sde, {best}": spaced[best], "learned": learned}
@@ -211,23 +223,23 @@ def _descend(
     model: _Model,
     reference: Reference,
     options: dict[str, Any],
+    spent: Iterable[float],
     *,
-    seconds: float,
     advance: Callable[[], object],
 ) -> None:
-    """Follow the gradient, and end with the parameters that came nearest."""
+    """Follow the gradient while a share below 1 is spent, and end with the parameters that came nearest."""
     groups: list[dict[str, Any]] = [
         {"params": [coefficients.gaps], "slower": 0.3},
         {"params": [coefficients.noise, coefficients.weights]},
     ]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    began, first, looks = time.monotonic(), 0, 0
+    first, looks = 0, 0
     best: tuple[float, dict[str, Tensor]] = (math.inf, {})
-    while (spent := (time.monotonic() - began) / seconds) < 1:
-        if spent * _LOOKS >= looks:
+    for share in spent:
+        if share * _LOOKS >= looks:
             best, looks = min(best, _look(coefficients, model, reference, options), key=lambda pair: pair[0]), looks + 1
         for group in optimizer.param_groups:
-            group["lr"] = RATE * group.get("slower", 1.0) * (1 + math.cos(math.pi * spent)) / 2
+            group["lr"] = RATE * group.get("slower", 1.0) * (1 + math.cos(math.pi * share)) / 2
         drawn = model.draw(coefficients.solver(**options), "learn", range(first, first + BATCH), grad=True)
         optimizer.zero_grad()
         reference.distance(drawn).backward()

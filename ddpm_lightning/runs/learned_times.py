@@ -58,7 +58,7 @@ def find_times(
         found = search(denoiser, shape, y, solver, steps, seconds)
     for name, error in sorted(found["errors_on_other_noise"].items(), key=lambda pair: pair[1]):
         print(
-            f"  {name:<22} distance {error:.4f} to samples of many steps, on other noise (lower is better)", flush=True
+            f"  {name:<22} distance {error:.4f} to many-step samples from held-out noise (lower is better)", flush=True
         )
     found |= _key(denoiser, node)
     path = _path(checkpoint if checkpoint.is_file() else checkpoint / "checkpoints" / "last.ckpt")

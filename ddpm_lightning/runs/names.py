@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from ddpm_lightning import CONF_DIR
 from ddpm_lightning.records.moved import rename_targets
 
-__all__ = ["Named", "named", "names_of"]
+__all__ = ["Named", "named", "names_of", "weights_in_words"]
 
 _LONGEST = 24  # letters of a value in a name
 
@@ -42,6 +42,11 @@ def named(group: str, node: Mapping[str, Any]) -> Named:
         if theirs == target
     ]
     return min(found, key=lambda choice: len(choice.settings), default=Named(target.rpartition(".")[2], {}))
+
+
+def weights_in_words(weights: str) -> str:
+    """Which weights of a checkpoint are used, as in "EMA weights"."""
+    return f"{'EMA' if weights == 'ema' else weights} weights"
 
 
 def names_of(**nodes: Any) -> dict[str, str]:

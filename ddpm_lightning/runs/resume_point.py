@@ -125,14 +125,14 @@ def newest_point(folder: Path, *, warn: bool = True) -> ResumePoint:
     if (point := first_intact(found, warn=warn)) is not None:
         return point
     if found:
-        raise UserError(f"resume={folder}: none of its {len(found)} checkpoints can be read; start a new run")
+        raise UserError(f"resume={folder} has no checkpoint that can be read: start a new run")
     if warn:
         log.warning("resume=%s: no checkpoint was saved yet; the run starts from the beginning", folder)
     config, typed = read_record(folder / "config.yaml"), []
     with suppress(UserError):  # only needed for keys outside the default config
         typed = read_record(folder / ".hydra" / "overrides.yaml")
     if not isinstance(config, dict):
-        raise UserError(f"resume={folder}: its config.yaml is damaged or not a config; choose another run folder")
+        raise UserError(f"resume={folder} has a damaged config.yaml: choose another run folder")
     return ResumePoint(config, typed if isinstance(typed, list) else [])
 
 

@@ -15,6 +15,7 @@ from ddpm_lightning.files import replace_file
 from ddpm_lightning.images import save_image, save_png
 from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.runs.editing import edit_images
+from ddpm_lightning.runs.names import weights_in_words
 from ddpm_lightning.runs.out_dir import claim_out_dir, replace_files
 from ddpm_lightning.runs.process_group import ProcessGroup, join_process_group
 from ddpm_lightning.runs.sampling_setup import SamplingSetup, prepare_sampling
@@ -117,8 +118,8 @@ def _write(samples: list[Tensor], out: Path, config: DictConfig, setup: Sampling
             facts = setup.facts(weights=config.weights, seed=config.seed)
             _write_files(torch.cat(samples), folder, config.format, setup, facts)
     print(
-        f"{config.num_samples} {setup.kind[:-1] if config.num_samples == 1 else setup.kind} from the {config.weights} weights of "
-        f"{setup.path}, {setup.steps} steps each: {out}"
+        f"Saved {config.num_samples} {setup.kind[:-1] if config.num_samples == 1 else setup.kind} to {out} "
+        f"({weights_in_words(config.weights)} of {setup.path}, {setup.steps} steps)"
     )
 
 

@@ -219,7 +219,7 @@ def _labels(config: DictConfig, denoiser: Denoiser, names: Sequence[str]) -> lis
     labels = [names.index(label) if label in names else label for label in labels]
     for label in labels:
         if isinstance(label, str) and names:
-            require_one_of("labels", label, names, hint=f"or a number below {classes}")
+            require_one_of("labels", label, [*names, f"an integer below {classes}"])
         require("labels", label, f"0..{classes - 1}")
     return labels
 

@@ -114,16 +114,18 @@ def _check_finite(node: Any, key: str = "") -> None:
 
 def _settings(config: DictConfig, program: type) -> Iterator[tuple[DictConfig, str, str, Any]]:
     """Each setting with a known type: its node and name there, its key as typed, and its type."""
+    given: Any = OmegaConf.to_container(config, resolve=False)
     for name, kind in get_type_hints(program).items():
         if name in config and not OmegaConf.is_missing(config, name):
-            yield config, name, _typed(config, name, name), kind
+            yield config, name, _typed(given[name], name), kind
     for key, node in _nodes(config, ""):
         kinds = (
             settings_of(str(node._target_)) if "_target_" in node and not OmegaConf.is_missing(node, "_target_") else {}
         )
+        given = OmegaConf.to_container(node, resolve=False) if kinds else {}
         for name in map(str, node):
             if name in kinds and not OmegaConf.is_missing(node, name):
-                yield node, name, _typed(node, name, f"{key}.{name}"), kinds[name]
+                yield node, name, _typed(given[name], f"{key}.{name}"), kinds[name]
         inner = node.get("dataset")  # called with the data's root
         if (
             "root" in node
@@ -143,9 +145,8 @@ def _nodes(config: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig]]:
             yield from _nodes(node, f"{prefix}{name}.")
 
 
-def _typed(node: DictConfig, name: str, key: str) -> str:
+def _typed(given: Any, key: str) -> str:
     """The key under which a setting is typed, such as data.channels for `${data.channels}`."""
-    given = OmegaConf.to_container(node, resolve=False)[name]  # type: ignore[index, call-overload]
     named = re.fullmatch(r"\$\{([\w.]+)\}", given) if isinstance(given, str) else None
     return named[1] if named else key
 

@@ -80,7 +80,7 @@ def _train(config: DictConfig, resumed_from: Path | None) -> float | None:
         if resumed_from is None or (run is not None and run.record.has_saved):
             raise
         raise UserError(
-            f"{resumed_from} cannot be resumed from ({brief(error)}): give another folder; DDPM_TRACEBACK=1 shows where it failed"
+            f"the run in {resumed_from} cannot be resumed ({brief(error)}): choose another folder, or set DDPM_TRACEBACK=1 for the traceback"
         ) from error
 
 
@@ -110,7 +110,7 @@ def _begin(run: Run) -> None:
     length = f"{trainer.max_epochs} epochs" if trainer.max_steps == -1 else f"{trainer.max_steps} steps"
     trained = 0 if run.point is None else run.point.checkpoint.get("global_step", 0)
     if 0 < trainer.max_steps <= trained:
-        say(f"{run.folder} has already been trained for {trained} steps: for more, set trainer.max_steps above that")
+        say(f"the run in {run.folder} has reached {trained} steps already: to continue, set a higher trainer.max_steps")
     else:
         say(f"Training {run.parameters:,} parameters for {length}, {_processes(trainer.world_size)}: {run.folder}")
     if names := run.record.config["data"].get("class_names"):

@@ -108,8 +108,8 @@ def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sa
     clip = sampler.clip if is_float else 1.0
     if clip is not None and (share := source.outside(clip)) > 0.01:
         raise UserError(
-            f"data.value_range must be wider, such as {source.extent}: {share:.0%} of the data's values lie outside, where samples "
-            f"are clipped{'; or set sampler.clip=null' if is_float else ''}"
+            f"data.value_range must cover the data, got {data.get('value_range')}, which leaves out {share:.0%} of the values: "
+            f"set data.value_range={source.extent}{' or sampler.clip=null' * is_float}"
         )
     if (
         kind_of(data) == "arrays"

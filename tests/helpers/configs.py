@@ -22,8 +22,8 @@ TINY = (
     "callbacks.sample_grid.every_n_steps=2",
     "callbacks.raw_grid.num_samples=4",
     "callbacks.raw_grid.every_n_steps=2",
-    "callbacks.neighbours.num_samples=2",
-    "callbacks.neighbours.num_neighbours=2",
+    "callbacks.neighbors.num_samples=2",
+    "callbacks.neighbors.num_neighbors=2",
     "callbacks.log_snr.num_images=4",
     "callbacks.trajectory.num_samples=2",
     "callbacks.trajectory.num_columns=3",
@@ -33,10 +33,10 @@ TINY = (
     "lr_scheduler.total_iters=2",
 )
 
-FIGURES = ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves", "forward_strip")
+FIGURES = ("sample_grid", "raw_grid", "trajectory", "neighbors", "log_snr", "schedule_curves", "forward_strip")
 NO_FIGURES = tuple(f"callbacks.{name}=null" for name in FIGURES)
 
-IMAGES_ALONE = ("callbacks.sample_grid", "callbacks.raw_grid", "callbacks.neighbours", "callbacks.trajectory")
+IMAGES_ALONE = ("callbacks.sample_grid", "callbacks.raw_grid", "callbacks.neighbors", "callbacks.trajectory")
 
 TINY_POINTS = (
     "data=two_moons",

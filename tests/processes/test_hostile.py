@@ -625,7 +625,7 @@ def a_shard_that_unpacks_to_gigabytes(yard):
 
 def parts_of_other_types(yard):
     edit(yard.run, lambda checkpoint: checkpoint["config"].update(callbacks=None, logger=5))
-    return ["train.py", f"resume={yard.run}"], "cannot be resumed from"
+    return ["train.py", f"resume={yard.run}"], "cannot be resumed ("
 
 
 def a_loop(yard):

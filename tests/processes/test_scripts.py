@@ -39,7 +39,7 @@ def test_a_run_from_the_command_line(tmp_path, processes):
     assert [row["step"] for row in rows if row["train/loss"]] == ["2", "4"]
     assert [row["step"] for row in rows if row["val/loss"]] == ["2", "4"]
     often = ["grid_{}.png", "raw_grid_{}.png", "trajectory_{}.png", "trajectory_{}.gif"]
-    at_the_end = ["log_snr_{}.png", "neighbours_{}.png"]
+    at_the_end = ["log_snr_{}.png", "neighbors_{}.png"]
     names = {name.format(f"{step:07d}") for step in (2, 4) for name in often + at_the_end * (step == 4)}
     assert {path.name for path in (folder / "samples").iterdir()} == {
         *names,
@@ -68,7 +68,7 @@ def test_a_run_from_the_command_line(tmp_path, processes):
             "raw_grid",
             "trajectory",
             "trajectory_animation",
-            "neighbours",
+            "neighbors",
             "log_snr",
             "schedule",
             "forward_strip",

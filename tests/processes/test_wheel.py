@@ -23,7 +23,7 @@ QUICK = [
 ]
 QUICK += [
     f"callbacks.{name}=null"
-    for name in ("raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves", "forward_strip")
+    for name in ("raw_grid", "trajectory", "neighbors", "log_snr", "schedule_curves", "forward_strip")
 ]
 TRUST = "trust=[mylab]"
 COMMANDS = {

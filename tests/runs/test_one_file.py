@@ -35,7 +35,7 @@ def test_losses_weights_and_grid_are_those_of_train_py_bit_by_bit(example, tmp_p
     monkeypatch.setattr(Randomness, "on_train_batch_end", keep)
     folder = tmp_path / "run"
     unneeded = [
-        f"callbacks.{name}=null" for name in ("trajectory", "neighbours", "log_snr", "schedule_curves", "forward_strip")
+        f"callbacks.{name}=null" for name in ("trajectory", "neighbors", "log_snr", "schedule_curves", "forward_strip")
     ]
     runs.train(
         config_of(

@@ -224,11 +224,11 @@ callbacks.raw_grid.num_samples=0
 callbacks.raw_grid.every_n_steps=0.5
 callbacks.raw_grid.seed=-1
 callbacks.raw_grid.guidance_scale=-1
-callbacks.neighbours.num_samples=0
-callbacks.neighbours.num_neighbours=0
-callbacks.neighbours.num_neighbours=1.5
-callbacks.neighbours.every_n_steps=0
-callbacks.neighbours.seed=-1
+callbacks.neighbors.num_samples=0
+callbacks.neighbors.num_neighbors=0
+callbacks.neighbors.num_neighbors=1.5
+callbacks.neighbors.every_n_steps=0
+callbacks.neighbors.seed=-1
 callbacks.log_snr.num_images=0
 callbacks.log_snr.num_images=all
 callbacks.log_snr.batch_size=0
@@ -291,7 +291,7 @@ EXPLAINED = {
     "loss=hybrid": "learned_variance",
     "schedule=betas": "schedule.betas has no default",
     "schedule=linear_zero_snr": "prediction must be x0, v or flow, got 'epsilon': the schedule has zero terminal SNR",
-    "data=two_moons": "model._target_=ddpm_lightning.models.UNet is for images, and data.channels=2, data.image_size=[1, 1] "
+    "data=two_moons": "model=unet_tiny is for images, but the data are points (data.channels=2, data.image_size=[1, 1])"
     "are points: choose model=mlp",
 }
 

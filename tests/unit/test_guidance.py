@@ -114,7 +114,7 @@ def test_labels_are_dropped_one_by_one_with_their_probability():
     for label in range(10):
         assert abs(dropped[y == label].float().mean() - 0.3) < 0.04
     both = (dropped[1:] & dropped[:-1]).float().mean()
-    assert abs(both - 0.09) < 0.01  # one image's coin says nothing of its neighbour's
+    assert abs(both - 0.09) < 0.01  # one image's coin says nothing of its neighbor's
     assert module._drop(None, len(y), slice(None)) is None
 
 

@@ -35,7 +35,7 @@ def test_every_family_is_drawn():
         (["report", "", "--wandb"], 1, "folder must be a run, a sweep, or a folder of these, got ''"),
         (["evaluate-sweep"], 2, "the following arguments are required: folder"),
         (["evaluate-sweep", ""], 1, "folder must be a run, a sweep, or a folder of these, got ''"),
-        (["evaluate-sweep", "gone"], 1, "gone must be a folder with finished runs of train.py that have checkpoints"),
+        (["evaluate-sweep", "gone"], 1, "the folder must contain finished runs of train.py with checkpoints, got gone"),
         (
             ["evaluate-sweep", "x", "ckpt_path=y"],
             1,

@@ -44,7 +44,7 @@ def test_axes_of_schedules_are_named(drawn, tmp_path):
 
 def test_metrics_say_which_way_is_better(drawn, tmp_path):
     study = {"ddim": [(50, 7.7, 0.1), (10, 10.9, 0.2)], "dpmpp_2m_sde": [(10, 4.9, 0.0)]}
-    plots.draw_study(tmp_path / "study.png", study, metric="FID (own classifier, 1,500 samples)")
+    plots.draw_comparison(tmp_path / "comparison.png", study, metric="FID (own classifier, 1,500 samples)")
     plots.draw_bits_by_step(tmp_path / "bits.png", [0.5, 0.25])
     plots.draw_curves([Curve("a", 0, [1, 2], [3, 4])], title="t", x_label="step", y_label=f"loss {plots.LOWER}")
     first, second, third = drawn

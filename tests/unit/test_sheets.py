@@ -11,7 +11,7 @@ from PIL import Image
 from ddpm_lightning import sheets
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import as_pictures, save_png
-from ddpm_lightning.sheets import Layout, beside_neighbours, by_label, captions_of, contact_sheet, enlargement, sheet
+from ddpm_lightning.sheets import Layout, beside_neighbors, by_label, captions_of, contact_sheet, enlargement, sheet
 
 PAPER, FRAME = 255, 160
 
@@ -133,7 +133,7 @@ def test_fewer_images_than_labels_have_captions(monkeypatch):
 
 def test_samples_stand_apart_from_their_neighbors(monkeypatch):
     texts = texts_of(monkeypatch)
-    made = beside_neighbours(shades(1, 2), shades(3, 4, 5, 6, 7, 8).unflatten(0, (2, 3)))
+    made = beside_neighbors(shades(1, 2), shades(3, 4, 5, 6, 7, 8).unflatten(0, (2, 3)))
     layout = Layout.read(made.facts)
     assert layout.images(made.pixels)[:, 0, 0, 0].tolist() == [1, 3, 4, 5, 2, 6, 7, 8]
     gaps = [b - a - layout.width for a, b in pairwise(layout.lefts)]

@@ -29,7 +29,7 @@ TRAIN = {
     "T=500": "did you mean schedule.num_steps=500?",
     "timesteps=500": "did you mean schedule.num_steps=500?",
     # settings that lie deeper
-    "steps=50": "did you mean trainer.max_steps=50 (of training; sampler.num_steps=50 are the sampler's, and schedule.num_steps=50 is T)?",
+    "steps=50": "did you mean trainer.max_steps=50 (training steps; sampler.num_steps=50 for sampling steps, schedule.num_steps=50 for T)?",
     "sampling_steps=": "did you mean sampler.num_steps=...?",
     "max_steps=10": "did you mean trainer.max_steps=10?",
     "trainer.max_step=10": "did you mean trainer.max_steps=10?",
@@ -60,7 +60,7 @@ TRAIN = {
     # runs
     "resume": "did you mean resume=auto?",
     "resume=true": "there is no resume=true: did you mean resume=auto?",
-    "checkpoint=outputs/a/b": "did you mean resume=outputs/a/b (resumes a run's folder; init_from=outputs/a/b takes its weights alone)?",
+    "checkpoint=outputs/a/b": "did you mean resume=outputs/a/b (resumes a run's folder; init_from=outputs/a/b loads only its weights)?",
     "ckpt=outputs/a/b": "did you mean resume=outputs/a/b",
     "output_dir=here": "did you mean hydra.run.dir=here?",
     "config=mine.yaml": "did you mean experiment=mine.yaml (a file of conf/experiment/, or of the folder that --config-dir names)?",

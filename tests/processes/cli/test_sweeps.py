@@ -191,7 +191,7 @@ def test_samples_that_cannot_be_drawn_end_a_sweep_of_them_with_an_error(tmp_path
         (["-m", "optimizer.lr=interval(0,1)"], "optimizer.lr=interval(0,1): an interval requires sweep=optuna"),
         (
             ["sweep=optuna", "optimizer.lr=interval(2,1)"],
-            "optimizer.lr=interval(2,1): an interval requires sweep=optuna, with the lower bound first",
+            "optimizer.lr=interval(2,1): an interval requires sweep=optuna, with its lower bound first",
         ),
         (["sweep=optuna", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials must be a positive integer, got 0"),
         (

@@ -68,7 +68,7 @@ def test_a_study_ends_in_one_table_and_one_plot(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "\nBest FID (lower is better): " in done.stdout
     assert "HYDRA" not in done.stdout
-    table = (tmp_path / "study" / "study.md").read_text()
+    table = (tmp_path / "study" / "comparison.md").read_text()
     rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
     assert [row[:3] for row in rows[2:]] == [
         ["ddim", "2", "2"],
@@ -77,7 +77,7 @@ def test_a_study_ends_in_one_table_and_one_plot(run, tmp_path):
         ["heun", "4", "7"],
     ]
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if line.startswith(("ddim", "heun")))
-    assert size_of(tmp_path / "study" / "study.png") == (960, 600)
+    assert size_of(tmp_path / "study" / "comparison.png") == (960, 600)
     jobs = sorted((tmp_path / "study").glob("*/evaluation.json"))
     assert len(jobs) == 4
     fids = [json.loads(path.read_text())["metrics"]["fid"]["value"] for path in jobs]

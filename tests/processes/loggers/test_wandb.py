@@ -200,7 +200,7 @@ PANELS = {
         "mse_at_log_snr/+00",
     ),
     *("samples/grid", "samples/raw_grid", "samples/trajectory", "samples/trajectory_animation"),
-    *("samples/neighbours", "samples/log_snr", "samples/schedule", "samples/forward_strip"),
+    *("samples/neighbors", "samples/log_snr", "samples/schedule", "samples/forward_strip"),
 }
 
 

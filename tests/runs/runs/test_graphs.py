@@ -16,7 +16,7 @@ from tests.helpers.configs import ROOT, TINY, config_of, train_config
 
 NO_FIGURES = [
     f"callbacks.{name}=null"
-    for name in ("sample_grid", "raw_grid", "trajectory", "neighbours", "log_snr", "schedule_curves", "forward_strip")
+    for name in ("sample_grid", "raw_grid", "trajectory", "neighbors", "log_snr", "schedule_curves", "forward_strip")
 ]
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number 
 def test_other_images_are_refused(tmp_path):
     images = torch.randint(256, (60, 28, 28), generator=torch.Generator().manual_seed(0)).numpy()
     write_fashion_mnist(tmp_path, images, torch.arange(60).numpy() % 10)
-    options = ["data=fashion_mnist", f"data.root={tmp_path}", "data.batch_size=4", "callbacks.neighbours=null"]
+    options = ["data=fashion_mnist", f"data.root={tmp_path}", "data.batch_size=4", "callbacks.neighbors=null"]
     runs.train(train_config(tmp_path / "run", *options))
     labels = tmp_path / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte"
     content = bytearray(labels.read_bytes())
@@ -34,7 +34,7 @@ def test_a_run_that_is_moved_beside_a_folder_of_the_same_beginning_keeps_its_dat
     write_fashion_mnist(tmp_path / "exp_images", images, torch.arange(60).numpy() % 10)
     root = f"data.root={tmp_path / 'exp_images'}"
     runs.train(
-        train_config(tmp_path / "exp", "data=fashion_mnist", root, "data.batch_size=4", "callbacks.neighbours=null")
+        train_config(tmp_path / "exp", "data=fashion_mnist", root, "data.batch_size=4", "callbacks.neighbors=null")
     )
     shutil.move(tmp_path / "exp", tmp_path / "elsewhere")
     runs.train(train_config(tmp_path / "unused", f"resume={tmp_path / 'elsewhere'}"))

@@ -64,7 +64,7 @@ def test_no_checkpoint_can_be_read(whole, tmp_path):
     folder = interrupted(whole, tmp_path / "run", step=2)
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="none of its 2 checkpoints can be read"):
+    with pytest.raises(UserError, match="has no checkpoint that can be read: start a new run"):
         runs.train(config_of(f"resume={folder}"))
 
 

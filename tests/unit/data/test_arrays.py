@@ -51,7 +51,7 @@ def test_files_that_are_refused(tmp_path):
     (tmp_path / "text.npy").write_text("hello")
     (tmp_path / "empty").mkdir()
     for root, words in {
-        "a.npy": r"must have shape \(N, 1, 4\) by data.channels and data.image_size, got \(6, 3, 12\)",
+        "a.npy": r"must have shape \(N, 1, 4\) to match data.channels and data.image_size, got \(6, 3, 12\)",
         "objects.npy": "cannot be read",
         "complex.npy": "cannot be read",
         "text.npy": "cannot be read",

@@ -160,7 +160,7 @@ def test_a_box_is_cut_out_before_resizing(tmp_path):
 
 def test_folders_that_will_not_do(pictures, tmp_path):
     with pytest.raises(
-        UserError, match=r"1 of 6 images are damaged, among them .*truncated.png: fix .*max_damaged=0.01 allows 0"
+        UserError, match=r"1 of 6 images is damaged, such as .*truncated.png: fix .*max_damaged=0.01 allows 0"
     ):
         image_folder(pictures, channels=3, image_size=(8, 8))
     with pytest.raises(UserError, match=r"1 of 1 images are damaged, .*max_damaged=1 allows 0"):
@@ -239,7 +239,7 @@ def test_a_table_is_read_as_a_folder_is(tmp_path, monkeypatch, kind, caplog):
     assert found.images[:, 0, 4, 4].tolist() == found.labels.tolist() == [0, 2, 5]
     assert caplog.text.count("is damaged and skipped") == 3
     with pytest.raises(
-        UserError, match=r"3 of 6 images are damaged, among them image 1 of data.root=.*max_damaged=0.01"
+        UserError, match=r"3 of 6 images are damaged, such as image 1 of data.root=.*max_damaged=0.01"
     ):
         huggingface(str(tmp_path / "set"), **options)
     with pytest.raises(UserError, match="image_column=y must be a column of image files or their paths, got int"):

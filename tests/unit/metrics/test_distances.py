@@ -103,7 +103,7 @@ def brute_precision(real, fake, k):
 @pytest.mark.parametrize("k", [1, 3])
 def test_precision_and_recall_point_by_point(k):
     real, fake = gaussian(30, 2, 0), gaussian(25, 2, 1, scale=2.0)
-    precision, recall = distances.precision_recall(real, fake, neighbours=k)
+    precision, recall = distances.precision_recall(real, fake, neighbors=k)
     r, f = real.double().numpy(), fake.double().numpy()
     assert precision.value == brute_precision(r, f, k)
     assert recall.value == brute_precision(f, r, k)
@@ -118,7 +118,7 @@ def test_precision_falls_with_strange_samples_and_recall_with_missing_ones():
     assert recall.value == pytest.approx(0.5, abs=0.05)
     precision, recall = distances.precision_recall(one_mode, real)
     assert precision.value == pytest.approx(0.5, abs=0.05)
-    with pytest.raises(ValueError, match="neighbours must be .* got 3: each set needs more images"):
+    with pytest.raises(ValueError, match="neighbors must be .* got 3: each set needs more images"):
         distances.precision_recall(real[:3], real)
 
 

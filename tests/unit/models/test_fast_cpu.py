@@ -124,7 +124,7 @@ def test_a_networks_gradients_are_the_same_with_it(monkeypatch, checkpointing):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 3, 1, 1), (2, 3, 7, 7)])
-def test_upsampling_is_nearest_neighbour_and_a_convolution(shape):
+def test_upsampling_is_nearest_neighbor_and_a_convolution(shape):
     layer = FastUpsample(3).double()
     x, upstream = torch.randn(shape).double().requires_grad_(), None
     outs = layer(x), layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -144,7 +144,7 @@ def test_dropout_keeps_its_share_and_its_mean(p, layout):
     kept = out != 0
     assert abs(kept.float().mean() - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5
     torch.testing.assert_close(out[kept], F.silu(torch.ones(1)).expand(int(kept.sum())) / (1 - p), rtol=2e-5, atol=0)
-    # neighbours, rows and lanes of one random number are independent
+    # neighbors, rows and lanes of one random number are independent
     for shift in (1, 2, 3, 4, 400):
         one, other = kept.flatten()[:-shift], kept.flatten()[shift:]
         both = (one & other).float().mean()

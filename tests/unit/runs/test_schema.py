@@ -51,12 +51,12 @@ null -1 | trainer.max_epochs
 -1 | schedule.first schedule.last
 -1 | loss.times.mean schedule.end schedule.max_log_snr schedule.min_log_snr schedule.mu schedule.start trainer.num_sanity_val_steps
 # Any whole number is a seed; any positive one is a factor, or the steps between two.
-huge | callbacks.forward_strip.seed callbacks.generation_metrics.seed callbacks.log_snr.seed callbacks.neighbours.seed callbacks.raw_grid.seed
+huge | callbacks.forward_strip.seed callbacks.generation_metrics.seed callbacks.log_snr.seed callbacks.neighbors.seed callbacks.raw_grid.seed
 huge | callbacks.sample_grid.seed callbacks.scatter.seed callbacks.trajectory.seed data.dataset.seed evaluate:seed sample:seed
 huge | callbacks.generation_metrics.batch_size callbacks.generation_metrics.every_n_steps callbacks.loss_guard.spike
 huge | loss.distance.delta loss.vlb_weight loss.weighting.k schedule.tau
 null huge | callbacks.checkpoint.every_n_minutes callbacks.checkpoint.every_n_train_steps callbacks.log_snr.every_n_steps
-null huge | callbacks.neighbours.every_n_steps callbacks.raw_grid.every_n_steps callbacks.sample_grid.every_n_steps
+null huge | callbacks.neighbors.every_n_steps callbacks.raw_grid.every_n_steps callbacks.sample_grid.every_n_steps
 null huge | callbacks.scatter.every_n_steps callbacks.trajectory.every_n_steps evaluate:data_seed sampler.clip
 huge | sampler.s_churn sampler.s_noise sampler.s_tmin
 null huge | sampler.s_tmax trainer.gradient_clip_val trainer.limit_train_batches trainer.limit_val_batches

@@ -160,7 +160,7 @@ def test_tensorboard_has_the_same_scalars_pictures_and_the_animation(tmp_path):
         "raw_grid",
         "trajectory",
         "trajectory_animation",
-        "neighbours",
+        "neighbors",
         "log_snr",
         "schedule",
         "forward_strip",
@@ -175,7 +175,7 @@ def test_a_sample_that_copies_a_training_image_stands_beside_it(tiny_run):
     data = instantiate(runs.load_checkpoint(tiny_run)["config"]["data"])
     data.setup()
     images = data.split("train").images
-    shown, facts = opened(tiny_run / "samples" / "neighbours_0000004.png")
+    shown, facts = opened(tiny_run / "samples" / "neighbors_0000004.png")
     for row in shown.reshape(2, 3, 1, 8, 8):
         assert torch.equal(row[1:], images[nearest(row[:1], images, count=2, mirrored=True)[1][0]])
     layout = Layout.read(facts)

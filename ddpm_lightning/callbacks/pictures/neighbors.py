@@ -9,27 +9,27 @@ from ddpm_lightning.data.loaders import InMemory
 from ddpm_lightning.images import to_uint8
 from ddpm_lightning.metrics.distances import nearest
 from ddpm_lightning.ranges import require
-from ddpm_lightning.sheets import Picture, beside_neighbours, sheet
+from ddpm_lightning.sheets import Picture, beside_neighbors, sheet
 
-__all__ = ["Neighbours"]
+__all__ = ["Neighbors"]
 
 
-class Neighbours(Pictures):
+class Neighbors(Pictures):
     """Each sample in a row with its nearest training images by L2 pixel distance, which reveals copies, mirrored ones included.
 
     Not available for streams, whose images are not in memory, or data other than 8-bit images.
 
     Args:
-        num_neighbours: training images per row; the other arguments are those of `Pictures`.
+        num_neighbors: training images per row; the other arguments are those of `Pictures`.
     """
 
-    name = "neighbours"
+    name = "neighbors"
     doing = "finding the nearest training images"
 
-    def __init__(self, *args: Any, num_neighbours: int = 5, **kwargs: Any):
+    def __init__(self, *args: Any, num_neighbors: int = 5, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        require("num_neighbours", num_neighbours, "1..100")
-        self.num_neighbours = num_neighbours
+        require("num_neighbors", num_neighbors, "1..100")
+        self.num_neighbors = num_neighbors
 
     def on_period(self, trainer: Trainer, pl_module: Any) -> None:
         source = trainer.datamodule.source
@@ -41,8 +41,8 @@ class Neighbours(Pictures):
         if not pl_module.trainer.is_global_zero:
             return sheet(samples)  # only rank zero shows it
         images = pl_module.trainer.datamodule.split("train").images
-        _, found = nearest(samples, images, count=self.num_neighbours, mirrored=True)
+        _, found = nearest(samples, images, count=self.num_neighbors, mirrored=True)
         names = self.captions(pl_module)
-        return beside_neighbours(
+        return beside_neighbors(
             samples, images[found], names=[names[i % len(names)] for i in range(len(samples)) if names]
         )
