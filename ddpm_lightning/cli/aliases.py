@@ -136,8 +136,8 @@ _TRAIN = {
     "data_dir=": "data=image_folder data.root={}",
     "data_path=": "data=image_folder data.root={}",
     "data_root=": "data=image_folder data.root={}",
-    "workers=": "data.dataset.workers={} # data=webdataset only",
-    "num_workers=": "data.dataset.workers={} # data=webdataset only",
+    "workers=": "# did you mean data.dataset.workers={} (data=webdataset only)?",
+    "num_workers=": "# did you mean data.dataset.workers={} (data=webdataset only)?",
     # optimizer, rate and average
     "lr=": "optimizer.lr={}",
     "learning_rate=": "optimizer.lr={}",

@@ -10,7 +10,6 @@ from ddpm_lightning.data.values import Values, kind_of, values_of
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.ranges import is_integer, require, require_one_of
 from ddpm_lightning.runs.compiling import COMPILE
-from ddpm_lightning.runs.names import named
 from ddpm_lightning.runs.schema import Training, check_types
 
 __all__ = ["check_config"]
@@ -107,7 +106,7 @@ def _check_kinds(config: DictConfig) -> None:
         made, choice = _MADE_FOR.get(node.get("_target_"), ((given,), ""))
         if given not in made:
             data = f"data.channels={config.data.channels}, data.image_size={config.data.image_size}"
-            what = f"model={named('model', node).choice}" if key == "model" else key
+            what = f"the model {str(node._target_).rpartition('.')[2]}" if key == "model" else key
             raise UserError(f"{what} is for {made[0]}, but the data are {given} ({data}): choose {choice}")
 
 

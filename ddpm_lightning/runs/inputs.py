@@ -88,7 +88,7 @@ def _files(path: str, key: str) -> list[Path]:
     found = find_images(place)[0] if place.is_dir() else [place]
     if not found or not found[0].is_file():
         raise UserError(
-            f"{key}={path} must be an image file or a folder of images, got one {'without images' if place.is_dir() else 'that does not exist'}"
+            f"{key} must be an image file or a folder of images, got {path}, which {'has none' if place.is_dir() else 'does not exist'}"
         )
     return found
 

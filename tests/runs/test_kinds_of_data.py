@@ -103,7 +103,8 @@ def test_values_that_clipping_would_leave_out_are_refused(tmp_path):
     np.save(tmp_path / "data.npy", RNG.uniform(0, 255, (12, 1, 4, 4)).astype(np.float32))
     form = ["data=arrays", f"data.root={tmp_path / 'data.npy'}", "data.channels=1", "data.image_size=[4,4]"]
     with pytest.raises(
-        UserError, match=r"data.value_range must cover the data, .* leaves out (99|100)% .*: set data.value_range=.*25.* or sampler.clip=null"
+        UserError,
+        match=r"data.value_range must cover the data, .* leaves out (99|100)% .*: set data.value_range=.*25.* or sampler.clip=null",
     ):
         train(tmp_path / "run", *form)
     np.save(tmp_path / "data.npy", RNG.integers(0, 65536, (12, 1, 4, 4)).astype(np.uint16))

@@ -291,8 +291,7 @@ EXPLAINED = {
     "loss=hybrid": "learned_variance",
     "schedule=betas": "schedule.betas has no default",
     "schedule=linear_zero_snr": "prediction must be x0, v or flow, got 'epsilon': the schedule has zero terminal SNR",
-    "data=two_moons": "model=unet_tiny is for images, but the data are points (data.channels=2, data.image_size=[1, 1])"
-    "are points: choose model=mlp",
+    "data=two_moons": "the model UNet is for images, but the data are points (data.channels=2, data.image_size=[1, 1]): choose model=mlp",
 }
 
 

@@ -106,9 +106,9 @@ def test_a_trial_changes_nothing(tmp_path, monkeypatch, loss):
 
 def test_a_run_says_what_it_will_take(tmp_path, capsys):
     runs.train(train_config(tmp_path / "run", "trainer.max_steps=3", "data.num_classes=10"))
-    assert " s and " in (line := capsys.readouterr().out.splitlines()[1])
+    assert " s and use " in (line := capsys.readouterr().out.splitlines()[1])
     assert line.startswith("Training will take about 0 s and use about ")
-    assert re.search(r", and data.batch_size can be at most \d+$", line)
+    assert re.search(r"; data.batch_size can be at most \d+$", line)
     assert Estimate(90.0, 3 * 2**30, 2 * 2**30, 64).sentence(10) == (
         "Training will take about 15 min and use about 3.0 GiB of 2.0 GiB of memory for tensors, which is too much; "
         "data.batch_size can be at most 64"
@@ -116,7 +116,7 @@ def test_a_run_says_what_it_will_take(tmp_path, capsys):
     assert Estimate(0.25, 2**22, math.inf, 2048).sentence(None) == (
         "Training will take about 0.25 s a batch and use about 4 MiB for tensors; data.batch_size can be at most 2048"
     )
-    assert "about 1.5 h and" in Estimate(0.5, 2**22, math.inf, 2048).sentence(10800)
+    assert "about 1.5 h and use" in Estimate(0.5, 2**22, math.inf, 2048).sentence(10800)
 
 
 def test_several_processes_need_a_number(tmp_path):

@@ -104,9 +104,9 @@ def test_what_is_for_images_is_refused(run, tmp_path):
             ["data=two_moons", "model=mlp"],
             r"callbacks.sample_grid is for images, .* choose callbacks=points",
         ),
-        ((), ["model=mlp"], r"model=mlp is for points, .* are images .*: choose model=unet_tiny"),
+        ((), ["model=mlp"], r"the model MLP is for points, .* are images .*: choose model=unet_tiny"),
         ((), ["callbacks=points"], r"callbacks.scatter is for points, .* choose callbacks=default"),
-        (TINY_POINTS, ["model=dit_tiny"], r"model=dit_tiny is for images, .* are points .*: choose model=mlp"),
+        (TINY_POINTS, ["model=dit_tiny"], r"the model DiT is for images, .* are points .*: choose model=mlp"),
         (TINY_POINTS, ["callbacks.scatter.num_columns=1"], "num_columns must be an integer from 2 to 20, got 1"),
         (TINY_POINTS, ["data.dataset.noise=-1"], r"data.dataset.noise must be a number in \[0, 1\], got -1"),
         (

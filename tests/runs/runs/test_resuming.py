@@ -115,7 +115,7 @@ def test_a_config_that_writes_elsewhere_is_refused(whole, tmp_path, node, key, p
         checkpoint["config"]["callbacks"][node][key] = path.format(tmp=tmp_path, run=folder)
         torch.save(checkpoint, file)
     with pytest.raises(
-        UserError, match=f"asks to write to callbacks\\.{node}\\.{key}=.*outside its run folder: refused"
+        UserError, match=f"asks to write to callbacks\\.{node}\\.{key}=.*outside its run folder, which is refused"
     ):
         runs.train(config_of(f"resume={folder}"))
     assert not list(tmp_path.glob("**/elsewhere"))
@@ -127,7 +127,7 @@ def test_a_config_that_writes_elsewhere_is_refused(whole, tmp_path, node, key, p
         (
             "schedule",
             {"_target_": "ddpm_lightning.schedules.linear", "_args_": [10]},
-            "positional arguments: refused",
+            "positional arguments, so it is refused",
         ),
         (
             "logger",
@@ -137,12 +137,12 @@ def test_a_config_that_writes_elsewhere_is_refused(whole, tmp_path, node, key, p
                     "settings": {"base_url": "http://elsewhere"},
                 }
             },
-            "sets settings of W&B's logger: refused",
+            "sets settings of W&B's logger, so it is refused",
         ),
         (
             "logger",
             {"wandb": {"_target_": "ddpm_lightning.loggers.WandbLogger", "id": "of-another-run"}},
-            "sets id of W&B's logger: refused",
+            "sets id of W&B's logger, so it is refused",
         ),
         (
             "callbacks",

@@ -163,10 +163,10 @@ def test_folders_that_will_not_do(pictures, tmp_path):
         UserError, match=r"1 of 6 images is damaged, such as .*truncated.png: fix .*max_damaged=0.01 allows 0"
     ):
         image_folder(pictures, channels=3, image_size=(8, 8))
-    with pytest.raises(UserError, match=r"1 of 1 images are damaged, .*max_damaged=1 allows 0"):
+    with pytest.raises(UserError, match=r"1 of 1 images is damaged, .*max_damaged=1 allows 0"):
         read_images([pictures / "b" / "truncated.png"], channels=3, image_size=(8, 8), max_damaged=1)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="data.root must be a folder with images .*got .*empty"):
+    with pytest.raises(UserError, match="data.root must be a folder of images .*got .*empty"):
         image_folder(tmp_path / "empty", channels=3, image_size=(8, 8))
     with pytest.raises(
         UserError, match=r"data.image_size must be smaller, got \[100000, 100000\]: the 1 images of .* are 28 GiB"
@@ -238,9 +238,7 @@ def test_a_table_is_read_as_a_folder_is(tmp_path, monkeypatch, kind, caplog):
     found = huggingface(str(tmp_path / "set"), **options, max_damaged=0.5)
     assert found.images[:, 0, 4, 4].tolist() == found.labels.tolist() == [0, 2, 5]
     assert caplog.text.count("is damaged and skipped") == 3
-    with pytest.raises(
-        UserError, match=r"3 of 6 images are damaged, such as image 1 of data.root=.*max_damaged=0.01"
-    ):
+    with pytest.raises(UserError, match=r"3 of 6 images are damaged, such as image 1 of data.root=.*max_damaged=0.01"):
         huggingface(str(tmp_path / "set"), **options)
     with pytest.raises(UserError, match="image_column=y must be a column of image files or their paths, got int"):
         huggingface(str(tmp_path / "set"), **{**options, "image_column": "y"})

@@ -141,7 +141,9 @@ def test_labels_that_there_are_not(tmp_path):
     with pytest.raises(UserError, match=r"data.num_classes must be null, got 2: the dataset has no labels"):
         image_folder(tmp_path, channels=1, image_size=(4, 4)).prepared(form)
     draw(tmp_path / "cat" / "a.png")
-    with pytest.raises(UserError, match=r"got 2: images directly in data.root have no label: move them into a subfolder"):
+    with pytest.raises(
+        UserError, match=r"got 2: images directly in data.root have no label: move them into a subfolder"
+    ):
         image_folder(tmp_path, channels=1, image_size=(4, 4)).prepared(form)
 
 

@@ -243,7 +243,7 @@ def test_a_shard_that_ends_too_soon(shards, caplog):
     assert {*range(40)} - {*flat(ids(counted, 8))} == {28, 29, 30, 31} - {28}
     assert "sample 6 of" in caplog.text
     assert caplog.text.count("and everything after it (unexpected end of data) is damaged") == 1
-    with pytest.raises(UserError, match="images are damaged, such as .*00003.tar"):
+    with pytest.raises(UserError, match="1 of 40 images is damaged, such as .*00003.tar"):
         ids(strict, 8)
 
 
@@ -269,7 +269,7 @@ def test_what_will_not_do_is_said_in_a_sentence(shards, tmp_path, monkeypatch):
     assert "sizes=null: the number of samples in 0.tar must be" in (said := refused("http://none/0.tar"))
     assert "got null: samples behind URLs are not counted; give" in said
     said = refused(shards, image_key="jpg")
-    assert "00000.tar must hold images that end in jpg, got cls, png: set data.dataset.image_key" in said
+    assert "00000.tar must hold images that end in one of jpg, got cls, png: set data.dataset.image_key" in said
     assert "label_key=null: the label of 00000 of" in refused(shards, label_key=None, num_classes=3)
     assert "label_key=txt: the label of 00000 of" in (said := refused(shards, label_key="txt", num_classes=3))
     assert "must be an integer from 0 to 2, got null: the sample has the files png, cls" in said

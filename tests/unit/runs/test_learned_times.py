@@ -83,7 +83,7 @@ def test_times_are_stored_with_what_they_were_made_from(checkpoint, capsys):
     entries = json.loads(path.read_text())
     assert [len(entry["times"]) for entry in entries] == [3, 2]
     assert "learned" in entries[0]["errors_on_other_noise"]
-    assert "on other noise" in capsys.readouterr().out
+    assert "from held-out noise" in capsys.readouterr().out
     denoiser = load_model(checkpoint, weights="raw")[0]
     assert learned_settings(checkpoint, denoiser, node()) == {"times": entries[0]["times"]}
     with pytest.raises(UserError, match=r"--sampler ddim --steps 5` first"):

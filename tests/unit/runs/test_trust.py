@@ -63,7 +63,7 @@ def test_a_part_in_the_place_of_another_is_refused():
         ("features", {"_target_": "ddpm_lightning.metrics.features.custom", "net": network}),
         ("data", {"_target_": "ddpm_lightning.data.datasets.image_folder", "root": "/"}),
     ):
-        with pytest.raises(UserError, match=r"asks for ddpm_lightning\..*never allowed: refused"):
+        with pytest.raises(UserError, match=r"asks for ddpm_lightning\..*never allowed, so it is refused"):
             check_targets(node, role)
 
 
