@@ -147,7 +147,7 @@ def step(a: argparse.Namespace) -> None:
     flops = training_flops(net, shape["image"]) * shape["batch"]
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     print(
-        f"{a.shape:<10}{a.network:<12}{a.how:<9}{a.precision:<6}{wall * 1e3:9.2f} ms{host * 1e3:9.2f} host{shape['batch'] / wall:10.0f} images/s"
+        f"{a.shape:<10}{a.network:<28}{a.how:<9}{a.precision:<6}{wall * 1e3:9.2f} ms{host * 1e3:9.2f} host{shape['batch'] / wall:10.0f} images/s"
         f"{flops / wall / matmul_speed(device):8.1%} MFU{memory:7.2f} GiB{first:8.1f} s to the first step",
         flush=True,
     )

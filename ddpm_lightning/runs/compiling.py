@@ -64,12 +64,12 @@ class _Falling:
     def __init__(self, block: nn.Module, compiled: Callable[..., Any]):
         self._block, self._compiled = block, compiled
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._compiled(*args)
+            return self._compiled(*args, **kwargs)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             if not _Falling.warned:
                 _Falling.warned = True
                 log.warning("compile=true failed; the network runs uncompiled (%s)", brief(error))
             self._block._compiled_call_impl = None
-            return self._block(*args)
+            return self._block(*args, **kwargs)

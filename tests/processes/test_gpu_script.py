@@ -5,10 +5,14 @@ import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from tests.helpers.configs import ROOT
+from tests.helpers.forked import start_all
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
@@ -24,8 +28,16 @@ def commands_of(script, folder):
     return [line.split() for line in noted.read_text().splitlines() if line.startswith("gpu.py")]
 
 
+def forked(command, **_):
+    """Run one of our scripts by a fork that has imported everything."""
+    name = Path(command[1]).name
+    (result,) = start_all([{"argv": [name, *command[2:]], "cwd": str(ROOT), "seconds": 300}])
+    assert result["code"] == 0, result["err"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the peers, and of their compilation
 def test_the_script_runs_from_its_first_line_to_its_last(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the runs that are started, beside other tests
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=forked, DEVNULL=subprocess.DEVNULL))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # without minutes of C++
     commands = commands_of(ROOT / "benchmarks" / "gpu.sh", tmp_path)
     for command in commands:
