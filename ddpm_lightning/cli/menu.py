@@ -140,19 +140,17 @@ def settings(confs: Sequence[Path], program: str) -> list[Setting]:
     return [Setting(*found) for found in _SETTING.findall(_text(confs, program))]
 
 
-def inner_settings(confs: Sequence[Path], program: str) -> list[str]:
-    """The keys within a program's groups as they are chosen by default, as in `trainer.max_steps`."""
-    found = []
+def inner_settings(confs: Sequence[Path], program: str) -> dict[str, str]:
+    """The keys within a program's groups as they are chosen by default, as in `trainer.max_steps`, each with its value."""
+    found: dict[str, str] = {}
     for group in (group for group in groups(confs, program) if group.default):
-        files = [f"{group.name}/{group.default}"]
+        files, prefix = [f"{group.name}/{group.default}"], group.name.replace("/", ".")
         for name in files:
             files += [f"{group.name}/{member}" for member in members(confs, name)]
-            found += [
-                f"{group.name.replace('/', '.')}.{key}"
-                for key, *_ in _SETTING.findall(_text(confs, name))
-                if key[0] != "_"
-            ]
-    return list(dict.fromkeys(found))
+            for key, value, _ in _SETTING.findall(_text(confs, name)):
+                if key[0] != "_":
+                    found.setdefault(f"{prefix}.{key}", value)
+    return found
 
 
 def choices_with(confs: Sequence[Path], key: str) -> list[str]:

@@ -171,10 +171,12 @@ def _wholes(group: str) -> list[str]:
     return [choice for choice in menu.choices(config_folders(), group) if choice not in parts]
 
 
-def _is_whole(key: str) -> bool:
-    """Whether a top-level setting is an integer by default."""
+def _number_of(key: str) -> str:
+    """The default of a setting that is a number; empty for others."""
+    within = menu.inner_settings(config_folders(), environment.current().program)
     setting = known_settings().get(key)
-    return setting is not None and setting.value.isdecimal()
+    default = setting.value if setting else within.get(key, "")
+    return default if re.fullmatch(r"-?[\d.]+(e-?\d+)?", default) else ""
 
 
 def _unreadable(error: BaseException) -> str:
@@ -186,11 +188,13 @@ def _unreadable(error: BaseException) -> str:
         key, values = several[1], several[2]
         if key not in {*group_names(), *known_settings()} and (said := suggestion(f"{key}={values}")):
             return f"there is no key {key}{_joined(said)}"
-        if re.fullmatch(r"-?\d+,\d+", values):
-            decimal = "" if _is_whole(key) else f"write {key}={values.replace(',', '.')} for a number, or "
-            return f"{key}={values} has two values: {decimal}add -m for one job per value"
-        listed = "" if key in group_names() and key != "callbacks" else f", or write {key}=[{values}] for a list"
-        return f"{key}={values} has several values: add -m for one job per value{listed}"
+        count, number = values.count(",") + 1, _number_of(key)
+        ways = "add -m for one job per value"
+        if number and not number.isdecimal() and re.fullmatch(r"-?\d+,\d+", values):
+            ways = f"write {key}={values.replace(',', '.')} for a number, or {ways}"
+        elif not number and (key == "callbacks" or key not in group_names()):
+            ways += f", or write {key}=[{values}] for a list"
+        return f"{key}={values} has {'two' if count == 2 else count} values: {ways}"
     return ""
 
 

@@ -118,7 +118,7 @@ def _check_value(key: str, value: str) -> None:
         if listed := settings[key].values if key in settings else []:
             require_one_of(key, one, listed, hint=said)
         else:
-            raise UserError(f"there is no {key}={one}: {said}")
+            raise UserError(f"{key} cannot be {one}: {said}")
 
 
 def _check_part(confs: Sequence[Path], group: menu.Group, value: str) -> None:

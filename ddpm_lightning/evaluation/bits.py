@@ -98,11 +98,7 @@ def measure_bits_per_dim(
         "split": split,
         "method": METHODS[method],
         "weights": weights,
-        **(
-            {}
-            if method == "ode"
-            else {"reverse_variance": likelihood.variance_used, "decoder": likelihood.decoder_used}
-        ),
+        **likelihood.model_used,
         "seed": 0,
     }
     arrays = likelihood.arrays()
@@ -161,6 +157,12 @@ class Likelihood:
         return (
             "x_1" if self.variance is None and isinstance(self.denoiser.schedule, LearnedSchedule) else "x_0 estimate"
         )
+
+    @property
+    def model_used(self) -> dict[str, str]:
+        """The parts of the bound beside the network; the ODE has none."""
+        bound = {"reverse_variance": self.variance_used, "decoder": self.decoder_used}
+        return {} if self.method == "ode" else bound
 
     @cached_property
     def chunks(self) -> Chunks:

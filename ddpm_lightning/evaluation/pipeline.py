@@ -73,11 +73,11 @@ def evaluate(config: DictConfig) -> Path:
 
 
 def _check(config: DictConfig) -> None:
-    require("num_samples", config.num_samples, f"{table.FEWEST}..1e8")
+    require("num_samples", config.num_samples, f"{table.FEWEST}..100000000")
     for key in ("repeats", "batch_size", "shard_size"):
-        require(key, config[key], "1..1e8")
+        require(key, config[key], "1..100000000")
     for key in ("reference_images", "bits_images", "nearest"):
-        require(key, config[key], "0..1e8", optional=True)
+        require(key, config[key], "0..100000000", optional=True)
     require("seed", config.seed, "0..")
     require("data_seed", config.data_seed, "0..", optional=True)
     require_one_of("reference", config.reference, ("train", "validation", "all"))

@@ -61,7 +61,7 @@ def find_times(
             f"  {name:<22} distance {error:.4f} to many-step samples from held-out noise (lower is better)", flush=True
         )
     found |= _key(denoiser, node)
-    path = _path(checkpoint if checkpoint.is_file() else checkpoint / "checkpoints" / "last.ckpt")
+    path = _path(checkpoint)
     others = [entry for entry in _entries(path) if not _same(entry, found)]
     with replace_file(path) as file:
         file.write(json.dumps([*others, found], indent=2) + "\n")
@@ -79,9 +79,10 @@ def learned_settings(checkpoint: Path, denoiser: Denoiser, node: DictConfig) -> 
         if _same(entry, wanted):
             return {name: entry[name] for name in ("times", "coefficients") if name in entry}
     name = named("sampler", node).choice
+    steps, typed = node.get("num_steps"), "sampler=learned" if name == "learned" else "sampler.times=learned"
     raise UserError(
-        f"sampler.times=learned: {_path(checkpoint)} has no times for these weights and this sampler in {node.get('num_steps')} steps: "
-        f"run `{environment.command('times')} {checkpoint} --sampler {name} --steps {node.get('num_steps')}` first"
+        f"{typed} requires what `ddpm times` learns for these weights in {steps} steps, and {_path(checkpoint)} has none: "
+        f"run `{environment.command('times')} {checkpoint} --sampler {name} --steps {steps}` first"
     )
 
 
@@ -102,6 +103,8 @@ def _same(entry: Any, other: dict[str, Any]) -> bool:
 
 
 def _path(checkpoint: Path) -> Path:
+    """The file beside a checkpoint, or beside a run's newest one."""
+    checkpoint = checkpoint / "checkpoints" / "last.ckpt" if checkpoint.is_dir() else checkpoint
     return checkpoint.with_name(f"{checkpoint.name}.times.json")
 
 

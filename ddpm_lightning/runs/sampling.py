@@ -61,7 +61,7 @@ def sample(config: DictConfig) -> Path:
 
 def _check(config: DictConfig) -> None:
     for key in ("num_samples", "batch_size"):
-        require(key, config[key], "1..1e8")
+        require(key, config[key], "1..100000000")
     require("seed", config.seed, "0..")
     check_types(config, Sampling)
 

@@ -249,6 +249,9 @@ def _words(kind: Any) -> str:
     """Describe a type, as in "an integer or null"."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, types.UnionType):
+        inner = tuple(
+            one for one in inner if getattr(one, "__name__", "") != "Tensor"
+        )  # of PyTorch's optimizers, which no config gives
         several = dict.fromkeys(map(_words, inner))
         if {int, float} <= {*inner}:
             several.pop("an integer")

@@ -25,7 +25,7 @@ MISTAKES = {
     "train.py ~optimiser": "~optimiser removes nothing: did you mean ~optimizer?",
     "train.py ~loss=simpl": "~loss=simpl removes nothing: did you mean ~loss=simple?",
     "train.py ~optimizer": "optimizer must not be empty: omit ~optimizer or optimizer=[], or choose from adam, adamw",
-    "train.py schedule=linear,cosine": "schedule=linear,cosine has several values: add -m",
+    "train.py schedule=linear,cosine": "schedule=linear,cosine has two values: add -m",
     "train.py -m schedule=linear,cosin": "schedule=cosin does not exist: did you mean schedule=cosine?",
     "train.py -m modle=a,b": "there is no key modle: did you mean model=a,b?",
     "train.py -sc install=csh": "-sc must be install=bash, install=zsh, install=fish, uninstall=bash",

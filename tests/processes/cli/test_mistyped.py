@@ -43,7 +43,7 @@ TRAIN = {
     "ema_decay=0.999": "did you mean callbacks.ema.decay=0.999?",
     "grad_clip=1": "did you mean trainer.gradient_clip_val=1?",
     "num_samples=64": "did you mean callbacks.sample_grid.num_samples=64",
-    "num_workers=4": "only data=webdataset reads with workers of its own: data.dataset.workers=4",
+    "num_workers=4": "did you mean data.dataset.workers=4 (data=webdataset only)?",
     # devices, precision, loggers
     "gpus=2": "did you mean trainer=ddp trainer.devices=2?",
     "devices=2": "did you mean trainer=ddp trainer.devices=2?",
@@ -59,7 +59,7 @@ TRAIN = {
     "logger=tb": "did you mean logger=tensorboard?",
     # runs
     "resume": "did you mean resume=auto?",
-    "resume=true": "there is no resume=true: did you mean resume=auto?",
+    "resume=true": "resume cannot be true: did you mean resume=auto?",
     "checkpoint=outputs/a/b": "did you mean resume=outputs/a/b (resumes a run's folder; init_from=outputs/a/b loads only its weights)?",
     "ckpt=outputs/a/b": "did you mean resume=outputs/a/b",
     "output_dir=here": "did you mean hydra.run.dir=here?",

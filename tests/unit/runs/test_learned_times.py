@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -85,14 +86,19 @@ def test_times_are_stored_with_what_they_were_made_from(checkpoint, capsys):
     assert "learned" in entries[0]["errors_on_other_noise"]
     assert "from held-out noise" in capsys.readouterr().out
     denoiser = load_model(checkpoint, weights="raw")[0]
+    last = checkpoint.parent / "run" / "checkpoints" / "last.ckpt"  # named by its run's folder
+    last.parent.mkdir(parents=True)
+    shutil.copy(checkpoint, last)
+    assert find_times(last.parents[1], weights="raw", steps=3, sampler="ddim", seconds=5.0).parent == last.parent
+    assert learned_settings(last.parents[1], denoiser, node()) == learned_settings(last, denoiser, node())
     assert learned_settings(checkpoint, denoiser, node()) == {"times": entries[0]["times"]}
     with pytest.raises(UserError, match=r"--sampler ddim --steps 5` first"):
         learned_settings(checkpoint, denoiser, node(num_steps=5))
-    with pytest.raises(UserError, match="no times for these weights"):
+    with pytest.raises(UserError, match="has none: run"):
         learned_settings(checkpoint, denoiser, node(clip=None))
     with torch.no_grad():
         next(denoiser.model.parameters()).add_(1)
-    with pytest.raises(UserError, match="no times for these weights"):
+    with pytest.raises(UserError, match="has none: run"):
         learned_settings(checkpoint, denoiser, node())
     path.write_text("{")
     with pytest.raises(UserError, match="delete it"):
