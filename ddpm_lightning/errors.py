@@ -68,7 +68,7 @@ def below(key: str, shared: Mapping[str, str] = MappingProxyType({})) -> Iterato
         setting = re.match(r"([a-z_][\w.]*(?:\[\d+\])?)(?:=| must )", text)
         if setting and setting[1] in shared:
             raise UserError(shared[setting[1]] + text[setting.end(1) :]) from error
-        prefix = "" if text.startswith(f"{key}=") else f"{key}." if setting else f"{key}: "
+        prefix = "" if text.startswith((f"{key}=", f"{key}.")) else f"{key}." if setting else f"{key}: "
         raise UserError(prefix + text) from error
 
 

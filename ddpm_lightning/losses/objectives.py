@@ -184,7 +184,7 @@ class Hybrid(Loss):
     def check(self, denoiser: Denoiser) -> None:
         super().check(denoiser)
         if not denoiser.learned_variance:
-            raise ValueError("the hybrid loss requires a learned variance: set learned_variance=true")
+            raise ValueError("loss=hybrid requires learned_variance=true: add it, or choose another loss")
         _refuse_continuous(self.times, denoiser)
 
     def forward(

@@ -10,6 +10,7 @@ from ddpm_lightning.report.comparison import Mean
 from ddpm_lightning.report.ranking import DATA, Metric, Ranking
 from ddpm_lightning.report.reading import Run, Setting, part
 from ddpm_lightning.report.tables import as_text
+from ddpm_lightning.runs.names import named, weights_in_words
 
 __all__ = ["Evaluated", "evaluations"]
 
@@ -107,9 +108,9 @@ def _description(protocol: Mapping[str, Any]) -> str:
     node = sampler if isinstance(sampler, Mapping) else {}
     steps = node.get("num_steps")
     parts = [
-        f"`{str(node.get('_target_')).rpartition('.')[2]}` in {'all' if steps is None else steps} steps",
+        f"`{named('sampler', node)}` in {'all' if steps is None else steps} steps",
         f"{as_text(protocol.get('num_samples'))} samples",
-        f"{protocol.get('weights')} weights",
+        weights_in_words(str(protocol.get("weights"))),
         f"{as_text(protocol.get('reference_images'))} {protocol.get('reference')} images as reference",
         f"features: {protocol.get('features')}",
     ]

@@ -18,7 +18,7 @@ from ddpm_lightning.run_folder import failed_jobs_in
 __all__ = ["charts", "cost", "evaluated", "relative", "results", "samples", "unfinished"]
 
 _RULE = (
-    f"Intervals are 95 % confidence intervals of the mean over seeds (Student's t), for at least {FEWEST} seeds. Two settings are "
+    f"Intervals are 95% confidence intervals of the mean over seeds (Student's t), for at least {FEWEST} seeds. Two settings are "
     f"compared by a paired t-test of their differences seed by seed where they share at least {FEWEST} seeds: a seed fixes the "
     "data split, the initial weights and the noise, whose effects cancel in the difference, which can thus be significant "
     "although the intervals overlap. Otherwise the test is Welch's. For each metric, the p-values are corrected by Holm's method "

@@ -98,7 +98,10 @@ def title_of(settings: Sequence[Setting]) -> str:
     keys = [*settings[0].values]
     seeds = sorted({len({run.seed for run in setting.runs}) for setting in settings})
     many = f"{seeds[0]}–{seeds[-1]} seeds" if len(seeds) > 1 else _count(seeds[0], "seed")
-    datasets = {str(part(s.config, "data.dataset._target_")).rpartition(".")[2] for s in settings}
+    sources = [
+        part(s.config, "data.dataset.source._target_") or part(s.config, "data.dataset._target_") for s in settings
+    ]
+    datasets = {str(source).rpartition(".")[2] for source in sources}  # of torchvision's, or one of ours
     data = f" on {datasets.pop()}" if len(datasets) == 1 else ""
     if not keys:
         return f"One setting × {many}{data}"

@@ -100,7 +100,7 @@ class Inpaint(_Restore):
         super().__init__(method, input, results=results, noise=noise)
         if (mask is None) == (box is None):
             raise UserError(
-                f"exactly one of edit.mask and edit.box must be set, got edit.mask={mask or 'null'}, edit.box={[*box] if box else 'null'}: "
+                f"edit.mask or edit.box must be set, but not both, got edit.mask={mask or 'null'}, edit.box={[*box] if box else 'null'}: "
                 "give edit.mask=FILE, white where the image is filled in, or edit.box=[top,left,height,width]"
             )
         self.mask = mask

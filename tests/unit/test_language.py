@@ -51,3 +51,25 @@ def test_no_translated_phrase(phrase):
             f"{name}:{content.count(chr(10), 0, match.start()) + 1}: {match[0]!r}" for match in text.finditer(content)
         ]
     assert not found, f"write {INSTEAD[phrase]!r} instead at\n" + "\n".join(found)
+
+
+ABBREVIATIONS = {
+    "DDIM": "denoising diffusion implicit model",
+    "EMA": "exponential moving average",
+    "FID": "Fréchet (and kernel )?inception distance",
+    "KID": "kernel inception distance",
+    "ODE": "ordinary differential equation",
+    "SDE": "stochastic differential equation",
+    "SNR": "signal-to-noise ratio",
+    "W&B": "Weights & Biases",
+}
+PAGES = [name for name in FILES if name.endswith(".md") and not name.startswith("docs/reference")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_abbreviations_are_spelled_out_once_on_each_page(page):
+    code = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
+    prose = " ".join(code.sub("", (ROOT / page).read_text()).split())
+    for short, words in ABBREVIATIONS.items():
+        if re.search(rf"(?<!\w){re.escape(short)}(?!\w)", prose):
+            assert re.search(words, prose, re.IGNORECASE), f"spell out {short}"

@@ -49,7 +49,7 @@ def test_the_seeds_are_the_repeats(sweep):
     assert [row[:2] for row in rows] == [["`cosine`", "3"], ["`linear`", "3"]]
     low, high = stats.t.interval(0.95, 2, loc=stats.tmean(FID["linear"]), scale=stats.sem(FID["linear"]))
     assert rows[1][2] == f"{stats.tmean(FID['linear']):.2f} \\[{low:.2f}, {high:.2f}\\]"
-    assert "`DDIM` in 50 steps, 1,500 samples, ema weights, 1,617 train images as reference" in text
+    assert "`ddim` in 50 steps, 1,500 samples, EMA weights, 1,617 train images as reference" in text
     assert "180 held-out images in the samples' place have FID 0.5; FID is higher with fewer images." in text
     bold = next(section for section in compare(sweep).page.sections if section.heading == "Evaluation").table.rows
     assert [row.bold for row in bold] == [{2, 3}, set()]  # recall is higher where FID is lower

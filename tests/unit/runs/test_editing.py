@@ -156,7 +156,7 @@ INPUT = "edit.input={given}/images/a.png"
         (
             "inpaint",
             [INPUT],
-            "exactly one of edit.mask and edit.box must be set, got edit.mask=null, edit.box=null: give",
+            "edit.mask or edit.box must be set, but not both, got edit.mask=null, edit.box=null: give",
         ),
         ("inpaint", [INPUT, "edit.mask=m.png", "edit.box=[0,0,4,4]"], r"got edit.mask=m.png, edit.box=\[0, 0, 4, 4\]"),
         ("inpaint", [INPUT, "edit.box=[0,0,4,9]"], "edit.box must be .* within 8 x 8 pixels, got"),
