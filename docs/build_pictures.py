@@ -49,7 +49,8 @@ def strip(steps: list[Step]) -> Picture:
 def samplers() -> Iterator[tuple[str, list[tuple[float, float, float]]]]:
     """(evaluations, FID, 0) by sampler, from the table of evaluation.md."""
     text = (DOCS / "evaluation.md").read_text(encoding="utf-8")
-    head, *rows = re.findall(r"^\| (?:sampler|`).*\|$", text[text.index("| sampler | 10") :], re.MULTILINE)
+    table, _, _ = text[text.index("| sampler | 10") :].partition("\n\n")
+    head, *rows = re.findall(r"^\| (?:sampler|`).*\|$", table, re.MULTILINE)
     counts = [int(count.replace(",", "")) for count in re.findall(r"[\d,]+", head)]
     for row in rows:
         name, *cells = (cell.strip(" `*") for cell in row.strip("|").split("|"))

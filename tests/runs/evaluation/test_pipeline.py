@@ -176,7 +176,7 @@ def test_the_split_is_that_of_the_training_whatever_the_samples_seed(run, tmp_pa
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("num_samples=3", "num_samples must be an integer from 10 to 1e8, got 3"),
+        ("num_samples=3", "num_samples must be an integer from 10 to 100000000, got 3"),
         ("num_samples=x", "num_samples must be"),
         ("repeats=0", "repeats must be"),
         ("shard_size=-1", "shard_size must be"),
