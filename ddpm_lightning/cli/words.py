@@ -23,6 +23,12 @@ from ddpm_lightning.ranges import require_one_of
 __all__ = ["check_typed"]
 
 
+_OTHERS = {  # the values of settings that have several names in the field
+    "resume": "auto or the folder of a run",
+    "trainer.precision": "32-true, bf16-mixed, 16-mixed or 32",
+}
+
+
 def check_typed(argv: Sequence[str]) -> None:
     """Refuse what Hydra would read as something else, or would say less of: words that are no KEY=VALUE, and other names of values.
 
@@ -118,7 +124,8 @@ def _check_value(key: str, value: str) -> None:
         if listed := settings[key].values if key in settings else []:
             require_one_of(key, one, listed, hint=said)
         else:
-            raise UserError(f"{key} cannot be {one}: {said}")
+            wanted = f"{_OTHERS[key]}, got {one}" if key in _OTHERS else f"something other than {one}"
+            raise UserError(f"{key} must be {wanted}: {said}")
 
 
 def _check_part(confs: Sequence[Path], group: menu.Group, value: str) -> None:

@@ -11,7 +11,7 @@ from ddpm_lightning.data.loaders import EvalLoader, ImageSet, TrainLoader
 from ddpm_lightning.data.source import Batch, EndlessLoader, Form, Share, Source, map_condition
 from ddpm_lightning.data.values import Values, values_of
 from ddpm_lightning.errors import UserError
-from ddpm_lightning.ranges import require
+from ddpm_lightning.ranges import is_integer, require, shown
 
 __all__ = ["EvalLoader", "ImageDataModule", "TrainLoader", "listed"]
 
@@ -67,8 +67,8 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
         described = {"channels": channels, "image_size": size, "dtype": dtype, "value_range": value_range}
-        if batch_size != "auto":
-            require("batch_size", batch_size, "1..65536")
+        if batch_size != "auto" and not is_integer(batch_size, "1..65536"):
+            raise UserError(f"batch_size must be an integer from 1 to 65536 or auto, got {shown(batch_size)}")
         require("val_fraction", val_fraction, "[0, 1)")
         require("seed", seed, "0..")
         self._dataset = dataset if root is None else partial(dataset, root=root)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, TrainingMetrics
+from ddpm_lightning.callbacks import EMA, AtomicCheckpointIO, ForwardStrip, TrainingMetrics
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.source import Condition, map_condition
 from ddpm_lightning.data.values import Values, values_of
@@ -102,6 +102,8 @@ def build_run(config: DictConfig, point: ResumePoint | None) -> Run:
     callbacks = build_callbacks(
         config, sampler, {"condition": condition, "flops_per_image": _flops(module, config, condition)}
     )
+    if (strip := first(callbacks, ForwardStrip)) is not None:
+        strip.times_on(module.denoiser.schedule.num_steps)
     csv, loggers = CSVLogger(folder), build_loggers(config.logger, folder)
     trainer = _build_trainer(config, callbacks, folder)
     estimate = _try_steps(config, module, data, trainer)

@@ -27,6 +27,9 @@ _MADE_FOR = {
 }
 
 
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32")  # values of `trainer.precision=`
+
+
 def check_config(config: DictConfig) -> None:
     """Refuse incompatible settings, and values that Lightning and PyTorch would misinterpret.
 
@@ -41,6 +44,9 @@ def check_config(config: DictConfig) -> None:
             f"data.image_size must be [height, width], [length] or [frames, height, width] with sides from 1 to 65536, as in [32,32], got {size}"
         )
     _check_trainer(config.trainer)
+    for key, interval in (("lr", "[0, 1000]"), ("weight_decay", "[0, 10]")):
+        if key in config.optimizer and not OmegaConf.is_missing(config.optimizer, key):
+            require(f"optimizer.{key}", config.optimizer[key], interval)
     check_types(config, Training)
     require("seed", config.seed, f"0..{2**32 - 1}")
     values_of(config.data)
@@ -53,9 +59,6 @@ def check_config(config: DictConfig) -> None:
             f"guidance_scale={config.guidance_scale} requires labels: set data.num_classes=..., or guidance_scale=1"
         )
     require_one_of("compile", config.compile, COMPILE)
-    for key, interval in (("lr", "[0, 1000]"), ("weight_decay", "[0, 10]")):
-        if key in config.optimizer:
-            require(f"optimizer.{key}", config.optimizer[key], interval)
     rates = config.lr_scheduler
     if "start_factor" in rates or rates.get("total_iters", 0) != 0:  # a warm-up of 0 steps would never end
         require("lr_scheduler.total_iters", rates.get("total_iters"), "1..100000000")
@@ -127,11 +130,8 @@ def _check_trainer(trainer: DictConfig) -> None:
     require_one_of("trainer.use_distributed_sampler", trainer.use_distributed_sampler, (False,), hint=hint)
     hint = "every epoch has new batches; to overfit, train on a small dataset of your own"
     require_one_of("trainer.overfit_batches", trainer.get("overfit_batches"), (0, 0.0, None), hint=hint)
-    precisions, hint = (
-        ("32-true", "bf16-mixed", "16-mixed", "32"),
-        "weights and EMA weights are kept in float32",
-    )
-    require_one_of("trainer.precision", str(trainer.precision), precisions, hint=hint)
+    hint = "weights and EMA weights are kept in float32"
+    require_one_of("trainer.precision", str(trainer.precision), _PRECISIONS, hint=hint)
     require("trainer.gradient_clip_val", trainer.gradient_clip_val, "(0, inf)", optional=True)
     interval = trainer.val_check_interval
     if isinstance(interval, float) and trainer.check_val_every_n_epoch is not None:

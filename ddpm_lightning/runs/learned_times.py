@@ -79,9 +79,14 @@ def learned_settings(checkpoint: Path, denoiser: Denoiser, node: DictConfig) -> 
         if _same(entry, wanted):
             return {name: entry[name] for name in ("times", "coefficients") if name in entry}
     name = named("sampler", node).choice
-    steps, typed = node.get("num_steps"), "sampler=learned" if name == "learned" else "sampler.times=learned"
+    steps = node.get("num_steps")
+    typed = (
+        "sampler=learned requires times and coefficients"
+        if name == "learned"
+        else "sampler.times=learned requires times"
+    )
     raise UserError(
-        f"{typed} requires what `ddpm times` learns for these weights in {steps} steps, and {_path(checkpoint)} has none: "
+        f"{typed} learned for these weights in {steps} steps, which are not in {_path(checkpoint)}: "
         f"run `{environment.command('times')} {checkpoint} --sampler {name} --steps {steps}` first"
     )
 

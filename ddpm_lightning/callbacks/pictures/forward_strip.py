@@ -39,7 +39,7 @@ class ForwardStrip(Callback):
         names: the schedule's name in the config, for the metadata.
 
     Raises:
-        UserError: for a number out of range, or a timestep beyond T when training begins.
+        UserError: for a number out of range, or, in `times_on`, a timestep beyond T.
     """
 
     def __init__(
@@ -72,13 +72,20 @@ class ForwardStrip(Callback):
             facts = {"seed": str(self.seed), **self._names, **picture.facts}
             show(trainer, Picture(picture.pixels, facts), self.folder / "forward_strip.png", "forward_strip")
 
+    def times_on(self, T: int) -> Sequence[int]:
+        """The timesteps of the columns.
+
+        Raises:
+            UserError: for a timestep beyond T.
+        """
+        for t in self.times or ():
+            require("callbacks.forward_strip.times", t, f"0..{T}", hint=f"the schedule has T={T}")
+        return evenly(T + 1, self.num_columns) if self.times is None else self.times
+
     def draw(self, pl_module: Any) -> Picture:
         """The figure."""
         schedule = pl_module.denoiser.schedule
-        T = schedule.num_steps
-        times = evenly(T + 1, self.num_columns) if self.times is None else list(self.times)
-        for t in times:
-            require("callbacks.forward_strip.times", t, f"0..{T}", hint=f"the schedule has T={T}")
+        times = self.times_on(schedule.num_steps)
         x, labels = self._noised(pl_module, times)
         if self._are_points:
             from ddpm_lightning.plots import Panel, draw_points

@@ -59,7 +59,7 @@ TRAIN = {
     "logger=tb": "did you mean logger=tensorboard?",
     # runs
     "resume": "did you mean resume=auto?",
-    "resume=true": "resume cannot be true: did you mean resume=auto?",
+    "resume=true": "resume must be auto or the folder of a run, got true: did you mean resume=auto?",
     "checkpoint=outputs/a/b": "did you mean resume=outputs/a/b (resumes a run's folder; init_from=outputs/a/b loads only its weights)?",
     "ckpt=outputs/a/b": "did you mean resume=outputs/a/b",
     "output_dir=here": "did you mean hydra.run.dir=here?",
