@@ -23,8 +23,8 @@ __all__ = [
 
 # Keys that the weights, the optimizer state and the validation split depend on.
 _FIXED = {
-    "optimizer": "the checkpoint holds its state",
-    "lr_scheduler": "the checkpoint holds its state",
+    "optimizer": "the checkpoint holds the optimizer's state",
+    "lr_scheduler": "the checkpoint holds the schedule's state",
     "seed": "it determines the order of the images and the validation split",
     "schedule": "the weights are trained for it",
     "prediction": "the weights are trained for it",
@@ -109,8 +109,8 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
         UserError: naming the key.
     """
     for key, why in _FIXED.items():
-        old, new = (_at(config, key) for config in (before, now))
-        if _fixed_part(old) != _fixed_part(new):
+        old, new = (_fixed_part(_at(config, key)) for config in (before, now))
+        if old != new:
             at, old, new = _first_difference(key, old, new)
             values = "" if isinstance(old, dict) or isinstance(new, dict) else f" from {_said(old)} to {_said(new)}"
             raise UserError(

@@ -85,13 +85,13 @@ def test_what_the_run_stands_or_falls_with_cannot_be_changed(odd, tmp_path):
         "seed=4": "seed cannot be changed from 3 to 4 when a run is resumed",
         "data.val_fraction=0.2": "data.val_fraction cannot be changed from 0.3 to 0.2",
         "schedule=linear": "schedule cannot be changed when a run is resumed, since the weights are trained for it",
-        "schedule.num_steps=500": "schedule cannot be changed",
+        "schedule.num_steps=500": "schedule.num_steps cannot be changed from",
         "prediction=x0": "prediction cannot be changed from v to x0",
         "loss=simple": "loss cannot be changed",
-        "loss/times=uniform": "loss cannot be changed",
+        "loss/times=uniform": "loss.times",
         "data.num_classes=10": "data.num_classes cannot be changed from null to 10",
         "data=two_moons": "data.channels cannot be changed from 1 to 2",
-        "optimizer.lr=1": "optimizer cannot be changed",
+        "optimizer.lr=1": "optimizer.lr cannot be changed from",
         "model.depth=2": "holds a different network",
     }
     folder = interrupted(odd, tmp_path / "run", step=2)
