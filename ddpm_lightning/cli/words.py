@@ -133,8 +133,8 @@ def _check_part(confs: Sequence[Path], group: menu.Group, value: str) -> None:
     name, default, parts = group.name, group.default, menu.parts(confs, group.name)
     for one in value.split(","):
         if one in parts:
-            fix = f"did you mean {name}=[{default},{one}]?"
+            sets = ", ".join(choice for choice in menu.choices(confs, name) if choice not in parts)
+            fix = f"add it to a complete set ({sets}), as in {name}=[{default},{one}]"
             if one in menu.members(confs, f"{name}/{default}"):
-                fix = f"omit it, since {name}={default} includes it, or list all parts, as in {name}=[{one},...]"
-            whole = ", ".join(choice for choice in menu.choices(confs, name) if choice not in parts)
-            raise UserError(f"{name}={one} selects only that part: {fix} (choose from {whole})")
+                fix = f"omit it, since {name}={default} includes it, choose a complete set ({sets}), or list every part, as in {name}=[{one},...]"
+            raise UserError(f"{name}={one} selects only that part: {fix}")

@@ -80,13 +80,9 @@ def learned_settings(checkpoint: Path, denoiser: Denoiser, node: DictConfig) -> 
             return {name: entry[name] for name in ("times", "coefficients") if name in entry}
     name = named("sampler", node).choice
     steps = node.get("num_steps")
-    typed = (
-        "sampler=learned requires times and coefficients"
-        if name == "learned"
-        else "sampler.times=learned requires times"
-    )
+    typed, needed = ("sampler", "times and coefficients") if name == "learned" else ("sampler.times", "times")
     raise UserError(
-        f"{typed} learned for these weights in {steps} steps, which are not in {_path(checkpoint)}: "
+        f"{typed}=learned with sampler.num_steps={steps} requires {needed} learned for these weights, but {_path(checkpoint)} has none: "
         f"run `{environment.command('times')} {checkpoint} --sampler {name} --steps {steps}` first"
     )
 

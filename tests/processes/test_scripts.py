@@ -222,7 +222,10 @@ def test_a_run_goes_on_in_its_folder_with_what_was_typed_changed(tmp_path):
     for wrong, says in (
         (["resume=auto"], "resume=auto found no unfinished run"),
         (["resume=elsewhere"], "resume must be the folder of a run, got elsewhere"),
-        ([f"resume={folder}", "optimizer.lr=1"], "optimizer.lr cannot be changed from 0.002 to 1 when a run is resumed"),
+        (
+            [f"resume={folder}", "optimizer.lr=1"],
+            "optimizer.lr cannot be changed from 0.002 to 1 when a run is resumed",
+        ),
         ([f"resume={folder}", "model.base_channels=16"], "holds a different network"),
         (["-m", "resume=auto", "seed=1,2"], "resume=auto found no unfinished sweep"),
         ([f"hydra.run.dir={folder}"], "already holds a run"),

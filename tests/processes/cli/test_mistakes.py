@@ -19,7 +19,7 @@ MISTAKES = {
     "train.py loss.times=uniform": "loss/times is a config group: did you mean loss/times=uniform?",
     "train.py hydra.run.dirr=x": "there is no key hydra.run.dirr: did you mean hydra.run.dir=x?",
     "train.py callbacks=ema": "callbacks=ema selects only that part: omit it, since callbacks=default includes it",
-    "train.py callbacks=scatter": "did you mean callbacks=[default,scatter]? (choose from default, fid, points, post_hoc)",
+    "train.py callbacks=scatter": "add it to a complete set (default, fid, points, post_hoc), as in callbacks=[default,scatter]",
     "train.py -m callbacks=default,checkpoint": "callbacks=checkpoint selects only that part: omit it",
     "train.py callbacks=defaut": "callbacks=defaut does not exist: did you mean callbacks=default? (choose from default, fid, points, post_hoc)",
     "train.py ~optimiser": "~optimiser removes nothing: did you mean ~optimizer?",
