@@ -126,7 +126,7 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
     if "not in struct" in str(cause):
         if cause.parent_node._get_parent() is None:  # at the top, where groups can be given, too
             if key in (groups := {*group_names()}):
-                return f"{key} must not be empty: omit ~{key} or {key}=[], or choose from {', '.join(_wholes(key))}"
+                return f"{key} must not be empty: remove ~{key} (or {key}=[]) from the command line, or choose from {', '.join(_wholes(key))}"
             names = (names | groups) - {"hydra"}
             names |= {"hydra/launcher", "hydra/sweeper"} if key.startswith("hydra") else set()
         everything = OmegaConf.to_container(cause.parent_node._get_root(), resolve=False)

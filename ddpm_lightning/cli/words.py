@@ -136,5 +136,5 @@ def _check_part(confs: Sequence[Path], group: menu.Group, value: str) -> None:
             sets = ", ".join(choice for choice in menu.choices(confs, name) if choice not in parts)
             fix = f"add it to a complete set ({sets}), as in {name}=[{default},{one}]"
             if one in menu.members(confs, f"{name}/{default}"):
-                fix = f"omit it, since {name}={default} includes it, choose a complete set ({sets}), or list every part, as in {name}=[{one},...]"
+                fix = f"omit it ({name}={default} includes it), choose a complete set ({sets}), or list every part, as in {name}=[{one},...]"
             raise UserError(f"{name}={one} selects only that part: {fix}")

@@ -82,7 +82,7 @@ def learned_settings(checkpoint: Path, denoiser: Denoiser, node: DictConfig) -> 
     steps = node.get("num_steps")
     typed, needed = ("sampler", "times and coefficients") if name == "learned" else ("sampler.times", "times")
     raise UserError(
-        f"{typed}=learned with sampler.num_steps={steps} requires {needed} learned for these weights, but {_path(checkpoint)} has none: "
+        f"{typed}=learned with sampler.num_steps={steps} requires {needed} that have not been learned for these weights: "
         f"run `{environment.command('times')} {checkpoint} --sampler {name} --steps {steps}` first"
     )
 

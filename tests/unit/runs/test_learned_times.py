@@ -94,11 +94,11 @@ def test_times_are_stored_with_what_they_were_made_from(checkpoint, capsys):
     assert learned_settings(checkpoint, denoiser, node()) == {"times": entries[0]["times"]}
     with pytest.raises(UserError, match=r"--sampler ddim --steps 5` first"):
         learned_settings(checkpoint, denoiser, node(num_steps=5))
-    with pytest.raises(UserError, match="has none: run"):
+    with pytest.raises(UserError, match="have not been learned for these weights: run"):
         learned_settings(checkpoint, denoiser, node(clip=None))
     with torch.no_grad():
         next(denoiser.model.parameters()).add_(1)
-    with pytest.raises(UserError, match="has none: run"):
+    with pytest.raises(UserError, match="have not been learned for these weights: run"):
         learned_settings(checkpoint, denoiser, node())
     path.write_text("{")
     with pytest.raises(UserError, match="delete it"):
