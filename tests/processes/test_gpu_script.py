@@ -19,9 +19,9 @@ import gpu
 
 
 def commands_of(script, folder):
-    """The commands of a script in their order: bash runs it, with a `python` that notes its arguments and succeeds."""
+    """The commands of a script in their order: bash runs it, with a `python` that only notes what it would run."""
     shim, noted = folder / "python", folder / "commands"
-    shim.write_text(f'#!/bin/sh\necho "$*" >> {noted}\n')
+    shim.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec "{sys.executable}" "$@"\necho "$*" >> "{noted}"\n')
     shim.chmod(0o755)
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "TINY": "1"}
     subprocess.run(["bash", script], check=True, env=environment)
