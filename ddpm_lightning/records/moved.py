@@ -25,7 +25,9 @@ _OLD = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, _MOVED))})(?![\w.])")
 
 # Former keys of callbacks in conf/, now passed automatically: an override must add them.
 _HANDED = re.compile(r"^(?=callbacks\.\w+\.(sampler|shape|num_classes)=)")
-_SPELLED = re.compile(r"^(\W*callbacks\.)neighbours\b")  # in an override
+_SPELLED = re.compile(r"(?<=neighb)ours\b")  # the callback and its setting, in an override and as keys
+_NEIGHBORS = re.compile(r"^\W*callbacks\.neighbours\b")
+_NEIGHBORS_TARGETS = ("ddpm_lightning.callbacks.Neighbours", "ddpm_lightning.callbacks.Neighbors")
 
 
 def rename_targets(node: Any) -> None:
@@ -39,9 +41,23 @@ def rename_targets(node: Any) -> None:
         for key, child in [*(node.items() if isinstance(node, dict) else enumerate(node))]:
             if isinstance(child, str):
                 moved = _OLD.sub(lambda old: _MOVED[old[0]], child)
-                node[key] = _HANDED.sub("++", _SPELLED.sub(r"\1neighbors", moved))
+                node[key] = _HANDED.sub("++", _SPELLED.sub("ors", moved) if _NEIGHBORS.match(moved) else moved)
             else:
                 left.append(child)
+        if isinstance(node, dict):
+            _spell(node)
+
+
+def _spell(node: dict[Any, Any]) -> None:
+    """Rename the settings of the callback `Neighbors`, and its name among the callbacks, in their places."""
+    if _is_neighbors(node) or any(map(_is_neighbors, node.values())):
+        for key, child in [*node.items()]:
+            mine = isinstance(key, str) and (_is_neighbors(node) or _is_neighbors(child))
+            node[_SPELLED.sub("ors", key) if mine else key] = node.pop(key)
+
+
+def _is_neighbors(node: Any) -> bool:
+    return isinstance(node, dict) and str(node.get("_target_")) in _NEIGHBORS_TARGETS
 
 
 def targets_in(config: Any) -> Iterator[str]:

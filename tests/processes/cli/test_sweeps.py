@@ -184,7 +184,7 @@ def test_samples_that_cannot_be_drawn_end_a_sweep_of_them_with_an_error(tmp_path
     ("arguments", "sentence"),
     [
         (["-m", "resume=auto"], "resume=auto found no unfinished sweep: start one without resume=auto"),
-        (["-m", "resume=nowhere"], "resume must be the folder of a sweep, got nowhere, which has no multirun.yaml"),
+        (["-m", "resume=nowhere"], "resume must be the folder of a sweep, got nowhere, which does not exist"),
         (["sweep=samplers"], "sweep=samplers belongs to another program: run `python evaluate.py sweep=samplers`"),
         (["sweep=schedule"], "sweep=schedule does not exist: did you mean sweep=schedules?"),
         (["-m", "schedule=linear,cosin"], "schedule=cosin does not exist: did you mean schedule=cosine?"),

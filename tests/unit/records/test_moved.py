@@ -37,3 +37,14 @@ def test_other_names_stay_and_shared_parts_end():
         "my.ddpm_lightning.sweeps.Jobs",
         "ddpm_lightning.sweeps.Jobs2",
     ]
+
+
+def test_the_american_spelling_of_a_callback():
+    node = {"_target_": "ddpm_lightning.callbacks.Neighbours", "num_neighbours": 3}
+    config = {"callbacks": {"ema": None, "neighbours": node}, "mine": {"num_neighbours": 1}}
+    rename_targets(config)
+    new = {"_target_": "ddpm_lightning.callbacks.Neighbors", "num_neighbors": 3}
+    assert config == {"callbacks": {"ema": None, "neighbors": new}, "mine": {"num_neighbours": 1}}
+    typed = ["callbacks.neighbours.num_neighbours=3", "~callbacks.neighbours", "data.root=callbacks.neighbours"]
+    rename_targets(typed)
+    assert typed == ["callbacks.neighbors.num_neighbors=3", "~callbacks.neighbors", "data.root=callbacks.neighbours"]
