@@ -109,7 +109,7 @@ def check_data(data: DictConfig, source: Source, denoiser: Denoiser, sampler: Sa
     if clip is not None and (share := source.outside(clip)) > 0.01:
         raise UserError(
             f"data.value_range must cover the data, got {data.get('value_range')}, which leaves out {share:.0%} of the values: "
-            f"set data.value_range={source.extent}{' or sampler.clip=null' * is_float}"
+            f"set data.value_range={str(source.extent).replace(' ', '')}{' or sampler.clip=null' * is_float}"
         )
     if (
         kind_of(data) == "arrays"

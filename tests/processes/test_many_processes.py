@@ -151,7 +151,7 @@ def test_two_nodes_of_two_processes_train_one_run_and_sample_the_images_of_one_p
     ]
     codes, said = torchrun("sample.py", *drawing, "out_dir=four", cwd=tmp_path)
     assert codes == [0, 0], said
-    assert said.count("10 images from") == 1
+    assert said.count("Saved 10 images to") == 1
     assert script("sample.py", *drawing, "out_dir=one", cwd=tmp_path).returncode == 0
     one, four = (np.load(tmp_path / name / "samples.npz")["images"] for name in ("one", "four"))
     assert one.shape == (10, 8, 8, 1)
