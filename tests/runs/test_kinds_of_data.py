@@ -110,7 +110,7 @@ def test_values_that_clipping_would_leave_out_are_refused(tmp_path):
     np.save(tmp_path / "data.npy", RNG.integers(0, 65536, (12, 1, 4, 4)).astype(np.uint16))
     narrow = ["data.dtype=uint16", "data.value_range=[0,4095]"]
     with pytest.raises(
-        UserError, match=r"data.value_range must cover the data, .*: set data.value_range=\\[[\\d.]+,[\\d.]+\\]$"
+        UserError, match=r"data.value_range must cover the data, .*: set data.value_range=\[[\d.]+,[\d.]+\]$"
     ):
         train(tmp_path / "run", *form, *narrow)
     assert not (tmp_path / "run").exists()
