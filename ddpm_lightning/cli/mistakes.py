@@ -26,6 +26,7 @@ __all__ = [
     "sentence",
     "shortened_value",
     "suggestion",
+    "whole_choices",
 ]
 
 _NO_NULL = "Config group override must be"  # Hydra raises it as a ValueError
@@ -116,7 +117,7 @@ def _missing_choice(error: BaseException) -> str:
     if extra := _EXTRAS.get(error.missing_cfg_file):
         return f'{group}={choice} is not installed: pip install "ddpm_lightning[{extra}]"'
     said = f"{group}={choice}"
-    return f"{said} does not exist{_joined(_way_out(choice, _wholes(group) or error.options, f'{group}=', typed=said))}"
+    return f"{said} does not exist{_joined(_way_out(choice, whole_choices(group) or error.options, f'{group}=', typed=said))}"
 
 
 def _unknown_key(error: BaseException, cause: BaseException) -> str:
@@ -126,7 +127,7 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
     if "not in struct" in str(cause):
         if cause.parent_node._get_parent() is None:  # at the top, where groups can be given, too
             if key in (groups := {*group_names()}):
-                return f"{key} must not be empty: remove ~{key} (or {key}=[]) from the command line, or choose from {', '.join(_wholes(key))}"
+                return f"{key} must not be empty: remove ~{key} (or {key}=[]) from the command line, or choose from {', '.join(whole_choices(key))}"
             names = (names | groups) - {"hydra"}
             names |= {"hydra/launcher", "hydra/sweeper"} if key.startswith("hydra") else set()
         everything = OmegaConf.to_container(cause.parent_node._get_root(), resolve=False)
@@ -165,7 +166,7 @@ def _unknown_group(text: str) -> str:
     return ""
 
 
-def _wholes(group: str) -> list[str]:
+def whole_choices(group: str) -> list[str]:
     """The choices of a group that are not single parts, such as callbacks=ema."""
     parts = menu.parts(config_folders(), group)
     return [choice for choice in menu.choices(config_folders(), group) if choice not in parts]

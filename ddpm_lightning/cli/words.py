@@ -15,6 +15,7 @@ from ddpm_lightning.cli.mistakes import (
     plain,
     shortened_value,
     suggestion,
+    whole_choices,
 )
 from ddpm_lightning.cli.typed import FLAGS
 from ddpm_lightning.errors import UserError
@@ -133,7 +134,7 @@ def _check_part(confs: Sequence[Path], group: menu.Group, value: str) -> None:
     name, default, parts = group.name, group.default, menu.parts(confs, group.name)
     for one in value.split(","):
         if one in parts:
-            sets = ", ".join(choice for choice in menu.choices(confs, name) if choice not in parts)
+            sets = ", ".join(whole_choices(name))
             fix = f"add it to a complete set ({sets}), as in {name}=[{default},{one}]"
             if one in menu.members(confs, f"{name}/{default}"):
                 fix = f"omit it ({name}={default} includes it), choose a complete set ({sets}), or list every part, as in {name}=[{one},...]"

@@ -26,6 +26,7 @@ from ddpm_lightning.likelihood import (
     VARIANCES,
     BitsPerDim,
     bits_per_dim,
+    decodes_from_latent,
     estimate_continuous_bits_per_dim,
     ode_bits_per_dim,
 )
@@ -35,7 +36,6 @@ from ddpm_lightning.runs.loading import data_config_of, denoiser_of, load_checkp
 from ddpm_lightning.runs.out_dir import make_out_dir
 from ddpm_lightning.runs.process_group import ALONE, ProcessGroup
 from ddpm_lightning.runs.trust import check_targets, without_download
-from ddpm_lightning.schedules import LearnedSchedule
 from ddpm_lightning.terminal import Activity
 
 __all__ = ["METHODS", "Likelihood", "measure_bits_per_dim"]
@@ -154,9 +154,7 @@ class Likelihood:
     @property
     def decoder_used(self) -> str:
         """The mean of the decoder p(x_0 | x_1) in use."""
-        return (
-            "x_1" if self.variance is None and isinstance(self.denoiser.schedule, LearnedSchedule) else "x_0 estimate"
-        )
+        return "x_1" if decodes_from_latent(self.denoiser.schedule, self.variance) else "x_0 estimate"
 
     @property
     def model_used(self) -> dict[str, str]:

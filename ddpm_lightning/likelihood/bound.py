@@ -19,6 +19,7 @@ __all__ = [
     "bits_per_dim",
     "continuous_term",
     "decoder_term",
+    "decodes_from_latent",
     "estimate_bits_per_dim",
     "estimate_continuous_bits_per_dim",
     "estimate_law",
@@ -206,10 +207,8 @@ def vlb_term(
     gap, _ = schedule.posterior(x0 - x0_hat, torch.zeros_like(x_t), t)
     r = _log_variance(denoiser, None, t, "small") - log_variance
     kl = (gap**2 * torch.exp(-log_variance) + torch.expm1(r) - r) / 2
-    if variance is None and isinstance(schedule, LearnedSchedule):
-        decoder = latent_decoder_term(schedule, x0, x_t)
-    else:
-        decoder = decoder_term(x0, x0_hat, log_variance)  # at t = 1 the mean is x̂_0 itself
+    latent = decodes_from_latent(schedule, variance)  # else the mean at t = 1 is x̂_0 itself
+    decoder = latent_decoder_term(schedule, x0, x_t) if latent else decoder_term(x0, x0_hat, log_variance)
     nats = torch.where(t == 1, decoder, kl)
     return nats.flatten(1).mean(1) / math.log(2)
 
@@ -240,6 +239,11 @@ def decoder_term(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     inside = upper + torch.log(-torch.expm1(lower - upper))
     at_the_end = torch.special.log_ndtr(half - x0.sign() * center)
     return -torch.where(x0.abs() > 1 - 1 / 255, at_the_end, inside)
+
+
+def decodes_from_latent(schedule: NoiseSchedule, variance: str | None) -> bool:
+    """Whether L_0 is `latent_decoder_term`: for a learned schedule, unless a reverse variance is chosen."""
+    return variance is None and isinstance(schedule, LearnedSchedule)
 
 
 def latent_decoder_term(schedule: NoiseSchedule, x0: Tensor, x_1: Tensor) -> Tensor:
