@@ -37,6 +37,7 @@ from .samplers import DPMSolver as DPMSolver
 from .samplers import Heun as Heun
 from .samplers import Learned as Learned
 from .samplers import Sampler as Sampler
+from .samplers import SASolver as SASolver
 from .samplers import Step as Step
 from .samplers import UniPC as UniPC
 from .schedules import NoiseSchedule as NoiseSchedule

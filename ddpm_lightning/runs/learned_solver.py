@@ -1,99 +1,44 @@
-"""Learn the times and coefficients of `samplers.Learned` for one model, against samples of many steps."""
+"""Learn the times and coefficients of `samplers.Learned` for one model, so that its samples come near to the training images."""
 
 import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddpm_lightning.data.source import Condition, in_turn
+from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.data.source import Condition, in_turn, is_labels
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.images import SeededNoise
-from ddpm_lightning.samplers import SPACINGS, DPMSolver, Learned, Sampler
+from ddpm_lightning.metrics.classifier import train_classifier
+from ddpm_lightning.metrics.energy import EnergyDistance, RandomFeatures
+from ddpm_lightning.samplers import SPACINGS, DPMSolver, Learned, Sampler, SASolver
 from ddpm_lightning.schedules import NoiseSchedule
 from ddpm_lightning.seeds import derive
 from ddpm_lightning.terminal import Activity
 
-__all__ = ["Coefficients", "Features", "Reference", "learn"]
+__all__ = ["Coefficients", "learn"]
 
-RATE = 0.05  # of Adam, falling to zero over the search
+TRAVEL, FASTEST = 6.0, 0.1  # Adam's rate, which falls to zero over the search, is TRAVEL/rounds, and at most this
 BATCH = 64
-MANY = 1024  # samples that distributions are compared by
+ROUNDS = 100  # fewest to aim at, with smaller batches where the network is slow
+MANY = 4096  # real samples that others are compared with
+_CLASSIFIERS = 2  # whose features samples are compared by, of other weights than evaluate.py's
+_CLASSIFIER_STEPS = 250
+_CLASSIFIER_SIDE = 14  # larger images are averaged down to about this side for them
 _FARTHEST = 12.0  # |log SNR| of the first step from pure noise, or the last to clean data
 _LEAST = 1e-3  # of all log SNRs, between two times
 _VALUES = 2**22  # of all samples compared
-_LOOKS = 10  # times that the parameters are compared by more samples, to end with the best
-_REFERENCE = 40  # steps of the samples to come near to
-
-
-class Features(nn.Module):
-    """What samples are compared by: their values, and for images random convolutions at several scales, with fixed weights.
-
-    Random filters see strokes and textures, where distances of values alone mostly show coarse shapes.
-
-    Args:
-        x: (N, ...) samples, on which the filters' features are standardized.
-    """
-
-    def __init__(self, x: Tensor):
-        super().__init__()
-        self.layers = nn.ModuleList()
-        if x.ndim == 4 and min(x.shape[2:]) >= 4:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive(0, "random features"))
-                widths = [x.shape[1], 32, *(min(2**i, 256) for i in range(6, 5 + int(math.log2(min(x.shape[2:])))))]
-                for narrow, wide in pairwise(widths):
-                    layer = nn.Conv2d(narrow, wide, 3, padding=1)
-                    nn.init.orthogonal_(layer.weight, 2**0.5)
-                    nn.init.uniform_(layer.bias, -0.5, 0.5)  # type: ignore[arg-type]
-                    self.layers.append(layer)
-        self.to(x).requires_grad_(False)
-        found = self._filtered(x)
-        self.mean, self.scale = found.mean(0), found.std(0) + 1e-4  # rare features count as much as others
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, D) of each kind, scaled so that their distances are of the order of 1."""
-        values = x.flatten(1) / math.sqrt(x[0].numel())
-        if not len(self.layers):
-            return [values]
-        return [values, 3 * (self._filtered(x) - self.mean) / self.scale / math.sqrt(len(self.mean))]
-
-    def _filtered(self, x: Tensor) -> Tensor:
-        found = [x.new_zeros(len(x), 1)]
-        for layer in self.layers:
-            x = layer(x).relu()
-            found.append(functional.adaptive_avg_pool2d(x, 2).flatten(1))
-            x = functional.max_pool2d(x, 2, ceil_mode=True)
-        return torch.cat(found, dim=1)
-
-
-class Reference:
-    """Samples of many steps, from which others have an energy distance in each kind of feature.
-
-    Args:
-        x: (N, ...) samples.
-    """
-
-    def __init__(self, x: Tensor):
-        self.features = Features(x)
-        self.held = self.features(x)
-        self.spreads = [torch.pdist(held).mean() for held in self.held]
-
-    def distance(self, x: Tensor) -> Tensor:
-        """Σ 2 E|x − y| − E|x − x'| − E|y − y'|, which is 0 for the same distribution; unbiased (Székely & Rizzo 2013)."""
-        kinds = zip(self.features(x), self.held, self.spreads, strict=True)
-        distances = [2 * torch.cdist(ours, held).mean() - torch.pdist(ours).mean() - own for ours, held, own in kinds]
-        return torch.stack(distances).sum()
+_REFERENCE = 40  # steps of the samples to come near to, without training images
 
 
 class Coefficients(nn.Module):
-    """The times, noise and weights of a `Learned` solver as free parameters, first those of DPM-Solver++(2M SDE).
+    """The times, noise and weights of a `Learned` solver as free parameters, first those of SA-Solver.
 
     The log SNRs of the times are a running sum of positive gaps from λ_T, which end at λ_1.
 
@@ -105,14 +50,15 @@ class Coefficients(nn.Module):
     def __init__(self, schedule: NoiseSchedule, times: Sequence[float]):
         super().__init__()
         self.schedule = [schedule]  # in a list, since its parameters, if it has some, are not ours
-        first = torch.tensor([*times], dtype=schedule.alpha_bar.dtype)
+        first = torch.tensor([*times]).to(schedule.alpha_bar)
         levels = schedule.log_snr_at(first).clamp(-_FARTHEST, _FARTHEST)
         self.ends = levels[0], schedule.log_snr[1:].max().clamp(-_FARTHEST, _FARTHEST)
         gaps = torch.diff(torch.cat([levels, self.ends[1][None]])).clamp(min=1e-2)
         weights = torch.zeros(len(times), 2).to(first)
-        weights[1:-1, 0] = (-gaps[1:-1] / gaps[:-2] / 2).clamp(min=-1.5)
+        for i in range(1, len(times) - 1):
+            weights[i, 0] = SASolver().weights(*(float(levels[j]) / 2 for j in (i + 1, i, i - 1)))[0]
         self.start, self.gaps = float(times[0]), nn.Parameter(gaps.log())
-        self.noise, self.weights = nn.Parameter(torch.full_like(first, 3.0)), nn.Parameter(weights)
+        self.noise, self.weights = nn.Parameter(torch.full_like(first, 5.0)), nn.Parameter(weights)
 
     def solver(self, **options: Any) -> Learned:
         """The solver, whose samples have gradients with respect to the parameters."""
@@ -153,8 +99,8 @@ class _Model:
         return sampler(self.denoiser, x, in_turn(self.y, indices, x.device), randn=noise, grad=grad)
 
     def many(self, sampler: Sampler, seed: str, *, seconds: float) -> Tensor:
-        """As many samples as this time allows, in batches."""
-        count = max(BATCH, min(MANY, _VALUES // math.prod(self.shape)))
+        """As many samples as this time allows, up to 1,024, in batches."""
+        count = max(BATCH, min(1024, _VALUES // math.prod(self.shape)))
         until, found = time.monotonic() + seconds, [self.draw(sampler, seed, range(BATCH))]
         while len(found) * BATCH < count and time.monotonic() < until:
             found.append(self.draw(sampler, seed, range(len(found) * BATCH, (len(found) + 1) * BATCH)))
@@ -169,10 +115,11 @@ def learn(
     like: Learned,
     seconds: float,
     rounds: int | None = None,
+    real: ImageSet | None = None,
 ) -> dict[str, Any]:
-    """Learn a solver's times and coefficients, by gradients of the energy distance between its samples and those of 40 steps.
+    """Learn a solver's times and coefficients by gradients of the energy distance between its samples and real ones (as Watson et al. 2022).
 
-    It starts as DPM-Solver++(2M SDE) with the best of the spacings, and is compared with it on other noise.
+    It starts as `SASolver` with the best of the spacings, and is compared with it on other noise.
 
     Args:
         denoiser: the model.
@@ -181,81 +128,109 @@ def learn(
         like: gives the number of steps and the clipping.
         seconds: of all, at most, but for the last samples of each part.
         rounds: steps of the descent; None for as many as the time allows.
+        real: training data as floats in [−1, 1] in random order, and their labels; None for samples of many steps in their place.
     """
+    began = time.monotonic()
     model = _Model(copy.deepcopy(denoiser).requires_grad_(False), shape, y)
     options: dict[str, Any] = {"clip": like.clip, "dynamic_threshold": like.dynamic_threshold}
-    with Activity("Sampling the reference"):
-        many = DPMSolver(min(_REFERENCE, denoiser.schedule.num_steps), eta=1.0, **options)
-        reference = Reference(model.many(many, "learn from", seconds=seconds / 5))
-        others = Reference(model.many(many, "judge by", seconds=seconds / 15))
+    distance, reference = _target(model, real, options, seconds / 5)
+    spaced = {name: SASolver(like.num_steps, spacing=name, continuous=True, **options) for name in SPACINGS}
     with Activity("Comparing spacings"):
-        spaced = {
-            name: DPMSolver(like.num_steps, eta=1.0, spacing=name, continuous=True, **options) for name in SPACINGS
-        }
-        tried = {name: float(reference.distance(model.draw(s, "spacings", range(BATCH)))) for name, s in spaced.items()}
-        best = min(tried, key=tried.__getitem__)
+        compared = time.monotonic()
+        tried = {name: float(distance(model.draw(s, "spacings", range(2 * BATCH)))) for name, s in spaced.items()}
+        best, slowness = min(tried, key=tried.__getitem__), (time.monotonic() - compared) / len(tried) / (2 * BATCH)
     coefficients = Coefficients(denoiser.schedule, spaced[best].times_on(denoiser.schedule)[:-1])
     with Activity("Learning times and coefficients") as activity:
         if rounds is None:
-            began, limit = time.monotonic(), seconds * 2 / 3
-            spent: Iterator[float] = iter(lambda: min((time.monotonic() - began) / limit, 1.0), 1.0)
+            first, limit = time.monotonic(), max(began + 0.9 * seconds - time.monotonic(), seconds / 3)
+            most = limit / (3 * slowness)  # samples with a gradient, which takes as long as two more
+            batch = min(BATCH, max(16, int(most / ROUNDS)))
+            rate = TRAVEL * batch / most
+            spent: Iterator[float] = iter(lambda: min((time.monotonic() - first) / limit, 1.0), 1.0)
         else:
-            spent = (i / rounds for i in range(rounds))
-        _descend(coefficients, model, reference, options, spent, advance=activity.advance)
+            batch, rate, spent = BATCH, TRAVEL / rounds, (i / rounds for i in range(rounds))
+        optimizer = torch.optim.Adam(coefficients.parameters(), lr=min(rate, FASTEST), betas=(0.9, 0.99))
+        _descend(coefficients, optimizer, model, distance, options, spent, batch=batch, advance=activity.advance)
     times, rows = coefficients.values()
     learned = Learned(times=times, coefficients=rows, **options)
-    solvers = {f"dpmpp_2m_sde, {best}": spaced[best], "learned": learned}
+    solvers = {f"sa_solver, {best}": spaced[best], "learned": learned}
     with Activity("Comparing on other noise"):
         errors = {
-            name: float(others.distance(model.many(solver, "judge", seconds=seconds / 50)))
-            for name, solver in solvers.items()
+            name: float(distance(model.many(solver, "judge", seconds=seconds / 30))) for name, solver in solvers.items()
         }
-    return {
-        "times": times,
-        "coefficients": rows,
-        "reference": f"{_REFERENCE} steps of DPM-Solver++(2M SDE), {len(reference.held[0])} samples",
-        "errors_on_other_noise": errors,
-    }
+    return {"times": times, "coefficients": rows, "reference": reference, "errors_on_other_noise": errors}
+
+
+def _target(
+    model: _Model, real: ImageSet | None, options: dict[str, Any], seconds: float
+) -> tuple[EnergyDistance, str]:
+    """The distance to lower, and what it compares with: training data, or samples of many steps."""
+    if real is None:
+        with Activity("Sampling the reference"):
+            many = DPMSolver(min(_REFERENCE, model.denoiser.schedule.num_steps), eta=1.0, **options)
+            x = model.many(many, "learn from", seconds=seconds)
+        what = f"{len(x)} samples of {_REFERENCE} steps of DPM-Solver++(2M SDE)"
+    else:
+        x = real.images[: max(BATCH, min(MANY, _VALUES // math.prod(model.shape)))].to(
+            model.denoiser.schedule.alpha_bar
+        )
+        what = f"{len(x)} training samples"
+    features: list[Callable[[Tensor], Tensor]] = [lambda x: x.flatten(1)]
+    if x.ndim == 4 and min(x.shape[2:]) >= 4:
+        if real is not None and is_labels(real.labels) and int(real.labels.max()) > 0:
+            features += [_classifier(real, seed, x) for seed in range(1, 1 + _CLASSIFIERS)]
+            what += f", features of {_CLASSIFIERS} classifiers"
+        else:
+            features.append(RandomFeatures(x))
+            what += ", random features"
+    return EnergyDistance(x, features), what
+
+
+def _classifier(real: ImageSet, seed: int, like: Tensor) -> Callable[[Tensor], Tensor]:
+    """The features of a classifier of the training images, trained in seconds."""
+    factor = max(1, min(like.shape[2:]) // _CLASSIFIER_SIDE)
+
+    def smaller(x: Tensor) -> Tensor:
+        return functional.avg_pool2d(x, factor) if factor > 1 else x
+
+    seen = ImageSet((smaller(real.images) + 1) * 127.5, real.labels)  # in 0..255, as it takes images
+    count = int(real.labels.max()) + 1
+    net = train_classifier(seen, count, seed=seed, num_steps=_CLASSIFIER_STEPS, device=like.device)
+    net.to(like).requires_grad_(False)
+    return lambda x: net.body(smaller(x))
 
 
 def _descend(
     coefficients: Coefficients,
+    optimizer: torch.optim.Optimizer,
     model: _Model,
-    reference: Reference,
+    distance: EnergyDistance,
     options: dict[str, Any],
     spent: Iterable[float],
     *,
+    batch: int,
     advance: Callable[[], object],
 ) -> None:
-    """Follow the gradient while a share below 1 is spent, and end with the parameters that came nearest."""
-    groups: list[dict[str, Any]] = [
-        {"params": [coefficients.gaps], "slower": 0.3},
-        {"params": [coefficients.noise, coefficients.weights]},
-    ]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    first, looks = 0, 0
-    best: tuple[float, dict[str, Tensor]] = (math.inf, {})
+    """Follow the gradient while a share below 1 is spent, and end with the best of the first, the half-way and the last parameters."""
+    looks, first, rate = [_look(coefficients, model, distance, options)], 0, optimizer.param_groups[0]["lr"]
     for share in spent:
-        if share * _LOOKS >= looks:
-            best, looks = min(best, _look(coefficients, model, reference, options), key=lambda pair: pair[0]), looks + 1
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * group.get("slower", 1.0) * (1 + math.cos(math.pi * share)) / 2
-        drawn = model.draw(coefficients.solver(**options), "learn", range(first, first + BATCH), grad=True)
+        if share >= 0.5 and len(looks) == 1:
+            looks.append(_look(coefficients, model, distance, options))
+        optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
+        drawn = model.draw(coefficients.solver(**options), "learn", range(first, first + batch), grad=True)
         optimizer.zero_grad()
-        reference.distance(drawn).backward()
+        distance(drawn).backward()
         optimizer.step()
-        first += BATCH
+        first += batch
         advance()
-    best = min(best, _look(coefficients, model, reference, options), key=lambda pair: pair[0])
-    coefficients.load_state_dict(best[1])
+    looks.append(_look(coefficients, model, distance, options))
+    coefficients.load_state_dict(min(looks, key=lambda look: look[0])[1])
 
 
 def _look(
-    coefficients: Coefficients, model: _Model, reference: Reference, options: dict[str, Any]
+    coefficients: Coefficients, model: _Model, distance: EnergyDistance, options: dict[str, Any]
 ) -> tuple[float, dict[str, Tensor]]:
     """The distance of more samples, from noise of their own, and a copy of the parameters."""
     times, rows = coefficients.values()
-    samples = model.draw(Learned(times=times, coefficients=rows, **options), "look", range(8 * BATCH))
-    return float(reference.distance(samples)), {
-        name: value.clone() for name, value in coefficients.state_dict().items()
-    }
+    samples = model.draw(Learned(times=times, coefficients=rows, **options), "look", range(4 * BATCH))
+    return float(distance(samples)), {name: value.clone() for name, value in coefficients.state_dict().items()}

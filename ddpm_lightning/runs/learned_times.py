@@ -1,6 +1,7 @@
 """The times that suit a model and a sampler best: found by `ddpm times`, and taken by `sampler=learned` and `sampler.times=learned`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning import CONF_DIR, environment
+from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.fingerprint import fingerprint
+from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.data.source import map_condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.files import replace_file
@@ -19,9 +23,12 @@ from ddpm_lightning.runs.learned_solver import learn
 from ddpm_lightning.runs.loading import load_model
 from ddpm_lightning.runs.names import named
 from ddpm_lightning.runs.times_search import search
+from ddpm_lightning.runs.trust import check_targets, without_download
 from ddpm_lightning.samplers import Learned, Sampler
 
 __all__ = ["find_times", "learned_settings"]
+
+_MOST = 16_384  # training samples to learn from
 
 
 def find_times(
@@ -29,7 +36,8 @@ def find_times(
 ) -> Path:
     """Find the best times for a sampler with few steps, add them to `<checkpoint>.times.json`, and return the file.
 
-    For `sampler=learned`, `learned_solver.learn` also learns coefficients; a deterministic sampler has only times, see `times_search`.
+    For `sampler=learned`, `learned_solver.learn` also learns coefficients, with the run's training data where they can be read; a
+    deterministic sampler has only times, see `times_search`.
 
     Args:
         checkpoint: a checkpoint file.
@@ -44,6 +52,7 @@ def find_times(
     require("seconds", seconds, "[1, 1e6]")
     denoiser, data, _ = load_model(checkpoint, weights=weights, key="checkpoint")
     require("steps", steps, f"1..{denoiser.schedule.num_steps}")
+    denoiser = denoiser.to("cuda" if torch.cuda.is_available() else "cpu")
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
         node = compose("sample", [f"sampler={sampler}", f"sampler.num_steps={steps}"]).sampler
     solver: Sampler = build("sampler", node)
@@ -51,14 +60,17 @@ def find_times(
     y = None if denoiser.num_classes is None else torch.arange(denoiser.num_classes)
     print(f"{sampler} in {steps} steps, about {seconds:g} s", flush=True)
     if isinstance(solver, Learned):
-        found = learn(denoiser, shape, y, like=solver, seconds=seconds)
+        real = _training_data(data)
+        if real is not None and denoiser.conditional:
+            y = real.labels  # in the proportions of the data
+        found = learn(denoiser, shape, y, like=solver, seconds=seconds, real=real)
     elif solver.eta > 0 or solver.learned_variance:
         raise UserError(f"--sampler must be learned, or deterministic such as ddim, dpmpp_2m or unipc, got {sampler}")
     else:
         found = search(denoiser, shape, y, solver, steps, seconds)
     for name, error in sorted(found["errors_on_other_noise"].items(), key=lambda pair: pair[1]):
         print(
-            f"  {name:<22} distance {error:.4f} to many-step samples from held-out noise (lower is better)", flush=True
+            f"  {name:<22} distance {error:.4f} to {found['reference']} (from other noise; lower is better)", flush=True
         )
     found |= _key(denoiser, node)
     path = _path(checkpoint)
@@ -66,6 +78,24 @@ def find_times(
     with replace_file(path) as file:
         file.write(json.dumps([*others, found], indent=2) + "\n")
     return path
+
+
+def _training_data(data: Mapping[str, Any]) -> ImageSet | None:
+    """A run's training data in random order, as floats in [−1, 1]; None, with a line that says why, where they cannot be read."""
+    if "_target_" not in data:
+        print("The checkpoint does not name its training data: samples of many steps take their place", flush=True)
+        return None
+    check_targets(data, "data")
+    try:
+        module: ImageDataModule = build("data", OmegaConf.create(without_download(data)))
+        module.setup()
+    except UserError as error:
+        print(f"{error}\nThe training data cannot be read: samples of many steps take their place", flush=True)
+        return None
+    found = module.split("train")
+    order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))[:_MOST]
+    labels = map_condition(lambda rows: rows[order], found.labels)
+    return ImageSet(module.values.normalize(found.images[order]), labels)
 
 
 def learned_settings(checkpoint: Path, denoiser: Denoiser, node: DictConfig) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def search(
 def descend(target: Target, start: Sequence[float], until: float) -> list[float]:
     """Coordinate descent: each time moves between its neighbors, in log σ, with steps that halve where none helps."""
     schedule = target.denoiser.schedule
-    at = partial(torch.tensor, dtype=schedule.alpha_bar.dtype)
+    at = partial(torch.tensor, dtype=schedule.alpha_bar.dtype, device=schedule.alpha_bar.device)
     best, reach = list(start), 0.5
     error = target.error(best)
     while reach > 0.02 and len(best) > 1:
@@ -98,7 +98,7 @@ def descend(target: Target, start: Sequence[float], until: float) -> list[float]
 def _target(denoiser: Denoiser, sampler: Sampler, shape: tuple[int, ...], y: Condition | None, seed: str) -> Target:
     count = max(4, min(128, _VALUES // math.prod(shape)))
     noise = SeededNoise(derive(0, seed), range(count)).draw(shape).to(denoiser.schedule.alpha_bar)
-    y = in_turn(y, range(count))
+    y = in_turn(y, range(count), noise.device)
     exact = DPMSolver(clip=sampler.clip)(denoiser, noise, y, times=[*_spaced(denoiser, _REFERENCE, "trailing"), 0.0])
     return Target(denoiser, sampler, noise, y, exact)
 

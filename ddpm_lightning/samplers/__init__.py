@@ -2,7 +2,18 @@
 
 from ddpm_lightning.samplers.base import DenoiserLike, Point, Sampler, Step, Transition, reverse_step
 from ddpm_lightning.samplers.learned import Learned
-from ddpm_lightning.samplers.solvers import DDIM, DEIS, EDM, IPNDM, Ancestral, DPMSolver, Heun, Multistep, UniPC
+from ddpm_lightning.samplers.solvers import (
+    DDIM,
+    DEIS,
+    EDM,
+    IPNDM,
+    Ancestral,
+    DPMSolver,
+    Heun,
+    Multistep,
+    SASolver,
+    UniPC,
+)
 from ddpm_lightning.samplers.spacings import SPACINGS
 
 __all__ = [
@@ -18,6 +29,7 @@ __all__ = [
     "Learned",
     "Multistep",
     "Point",
+    "SASolver",
     "Sampler",
     "Step",
     "Transition",

@@ -13,7 +13,7 @@ from ddpm_lightning.ranges import require, require_one_of
 from ddpm_lightning.samplers.base import Noise, Options, Point, Sampler, Transition, reverse_step
 from ddpm_lightning.schedules import NoiseSchedule
 
-__all__ = ["DDIM", "DEIS", "EDM", "IPNDM", "Ancestral", "DPMSolver", "Heun", "Multistep", "UniPC"]
+__all__ = ["DDIM", "DEIS", "EDM", "IPNDM", "Ancestral", "DPMSolver", "Heun", "Multistep", "SASolver", "UniPC"]
 
 
 class Ancestral(Sampler):
@@ -115,10 +115,13 @@ class Multistep(Sampler, ABC):
 
     in_noise = False
 
-    def __init__(self, num_steps: int | None, *, order: int, highest: int, **options: Unpack[Options]):
+    def __init__(
+        self, num_steps: int | None, *, order: int, highest: int, eta: float = 0.0, **options: Unpack[Options]
+    ):
         super().__init__(num_steps, **options)
         require("order", order, f"1..{highest}")
-        self.order = order
+        require("eta", eta, "[0, 1]")
+        self.order, self.eta = order, eta
 
     def step(self, at: Transition) -> Tensor:
         return at.step(self.average(at.schedule, at.here, at.u, at.past[::-1][: self.order - 1]), eta=self.eta)
@@ -151,13 +154,21 @@ class DPMSolver(Multistep):
     """
 
     def __init__(self, num_steps: int | None = 20, *, order: int = 2, eta: float = 0.0, **options: Unpack[Options]):
-        super().__init__(num_steps, order=order, highest=3, **options)
-        require("eta", eta, "[0, 1]")
-        self.eta = eta
+        super().__init__(num_steps, order=order, highest=3, eta=eta, **options)
 
     def moments(self, h: float, n: int) -> list[float]:
         exact = super().moments(h, n)
         return [1.0, 0.5] if n == 2 else [*exact[:2], *(moment / 2 for moment in exact[2:])]
+
+
+class SASolver(Multistep):
+    """SA-Solver's predictor: the exponential Adams-Bashforth method for the SDE, in data prediction (Xue et al. 2023, section 4).
+
+    Their τ is η where it is 0 or 1. Their corrector, which takes no more evaluations, is left out.
+    """
+
+    def __init__(self, num_steps: int | None = 20, *, order: int = 2, eta: float = 1.0, **options: Unpack[Options]):
+        super().__init__(num_steps, order=order, highest=4, eta=eta, **options)
 
 
 class UniPC(Multistep):

@@ -8,7 +8,7 @@ import torch
 from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.interop.layout import PREDICTION_TYPES
-from ddpm_lightning.samplers import DDIM, DEIS, IPNDM, Ancestral, DPMSolver, UniPC
+from ddpm_lightning.samplers import DDIM, DEIS, IPNDM, Ancestral, DPMSolver, SASolver, UniPC
 from tests.helpers.samplers import gaussian, learned
 
 
@@ -169,6 +169,32 @@ def test_multistep_solvers_equal_diffusers(name, end, prediction):
         extra = {"variance_noise": noise} if "sde" in options.get("algorithm_type", "") else {}
         x = reference.step(out, t, x, **extra).prev_sample
         torch.testing.assert_close(ours.x, x, rtol=1e-5, atol=1e-6)  # theirs steps in float32
+
+
+@pytest.mark.filterwarnings("ignore:__array")  # diffusers' own
+@pytest.mark.parametrize(("order", "eta"), [(1, 1.0), (3, 1.0), (3, 0.0)])
+def test_sa_solver_equals_diffusers_step_by_step(order, eta):
+    """Its predictor: theirs has another coefficient at order 2, also in the second step of order 3."""
+    schedule = schedules.linear().double()
+    options = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "lower_order_final": False}
+    reference = Reference("SASolverScheduler", schedule, predictor_order=order, **options).scheduler
+    reference.tau_func = lambda t: eta
+    reference.set_timesteps(20)
+    sampler, denoiser = SASolver(20, order=order, eta=eta, clip=None), gaussian(schedule, "v")
+    times = [*sampler.times(1000)[:-1], 1]
+    abar = schedule.alpha_bar[torch.tensor(times)]
+    reference.sigmas = torch.sqrt((1 - abar) / abar)
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    noises = [torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(20)]
+    draws = iter(noises)
+    steps = sampler.trajectory(denoiser, x, times=times, randn=lambda _: next(draws))
+    for i, (t, ours) in enumerate(zip(reference.timesteps.tolist(), steps, strict=True)):
+        out = denoiser.predict(x, torch.tensor(t + 1))
+        reference.last_sample = None  # no corrector
+        theirs = reference.step(out, t, x, generator=torch.Generator().manual_seed(i)).prev_sample
+        if not (order == 3 and i == 1):
+            torch.testing.assert_close(ours.x, theirs, rtol=1e-5, atol=1e-6)  # theirs steps in float32
+        x = ours.x
 
 
 def test_ipndm_equals_diffusers_step_by_step():

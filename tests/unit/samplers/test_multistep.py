@@ -11,7 +11,7 @@ import torch
 
 from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import PREDICTIONS
-from ddpm_lightning.samplers import DDIM, DEIS, EDM, IPNDM, DPMSolver, Heun, UniPC
+from ddpm_lightning.samplers import DDIM, DEIS, EDM, IPNDM, DPMSolver, Heun, SASolver, UniPC
 from tests.helpers.configs import ROOT
 from tests.helpers.gaussian import law_of
 from tests.helpers.samplers import MEAN, STD, gaussian
@@ -27,6 +27,9 @@ SAMPLERS = {
     "deis_3": lambda n: DEIS(n, clip=None),
     "deis_4": lambda n: DEIS(n, order=4, clip=None),
     "ipndm": lambda n: IPNDM(n, clip=None),
+    "sa_2_sde": lambda n: SASolver(n, clip=None),
+    "sa_4_sde": lambda n: SASolver(n, order=4, clip=None),
+    "sa_3": lambda n: SASolver(n, order=3, eta=0.0, clip=None),
     "edm": lambda n: EDM(n, clip=None),
 }
 ADAMS_BASHFORTH = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
@@ -53,7 +56,7 @@ class Recursion:
                 x = self.corrected(t, x0, known[: 2 if u == 0 else 3])
             path = [(t, x, x0), *path[:3]]
             x = self.step(name, one, u, path, times[k + 2] if k + 2 < len(times) else None)
-            if name == "dpmpp_3m_sde":
+            if name.endswith("sde"):
                 x = x + self.s[u] * np.sqrt(1 - np.exp(2 * (self.lam[t] - self.lam[u]))) * fresh[k]
         return x[0], (x[1:] ** 2).sum()
 
@@ -81,10 +84,18 @@ class Recursion:
             order = int(name[-1])
             values = [(lam[t], (x - self.a[t] * x0) / self.s[t]) for t, x, x0 in known[:order]]
             return self.a[u] / self.a[t] * x - self.a[u] * self.integral(values, t, u, lambda level: np.exp(-level))
-        if name.startswith("dpmpp"):
-            return self.authors(known[:3], x, t, u, 2 if name.endswith("sde") else 1)
+        if name.startswith(("dpmpp", "sa")):
+            rate = 2 if name.endswith("sde") else 1
+            if name.startswith("dpmpp"):
+                return self.authors(known[:3], x, t, u, rate)
+            return self.adams([(lam[t], x0) for t, _, x0 in known[: int(name[3])]], x, t, u, rate)
         values = [(lam[t], x0) for t, x, x0 in known[: 2 if then == 0 else 3]]
         return self.polynomial(values, x, t, u)
+
+    def adams(self, values, x, t, u, rate):
+        """x_u of Xue et al. 2023 with τ = 1 (rate 2) or 0 (rate 1): e^{−τ² h} x, and (1+τ²) ∫ e^{−(1+τ²)(λ_u−λ)} P(λ) dλ."""
+        kept = self.s[u] / self.s[t] * np.exp((rate - 1) * (self.lam[t] - self.lam[u]))
+        return kept * x + rate * self.a[u] * self.integral(values, t, u, lambda at: np.exp(-rate * (self.lam[u] - at)))
 
     def polynomial(self, values, x, t, u):
         """x_u for x̂_0(λ) a polynomial (Lu et al. 2022b, Eq. 8); with two points UniPC takes half of its rise."""
@@ -265,6 +276,7 @@ def test_all_stay_finite_and_reach_the_data(name, make):
     [
         (lambda: DPMSolver(5, order=4), "order must be an integer from 1 to 3, got 4"),
         (lambda: DEIS(5, order=0), "order must be an integer from 1 to 4, got 0"),
+        (lambda: SASolver(5, eta=1.5), "eta must be"),
         (lambda: UniPC(5, variant="bh3"), "variant must be bh1 or bh2, got 'bh3'"),
         (lambda: EDM(5, s_churn=-1), "s_churn must be"),
     ],
@@ -280,7 +292,8 @@ def test_moments_are_those_of_an_exponential_weight(h):
     nodes, weights = np.polynomial.legendre.leggauss(100)
     tau = (nodes + 1) / 2
     samplers = [(UniPC(order=3), h), (DEIS(order=4), -h)]
-    for sampler, rate in samplers if h < 0 else [*samplers, (DPMSolver(order=3, eta=1.0), 2 * h)]:
+    sde = [(DPMSolver(order=3, eta=1.0), 2 * h), (SASolver(), 2 * h)]
+    for sampler, rate in samplers if h < 0 else [*samplers, *sde]:
         weight = weights * np.exp(rate * (tau - (rate > 0)))
         expected = [(weight * tau**k).sum() / weight.sum() for k in range(3)]
         expected[2] /= 2 if isinstance(sampler, DPMSolver) else 1
@@ -290,5 +303,5 @@ def test_moments_are_those_of_an_exponential_weight(h):
 def test_order_1_is_ddim():
     denoiser, x = gaussian(schedules.linear().double(), "v"), torch.randn(3, 1, 4, 4, dtype=torch.float64)
     expected = DDIM(7)(denoiser, x)
-    for sampler in (DPMSolver(7, order=1), DEIS(7, order=1), IPNDM(7, order=1)):
+    for sampler in (DPMSolver(7, order=1), DEIS(7, order=1), IPNDM(7, order=1), SASolver(7, order=1, eta=0.0)):
         torch.testing.assert_close(sampler(denoiser, x), expected, rtol=1e-12, atol=1e-12)
