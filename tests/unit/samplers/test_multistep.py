@@ -86,9 +86,8 @@ class Recursion:
             return self.a[u] / self.a[t] * x - self.a[u] * self.integral(values, t, u, lambda level: np.exp(-level))
         if name.startswith(("dpmpp", "sa")):
             rate = 2 if name.endswith("sde") else 1
-            if name.startswith("dpmpp"):
-                return self.authors(known[:3], x, t, u, rate)
-            return self.adams([(lam[t], x0) for t, _, x0 in known[: int(name[3])]], x, t, u, rate)
+            polynomial = [(lam[t], x0) for t, _, x0 in known[: int(name[3])]] if name.startswith("sa") else None
+            return self.adams(polynomial, x, t, u, rate) if polynomial else self.authors(known[:3], x, t, u, rate)
         values = [(lam[t], x0) for t, x, x0 in known[: 2 if then == 0 else 3]]
         return self.polynomial(values, x, t, u)
 
