@@ -76,11 +76,9 @@ def main() -> None:
     for evaluations in arguments.evaluations:
         rows = []
         for name in arguments.samplers:
-            for spacing in arguments.spacings:
+            for spacing in ["learned"] if name == "learned" else arguments.spacings:
                 two = name in ("heun", "edm")
                 node = composed(name, f"sampler.num_steps={(evaluations + 1) // 2 if two else evaluations}")
-                if name == "learned" and spacing != "learned":
-                    continue
                 if spacing == "learned":
                     if node.get("eta", 0.0) > 0:
                         continue
