@@ -14,6 +14,7 @@ from tests.helpers.configs import train_config
 from tests.helpers.datasets import quadrants, write_fashion_mnist
 from tests.helpers.shards import write
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of all processes that tests start, which share the cores
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its kernels run on the CPU
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)

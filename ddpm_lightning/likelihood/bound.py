@@ -138,7 +138,7 @@ def estimate_bits_per_dim(
         x_t = schedule.q_sample(x0, t, randn(x0))
         return vlb_term(denoiser, denoiser.predict(x_t, t, y), x0, x_t, t, variance=variance, clip=clip)
 
-    prior, decoder = prior_term(schedule, x0), term(torch.ones((), dtype=torch.long, device=x0.device))
+    prior, decoder = prior_term(schedule, x0), _decoder(denoiser, x0, y, randn(x0), variance=variance, clip=clip)
     if schedule.num_steps == 1:
         return BitsPerDim(prior, decoder[:, None])
     p = estimate_law(schedule).to(x0.device, prior.dtype)
@@ -168,9 +168,7 @@ def estimate_continuous_bits_per_dim(
         randn: returns noise like its argument; called for t = 1, then for the other t.
     """
     schedule, prior = denoiser.schedule, prior_term(denoiser.schedule, x0)
-    one = torch.ones((), dtype=torch.long, device=x0.device)
-    x_1 = schedule.q_sample(x0, one, randn(x0))
-    decoder = vlb_term(denoiser, denoiser.predict(x_1, one, y), x0, x_1, one, variance=variance, clip=clip)
+    decoder = _decoder(denoiser, x0, y, randn(x0), variance=variance, clip=clip)
     most, least = torch.nn.functional.softplus(schedule.log_snr[[1, -1]])
     level = torch.lerp(least, most, beside(uniform.to(x0.device, most.dtype), x0))
     t = schedule.time_at(level + torch.log(-torch.expm1(-level)))
@@ -178,6 +176,17 @@ def estimate_continuous_bits_per_dim(
     error = x0 - _clamped(denoiser.x0_from(denoiser.split(denoiser.predict(x_t, t, y))[0], x_t, t), clip)
     nats = (error / schedule.scales(t)[1]).square().flatten(1).mean(1) * (most - least) / 2
     return BitsPerDim(prior, torch.stack([decoder, nats / math.log(2)], dim=1))
+
+
+def _decoder(
+    denoiser: Denoiser, x0: Tensor, y: Condition | None, noise: Tensor, *, variance: str | None, clip: float | None
+) -> Tensor:
+    """(B,) L_0, for which the network is evaluated unless x_0 is decoded from x_1."""
+    schedule, one = denoiser.schedule, torch.ones((), dtype=torch.long, device=x0.device)
+    x_1 = schedule.q_sample(x0, one, noise)
+    if decodes_from_latent(schedule, variance):
+        return latent_decoder_term(schedule, x0, x_1).flatten(1).mean(1) / math.log(2)
+    return vlb_term(denoiser, denoiser.predict(x_1, one, y), x0, x_1, one, variance=variance, clip=clip)
 
 
 def vlb_term(

@@ -1,5 +1,6 @@
 """docs/lecture.ipynb runs to its end, where every assertion in it holds, and is the one that docs/lecture.py makes."""
 
+import re
 import sys
 
 import nbformat
@@ -13,8 +14,14 @@ import build_lecture
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Jupyter libraries
 def test_the_lecture_runs(monkeypatch):
+    """With networks that have hardly trained: its assertions compare formulas and code, which hold for any weights."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # its kernel shares the cores with other tests
-    made = build_lecture.execute(build_lecture.notebook(), seconds=600)
+    short, replaced = build_lecture.notebook(), 0
+    for cell in short.cells:
+        cell.source, found = re.subn(r"(?<!\w)steps=\d+", "steps=50", cell.source)
+        replaced += found
+    assert replaced == 6
+    made = build_lecture.execute(short, seconds=600)
     printed = "".join(output.get("text", "") for cell in made.cells for output in cell.get("outputs", ()))
     assert printed.count("largest difference") >= 9
     assert "Traceback" not in printed
