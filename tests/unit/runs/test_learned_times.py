@@ -14,7 +14,7 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.models import UNet
 from ddpm_lightning.runs import save_denoiser
-from ddpm_lightning.runs.learned_times import find_times, learned_settings
+from ddpm_lightning.runs.learned_times import _training_data, find_times, learned_settings
 from ddpm_lightning.runs.process_group import ALONE
 from ddpm_lightning.runs.sampling_setup import prepare_sampling
 from ddpm_lightning.runs.times_search import Target, descend
@@ -123,6 +123,21 @@ def test_coefficients_are_stored_too_and_sampled_with(checkpoint, monkeypatch):
     assert setup.evaluations == 3
     with pytest.raises(UserError, match=r"--sampler learned --steps 4` first"):
         prepared("sampler.num_steps=4")
+
+
+def test_training_data_are_read_in_random_order_and_never_downloaded(tmp_path, capsys):
+    def of(*overrides):
+        with initialize_config_dir(CONF_DIR, version_base="1.3"):
+            return _training_data(OmegaConf.to_container(compose("train", [*overrides]).data, resolve=True))
+
+    digits = of("data=digits")
+    assert digits.images.shape == (1617, 1, 8, 8)
+    assert (float(digits.images.min()), float(digits.images.max())) == (-1.0, 1.0)
+    assert sorted(set(digits.labels[:100].tolist())) == [*range(10)]
+    assert not capsys.readouterr().out
+    assert of("data=fashion_mnist", f"data.root={tmp_path}") is None
+    assert "The training data cannot be read: samples of many steps take their place" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
 
 
 def test_noisy_samplers_and_odd_settings_are_refused(checkpoint):
