@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Literal, Protocol
 
 import torch
@@ -121,9 +122,9 @@ class ImageDataModule(LightningDataModule):
         """Iterate once over "train" or "validation" in a fixed order, as stored, on the CPU, not mirrored."""
         return self.source.loader(name, Share(batch_size))
 
-    def split(self, name: str) -> ImageSet:
-        """The images of "train", "validation" or "all" in memory, with zeros for missing labels."""
-        batches = [*self.batches(name, 1024)]
+    def split(self, name: str, *, about: int | None = None) -> ImageSet:
+        """The images of "train", "validation" or "all" in memory, or about the first so many, with zeros for missing labels."""
+        batches = [*islice(self.batches(name, 1024), None if about is None else -(-about // 1024))]
         if not batches:
             none = torch.empty(0, self._form.channels, *self._form.image_size, dtype=self.values.memory)
             return ImageSet(none, torch.empty(0, dtype=torch.long))

@@ -1,6 +1,7 @@
 """The times that suit a model and a sampler best: found by `ddpm times`, and taken by `sampler=learned` and `sampler.times=learned`."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lightning import CONF_DIR, environment
 from ddpm_lightning.data.datamodule import ImageDataModule
 from ddpm_lightning.data.fingerprint import fingerprint
-from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.data.loaders import ImageSet, InMemory
 from ddpm_lightning.data.source import map_condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, brief
@@ -28,7 +29,7 @@ from ddpm_lightning.samplers import Learned, Sampler
 
 __all__ = ["find_times", "learned_settings"]
 
-_MOST = 16_384  # training samples to learn from
+_MOST, _VALUES = 16_384, 2**28  # training samples to learn from, and values of all of them
 
 
 def find_times(
@@ -92,8 +93,10 @@ def _training_data(data: Mapping[str, Any]) -> ImageSet | None:
     except UserError as error:
         print(f"{error}\nThe training data cannot be read: samples of many steps take their place", flush=True)
         return None
-    found = module.split("train")
-    order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))[:_MOST]
+    most = max(1, min(_MOST, _VALUES // math.prod((data["channels"], *data["image_size"]))))
+    in_memory = isinstance(module.source, InMemory)
+    found = module.split("train", about=None if in_memory else most)  # of a stream, its first shards
+    order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))[:most]
     labels = map_condition(lambda rows: rows[order], found.labels)
     return ImageSet(module.values.normalize(found.images[order]), labels)
 

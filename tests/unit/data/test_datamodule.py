@@ -165,3 +165,6 @@ def test_a_part_of_the_set_is_given_as_bytes():
         batches = list(data.batches(name, 100))
         assert torch.cat([batch.x0 for batch in batches]).equal(part.images)
         assert torch.cat([batch.ids for batch in batches]).equal(indices)
+    some, train = data.split("train", about=900).images, data.split("train").images
+    assert len(some) == 809  # of two equal batches
+    assert some.equal(train[:809])
