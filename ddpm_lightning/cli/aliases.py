@@ -33,6 +33,7 @@ _COMMON = {
     "sampler=dpm++_2m_sde": "sampler=dpmpp_2m_sde",
     "sampler=dpm++_3m": "sampler=dpmpp_3m",
     "sampler=dpm++_3m_sde": "sampler=dpmpp_3m_sde",
+    "sampler=sa": "sampler=sa_solver",
     "sampler=uni_pc": "sampler=unipc",
     "sampler=uni_pc_bh1": "sampler=unipc sampler.variant=bh1",
     "sampler=pndm": "sampler=ipndm # its improved form",
