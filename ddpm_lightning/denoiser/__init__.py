@@ -1,18 +1,7 @@
 """The denoiser: network + schedule + prediction type; guidance, which wraps it; and the ideal denoiser of a list of images."""
 
 from ddpm_lightning.denoiser.denoiser import INPUTS, PREDICTIONS, Denoiser
-from ddpm_lightning.denoiser.guidance import Autoguided, Guidance, Guided, Interval, Rescaled, Wrapper
+from ddpm_lightning.denoiser.guidance import Guidance, Guided
 from ddpm_lightning.denoiser.ideal import IdealDenoiser
 
-__all__ = [
-    "INPUTS",
-    "PREDICTIONS",
-    "Autoguided",
-    "Denoiser",
-    "Guidance",
-    "Guided",
-    "IdealDenoiser",
-    "Interval",
-    "Rescaled",
-    "Wrapper",
-]
+__all__ = ["INPUTS", "PREDICTIONS", "Denoiser", "Guidance", "Guided", "IdealDenoiser"]

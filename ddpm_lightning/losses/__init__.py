@@ -1,31 +1,10 @@
 """Training losses, weightings, and the sampling of t and ε."""
 
-from ddpm_lightning.losses.objectives import MSE, VLB, Distance, Draw, Huber, Hybrid, Loss, Objective
-from ddpm_lightning.losses.times import Antithetic, Importance, LogNormal, Stratified, TimeDraw, Uniform
+from ddpm_lightning.losses import objectives, times, weightings
+from ddpm_lightning.losses.objectives import *  # noqa: F403  all that objectives.__all__ lists
+from ddpm_lightning.losses.times import *  # noqa: F403
 from ddpm_lightning.losses.vdm import VDM
-from ddpm_lightning.losses.weightings import P2, SNR, Bound, MinSNR, Simple, TruncatedSNR, Weighting
+from ddpm_lightning.losses.weightings import *  # noqa: F403
 
-__all__ = [
-    "MSE",
-    "P2",
-    "SNR",
-    "VDM",
-    "VLB",
-    "Antithetic",
-    "Bound",
-    "Distance",
-    "Draw",
-    "Huber",
-    "Hybrid",
-    "Importance",
-    "LogNormal",
-    "Loss",
-    "MinSNR",
-    "Objective",
-    "Simple",
-    "Stratified",
-    "TimeDraw",
-    "TruncatedSNR",
-    "Uniform",
-    "Weighting",
-]
+__all__ = ["VDM"]
+__all__ += objectives.__all__ + times.__all__ + weightings.__all__

@@ -16,7 +16,7 @@ from ddpm_lightning import viewer
 from ddpm_lightning.data.conditions import load_condition
 from ddpm_lightning.data.source import Condition, in_turn, map_condition
 from ddpm_lightning.data.values import Values, kind_of, values_of
-from ddpm_lightning.denoiser import Denoiser, Guidance, Wrapper
+from ddpm_lightning.denoiser import Denoiser, Guidance, Guided
 from ddpm_lightning.errors import UserError
 from ddpm_lightning.images import SeededNoise
 from ddpm_lightning.ranges import require, require_one_of
@@ -54,7 +54,7 @@ class SamplingSetup:
     """
 
     path: Path
-    guided: Wrapper
+    guided: Guided
     guidance: Guidance
     weaker: Denoiser | None
     sampler: Sampler

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from ddpm_lightning.ranges import require
 from ddpm_lightning.schedules.process import NoiseSchedule
 
 __all__ = ["LearnedSchedule"]
+
+_TABLES = ("_exact", "alpha_bar", "sqrt_alpha_bar", "sqrt_one_minus_alpha_bar", "log_snr")
 
 
 class LearnedSchedule(NoiseSchedule):
@@ -32,8 +35,7 @@ class LearnedSchedule(NoiseSchedule):
         require("first", first, "[-50, 50]")
         require("last", last, f"[-50, {first})")
         require("hidden", hidden, "1..65536")
-        self.curve = self._curve
-        self._T = num_steps
+        self.num_steps = num_steps
         self._factor: list[Tensor] | None = None
         self._held: tuple[object, dict[str, Tensor]] = (None, {})
         self.ends = nn.Parameter(torch.tensor([first, last]))
@@ -42,10 +44,6 @@ class LearnedSchedule(NoiseSchedule):
         self.heights = nn.Parameter(_inverse_softplus(torch.full((hidden,), 1 / hidden)))
         self.steepness = nn.Parameter(_inverse_softplus(torch.full((hidden,), 20.0)))
         self.offsets = nn.Parameter(-20.0 * centers)
-
-    @property
-    def num_steps(self) -> int:
-        return self._T
 
     @contextmanager
     def learning(self) -> Iterator[list[Tensor]]:
@@ -61,73 +59,37 @@ class LearnedSchedule(NoiseSchedule):
         return super().scales(t.to(self.ends.dtype))
 
     def log_snr_at(self, t: Tensor) -> Tensor:
-        return super().log_snr_at(t.to(self.ends.dtype))
+        t = t.to(self.ends.dtype)
+        return torch.where(t > 0, self._level(t)[0], torch.inf)
 
     def snr_slope(self, t: Tensor) -> Tensor:
-        share, slope = self._share(t)
-        first, last = self._ends
-        return (first - last) * slope / (self._T - 1) * torch.exp(first + (last - first) * share)
+        level, slope = self._level(t)
+        return -slope * level.exp()
 
-    def _curve(self, t: Tensor) -> Tensor:
-        first, last = self._ends
-        return first + (last - first) * self._share(t)[0]
-
-    @property
-    def _ends(self) -> Tensor:
-        return self.ends.detach() if self._factor is None else self.ends
-
-    def _share(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(g(u) − g(0))/(g(1) − g(0)) and its derivative by u."""
+    def _level(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """λ(t) and λ'(t)."""
         inner = [F.softplus(self.slope), F.softplus(self.heights), F.softplus(self.steepness), self.offsets]
-        if self._factor is None:
-            inner = [parameter.detach() for parameter in inner]
-        places = t.new_zeros(()), t.new_ones(()), (t - 1) / (self._T - 1)
+        ends, *inner = (part if self._factor is not None else part.detach() for part in (self.ends, *inner))
+        places = t.new_zeros(()), t.new_ones(()), (t - 1) / (self.num_steps - 1)
         (low, _), (high, _), (here, slope) = (_rising(u, *inner) for u in places)
-        found = (here - low) / (high - low), slope / (high - low)
-        if self._factor is not None and t.ndim and here.requires_grad:
-            factor = self._factor  # of each image, once its loss is known
-            for part in found:
+        share, slope = (here - low) / (high - low), slope / (high - low)
+        if (factor := self._factor) is not None and t.ndim and here.requires_grad:
+            for part in (share, slope):  # times the factor of each image, once its loss is known
                 part.register_hook(lambda grad: grad * factor[0].reshape(-1, *[1] * (grad.ndim - 1)))
-        return found
+        return ends[0] + (ends[1] - ends[0]) * share, (ends[1] - ends[0]) * slope / (self.num_steps - 1)
 
-    @property
-    def _exact(self) -> Tensor:  # type: ignore[override]
-        return self._table("exact").cpu()
-
-    @property
-    def alpha_bar(self) -> Tensor:  # type: ignore[override]
-        """(T+1,) ᾱ_t, ᾱ_0 = 1."""
-        return self._table("alpha_bar")
-
-    @property
-    def sqrt_alpha_bar(self) -> Tensor:  # type: ignore[override]
-        """(T+1,) √ᾱ_t."""
-        return self._table("sqrt_alpha_bar")
-
-    @property
-    def sqrt_one_minus_alpha_bar(self) -> Tensor:  # type: ignore[override]
-        """(T+1,) √(1−ᾱ_t)."""
-        return self._table("sqrt_one_minus_alpha_bar")
-
-    @property
-    def log_snr(self) -> Tensor:  # type: ignore[override]
-        """(T+1,) λ_t, λ_0 = ∞."""
-        return self._table("log_snr")
-
-    def _table(self, name: str) -> Tensor:
-        """A table of the parameters as they are, computed again where they have changed."""
+    def __getattr__(self, name: str) -> Any:
+        """The tables of the parameters as they are, computed again where these have changed."""
+        if name not in _TABLES:
+            return super().__getattr__(name)
         key = tuple((id(p), p._version, p.device, p.dtype) for p in self.parameters())
         if self._held[0] != key:
+            t = torch.arange(self.num_steps + 1, device=self.ends.device, dtype=self.ends.dtype)
             with torch.no_grad():
-                log_snr = super().log_snr_at(torch.arange(self._T + 1, device=self.ends.device, dtype=self.ends.dtype))
-            exact = log_snr.double().sigmoid()
-            tables = {
-                "alpha_bar": exact,
-                "sqrt_alpha_bar": exact.sqrt(),
-                "sqrt_one_minus_alpha_bar": (-log_snr.double()).sigmoid().sqrt(),
-                "log_snr": log_snr,
-            }
-            self._held = key, {"exact": exact, **{n: table.to(log_snr.dtype) for n, table in tables.items()}}
+                log_snr = self.log_snr_at(t)
+            exact, rest = log_snr.double().sigmoid(), (-log_snr.double()).sigmoid()
+            tables = exact, exact.sqrt(), rest.sqrt(), log_snr
+            self._held = key, dict(zip(_TABLES, (exact.cpu(), *(table.to(t.dtype) for table in tables)), strict=True))
         return self._held[1][name]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LearnedSchedule":

@@ -14,7 +14,7 @@ class NoiseSchedule(nn.Module):
     The tables have T+1 entries, and index 0 is clean data: ᾱ_0 = 1. An integer tensor `t` that broadcasts
     against x, (B, 1, 1, 1) or (), indexes a table and gives the shape to multiply with. The tables are computed in
     float64 and kept as float32 buffers, also under `.to(torch.bfloat16)`; `.double()` gives them in full.
-    A float `t` in [0, T] is continuous time, at which λ follows from `curve`, or is interpolated between two rows.
+    A float `t` in [0, T] is continuous time, at which λ follows from `curve`, or is interpolated between two rows. `num_steps` is T.
 
     Args:
         alpha_bar: (T+1,) values of ᾱ_t = Π_{s ≤ t} (1 − β_s), ᾱ_0 = 1 first.
@@ -35,7 +35,7 @@ class NoiseSchedule(nn.Module):
         exact = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu").clone()
         if exact.ndim != 1 or len(exact) < 2 or exact[0] != 1:
             raise ValueError(f"alpha_bar must be a list of at least two numbers that begins with 1, got {alpha_bar}")
-        self._exact = exact
+        self._exact, self.num_steps = exact, len(exact) - 1
         bad = torch.nonzero(~((self.betas > 0) & (self.betas <= 1)))
         if len(bad):
             t = int(bad[0]) + 1
@@ -62,11 +62,6 @@ class NoiseSchedule(nn.Module):
         for name, table in self._tables().items():
             self._buffers[name] = table.to(dtype).to(moved.device)
         return self
-
-    @property
-    def num_steps(self) -> int:
-        """T."""
-        return len(self._exact) - 1
 
     @property
     def betas(self) -> Tensor:
@@ -99,9 +94,7 @@ class NoiseSchedule(nn.Module):
         rows = self.log_snr[1:].to(log_snr.dtype)
         low = torch.searchsorted(-rows, -log_snr).clamp(1, max(self.num_steps - 1, 1)).to(log_snr.dtype)
         width = torch.full_like(low, min(1, self.num_steps - 1))
-        for _ in range(
-            24 if log_snr.dtype == torch.float32 else 52
-        ):  # halves the interval down to the dtype's resolution
+        for _ in range(24 if log_snr.dtype == torch.float32 else 52):  # halves the interval to the dtype's resolution
             width = width / 2
             low = torch.where(self.log_snr_at(low + width) >= log_snr, low + width, low)
         return torch.where(log_snr <= rows[-1], float(self.num_steps), low)

@@ -7,7 +7,7 @@ from torch import nn
 
 from ddpm_lightning import schedules
 from ddpm_lightning.data.source import Batch
-from ddpm_lightning.denoiser import PREDICTIONS, Autoguided, Denoiser, Guidance, Guided, Interval, Rescaled
+from ddpm_lightning.denoiser import PREDICTIONS, Denoiser, Guidance, Guided
 from ddpm_lightning.losses import Loss
 from ddpm_lightning.models import UNet
 from ddpm_lightning.module import DDPM
@@ -135,13 +135,16 @@ def test_an_interval_guides_at_its_noise_levels_only(prediction):
     denoiser, guided = of(prediction), Guided(of(prediction), 3.0)
     abar = np.cumprod(1 - np.linspace(1e-3, 0.3, 20))
     sigma = np.sqrt((1 - abar) / abar)
-    limited = Interval(guided, sigma[5], sigma[10])  # t = 6 is left out, t = 11 is the last one in
+    limited = Guided(denoiser, 3.0, interval=(sigma[5], sigma[10]))  # t = 6 is left out, t = 11 is the last one in
     for t in range(1, 21):
         expected = (guided if 7 <= t <= 11 else denoiser)(X, torch.tensor(t), Y)
         torch.testing.assert_close(limited(X, torch.tensor(t), Y), expected)
     mixed = limited(X, T4, Y)  # t = 1, 7, 12, 20
     torch.testing.assert_close(mixed[1], guided(X, T4, Y)[1])
     torch.testing.assert_close(mixed[[0, 2, 3]], denoiser(X, T4, Y)[[0, 2, 3]])
+    without = Guided(denoiser, 0.0, interval=(sigma[5], sigma[10]))(X, T4, Y)
+    torch.testing.assert_close(without[1], denoiser(X, T4)[1])
+    torch.testing.assert_close(without[[0, 2, 3]], denoiser(X, T4, Y)[[0, 2, 3]])
 
 
 def test_outside_its_interval_guidance_costs_nothing():
@@ -153,26 +156,26 @@ def test_outside_its_interval_guidance_costs_nothing():
 def test_autoguidance_is_away_from_the_weaker_model():
     denoiser, weaker = of("v"), of("epsilon")  # another prediction type, so another estimate
     weak, strong = weaker(X, T4, Y), denoiser(X, T4, Y)
-    torch.testing.assert_close(Autoguided(denoiser, weaker, 2.5)(X, T4, Y), weak + 2.5 * (strong - weak))
-    torch.testing.assert_close(Autoguided(denoiser, weaker, 1)(X, T4, Y), strong)
-    torch.testing.assert_close(Autoguided(denoiser, weaker, 0)(X, T4, Y), weak)
+    torch.testing.assert_close(Guided(denoiser, 2.5, weaker=weaker)(X, T4, Y), weak + 2.5 * (strong - weak))
+    torch.testing.assert_close(Guided(denoiser, 1, weaker=weaker)(X, T4, Y), strong)
+    torch.testing.assert_close(Guided(denoiser, 0, weaker=weaker)(X, T4, Y), weak)
 
 
 def test_autoguidance_needs_the_same_noise_and_labels():
     other = Denoiser(ByLabel(), schedules.cosine(20))
     with pytest.raises(ValueError, match="same noise schedule"):
-        Autoguided(of(), other, 2)
+        Guided(of(), 2, weaker=other)
     unlabelled = of()
     unlabelled.model.num_classes = None
     with pytest.raises(ValueError, match="same labels"):
-        Autoguided(of(), unlabelled, 2)
+        Guided(of(), 2, weaker=unlabelled)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
 def test_rescaling_gives_back_the_standard_deviation(share):
     denoiser = of("x0")
     plain, guided = denoiser(X, T4, Y), Guided(denoiser, 6.0)(X, T4, Y)
-    found = Rescaled(Guided(denoiser, 6.0), share)(X, T4, Y)
+    found = Guided(denoiser, 6.0, rescale=share)(X, T4, Y)
     for image, before, after in zip(found, plain, guided, strict=True):
         factor = share * float(before.std() / after.std()) + 1 - share
         torch.testing.assert_close(image, after * factor)
@@ -186,7 +189,6 @@ def test_all_of_them_together_through_a_sampler(learned):
     x = sampler(guided, X, Y)
     assert x.isfinite().all()
     assert guided.denoiser.num_classes == 2
-    assert isinstance(guided, Interval)
 
 
 def test_evaluations_are_counted_where_guidance_is_on():
