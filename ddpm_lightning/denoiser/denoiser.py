@@ -121,7 +121,7 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """The estimate of x_0 and the log-variance of the reverse step t → u (default t−1), None unless learned."""
         out, v = self.split(self.predict(x_t, t, y))
-        return self.x0_from(out, x_t, t), None if v is None else self.log_variance_from(v, t, t - 1 if u is None else u)
+        return self.x0_from(out, x_t, t), None if v is None else self.log_variance(v, t, t - 1 if u is None else u)
 
     def split(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split the network's output into the prediction and v, None unless the variance is learned."""
@@ -135,18 +135,19 @@ class Denoiser(nn.Module):
         a, s, p, q = self._coefficients(t)
         return (q * x_t - s * out) / (a * q - s * p)
 
-    def log_variance_from(self, v: Tensor, t: Tensor, u: Tensor) -> Tensor:
-        """log σ² of the step t → u from the network's v."""
-        small, large = self.log_variances(t, u)
-        share = (v.to(large.dtype) + 1) / 2
-        return share * large + (1 - share) * small
+    def log_variance(self, kind: str | Tensor, t: Tensor, u: Tensor) -> Tensor:
+        """log σ² of the reverse step t → u: log β̃_{t|u} for "small", log β_{t|u} for "large", and between the two by the network's v.
 
-    def log_variances(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log β̃_{t|u} and log β_{t|u}; at u = 0, where β̃ = 0, β̃_2 replaces it, as in Ho et al.'s code."""
+        At u = 0, where β̃ = 0, β̃_2 replaces it, and β_1 of "large", as in Ho et al.'s code.
+        """
         small, large = self.schedule.step_variances(t, u)
         two = torch.full_like(t, min(2, self.schedule.num_steps))
         floor = self.schedule.step_variances(two, two - 1)[int(self.schedule.num_steps == 1)]
-        return torch.where(u > 0, small, floor).log(), large.log()
+        small, large = torch.where(u > 0, small, floor).log(), large.log()
+        if isinstance(kind, str):
+            return small if kind == "small" else torch.where(u > 0, large, small)
+        share = (kind.to(large.dtype) + 1) / 2
+        return share * large + (1 - share) * small
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The network's training target p·x_0 + q·ε."""
@@ -155,8 +156,7 @@ class Denoiser(nn.Module):
 
     def error_scale(self, t: Tensor) -> Tensor:
         """(s/(a·q − s·p))², the squared error of x̂_0 per squared error of the network's output."""
-        a, s, p, q = self._coefficients(t)
-        return (s / (a * q - s * p)) ** 2
+        return self.ratio(t, "x0") ** 2
 
     def ratio(self, t: Tensor, prediction: str) -> Tensor:
         """The error of another prediction type per error of the network's output: (a·q' − s·p')/(a·q − s·p)."""

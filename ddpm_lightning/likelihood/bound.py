@@ -23,7 +23,6 @@ __all__ = [
     "estimate_bits_per_dim",
     "estimate_continuous_bits_per_dim",
     "estimate_law",
-    "fixed_log_variance",
     "latent_decoder_term",
     "prior_term",
     "vlb_term",
@@ -83,7 +82,7 @@ def bits_per_dim(
         denoiser: the denoiser, in eval mode, since dropout would count as part of the model.
         x0: (B, C, H, W) images in [−1, 1] on the grid of 256 values.
         y: (B,) labels.
-        variance: of the reverse steps, "small" (β̃_t) or "large" (β_t), see `fixed_log_variance`; None is the learned one where there is one,
+        variance: of the reverse steps, "small" (β̃_t) or "large" (β_t), see `Denoiser.log_variance`; None is the learned one where there is one,
             and "small" elsewhere. With None, L_0 of a learned schedule is `latent_decoder_term`, for which λ_1 is learned.
         clip: each estimate of x_0 is kept within ±clip; None for data outside [−1, 1].
         randn: gives noise like x; asked for t = T, …, 1.
@@ -92,15 +91,13 @@ def bits_per_dim(
     Raises:
         ValueError: for an unknown variance.
     """
-    schedule = denoiser.schedule
     terms = []
-    for step in range(schedule.num_steps, 0, -1):
-        t = torch.tensor(step, device=x0.device)
-        x_t = schedule.q_sample(x0, t, randn(x0))
-        raw = denoiser.predict(x_t, t, y)
-        terms.append(vlb_term(denoiser, raw, x0, x_t, t, variance=variance, clip=clip))
+    for t in torch.arange(denoiser.schedule.num_steps, 1, -1, device=x0.device):
+        terms.append(_term(denoiser, x0, y, t, randn(x0), variance=variance, clip=clip))
         advance()
-    return BitsPerDim(prior_term(schedule, x0), torch.stack(terms[::-1], dim=1))
+    decoder = _decoder(denoiser, x0, y, randn(x0), variance=variance, clip=clip)
+    advance()
+    return BitsPerDim(prior_term(denoiser.schedule, x0), torch.stack([decoder, *terms[::-1]], dim=1))
 
 
 def estimate_law(schedule: NoiseSchedule) -> Tensor:
@@ -132,19 +129,14 @@ def estimate_bits_per_dim(
         uniform: (B,) samples from U[0, 1), mapped to t by `estimate_law`; repeat the images for several t per image.
         randn: returns noise like its argument; called for t = 1, then for the other t.
     """
-    schedule = denoiser.schedule
-
-    def term(t: Tensor) -> Tensor:
-        x_t = schedule.q_sample(x0, t, randn(x0))
-        return vlb_term(denoiser, denoiser.predict(x_t, t, y), x0, x_t, t, variance=variance, clip=clip)
-
-    prior, decoder = prior_term(schedule, x0), _decoder(denoiser, x0, y, randn(x0), variance=variance, clip=clip)
+    schedule, prior = denoiser.schedule, prior_term(denoiser.schedule, x0)
+    decoder = _decoder(denoiser, x0, y, randn(x0), variance=variance, clip=clip)
     if schedule.num_steps == 1:
         return BitsPerDim(prior, decoder[:, None])
     p = estimate_law(schedule).to(x0.device, prior.dtype)
     index = torch.searchsorted(p.cumsum(0), uniform.to(x0.device, prior.dtype)).clamp(max=len(p) - 1)
-    t = beside(2 + index, x0)
-    return BitsPerDim(prior, torch.stack([decoder, term(t) / p[index]], dim=1))
+    term = _term(denoiser, x0, y, beside(2 + index, x0), randn(x0), variance=variance, clip=clip)
+    return BitsPerDim(prior, torch.stack([decoder, term / p[index]], dim=1))
 
 
 @torch.no_grad()
@@ -173,20 +165,23 @@ def estimate_continuous_bits_per_dim(
     level = torch.lerp(least, most, beside(uniform.to(x0.device, most.dtype), x0))
     t = schedule.time_at(level + torch.log(-torch.expm1(-level)))
     x_t = schedule.q_sample(x0, t, randn(x0))
-    error = x0 - _clamped(denoiser.x0_from(denoiser.split(denoiser.predict(x_t, t, y))[0], x_t, t), clip)
+    error = x0 - _clipped(denoiser.x0_from(denoiser.split(denoiser.predict(x_t, t, y))[0], x_t, t), clip)
     nats = (error / schedule.scales(t)[1]).square().flatten(1).mean(1) * (most - least) / 2
     return BitsPerDim(prior, torch.stack([decoder, nats / math.log(2)], dim=1))
 
 
-def _decoder(
-    denoiser: Denoiser, x0: Tensor, y: Condition | None, noise: Tensor, *, variance: str | None, clip: float | None
-) -> Tensor:
-    """(B,) L_0, for which the network is evaluated unless x_0 is decoded from x_1."""
+def _term(denoiser: Denoiser, x0: Tensor, y: Condition | None, t: Tensor, noise: Tensor, **reverse: Any) -> Tensor:
+    """(B,) the term of the reverse step at t, for one x_t; `reverse` are variance and clip of `vlb_term`."""
+    x_t = denoiser.schedule.q_sample(x0, t, noise)
+    return vlb_term(denoiser, denoiser.predict(x_t, t, y), x0, x_t, t, **reverse)
+
+
+def _decoder(denoiser: Denoiser, x0: Tensor, y: Condition | None, noise: Tensor, **reverse: Any) -> Tensor:
+    """(B,) the term at t = 1, without a network if x_0 is decoded from x_1."""
     schedule, one = denoiser.schedule, torch.ones((), dtype=torch.long, device=x0.device)
-    x_1 = schedule.q_sample(x0, one, noise)
-    if decodes_from_latent(schedule, variance):
-        return latent_decoder_term(schedule, x0, x_1).flatten(1).mean(1) / math.log(2)
-    return vlb_term(denoiser, denoiser.predict(x_1, one, y), x0, x_1, one, variance=variance, clip=clip)
+    if decodes_from_latent(schedule, reverse["variance"]):
+        return latent_decoder_term(schedule, x0, schedule.q_sample(x0, one, noise))
+    return _term(denoiser, x0, y, one, noise, **reverse)
 
 
 def vlb_term(
@@ -210,15 +205,14 @@ def vlb_term(
     """
     schedule = denoiser.schedule
     out, v = denoiser.split(raw.to(schedule.alpha_bar.dtype))
-    x0_hat = _clamped(denoiser.x0_from(out, x_t, t), clip)
-    log_variance = _log_variance(denoiser, v, t, variance)
+    x0_hat = _clipped(denoiser.x0_from(out, x_t, t), clip)
+    require_one_of("variance", variance, [*VARIANCES, None])
+    log_variance = denoiser.log_variance(variance or ("small" if v is None else v), t, t - 1)
     # The posterior mean is linear in x_0, so the difference of the means is the mean of the difference.
     gap, _ = schedule.posterior(x0 - x0_hat, torch.zeros_like(x_t), t)
-    r = _log_variance(denoiser, None, t, "small") - log_variance
+    r = denoiser.log_variance("small", t, t - 1) - log_variance
     kl = (gap**2 * torch.exp(-log_variance) + torch.expm1(r) - r) / 2
-    latent = decodes_from_latent(schedule, variance)  # else the mean at t = 1 is x̂_0 itself
-    decoder = latent_decoder_term(schedule, x0, x_t) if latent else decoder_term(x0, x0_hat, log_variance)
-    nats = torch.where(t == 1, decoder, kl)
+    nats = torch.where(t == 1, decoder_term(x0, x0_hat, log_variance), kl)  # the mean at t = 1 is x̂_0 itself
     return nats.flatten(1).mean(1) / math.log(2)
 
 
@@ -231,8 +225,10 @@ def continuous_term(denoiser: Denoiser, raw: Tensor, x0: Tensor, x_t: Tensor, t:
 
 def prior_term(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
     """(B,) bits per dimension of KL(q(x_T | x_0) ‖ N(0, I)) = (ᾱ_T x_0² − ᾱ_T − log(1 − ᾱ_T))/2, mean over pixels."""
-    abar = schedule.alpha_bar[-1]
-    return (abar * x0**2 - abar - torch.log1p(-abar)).flatten(1).mean(1) / (2 * math.log(2))
+    log_snr = schedule.log_snr_at(torch.tensor(schedule.num_steps, device=x0.device))
+    abar = log_snr.sigmoid()
+    nats = (abar * x0**2 - abar - torch.nn.functional.logsigmoid(-log_snr)) / 2
+    return nats.flatten(1).mean(1) / math.log(2)
 
 
 def decoder_term(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -256,24 +252,10 @@ def decodes_from_latent(schedule: NoiseSchedule, variance: str | None) -> bool:
 
 
 def latent_decoder_term(schedule: NoiseSchedule, x0: Tensor, x_1: Tensor) -> Tensor:
-    """−log p(x_0 | x_1) in nats with the mean x_1/√ᾱ_1 and the variance (1−ᾱ_1)/ᾱ_1, without a network (Kingma et al. 2021, Eq. 8)."""
+    """(B,) −log₂ p(x_0 | x_1)/D with the mean x_1/√ᾱ_1 and variance (1−ᾱ_1)/ᾱ_1, without a network (Kingma et al. 2021, Eq. 8)."""
     a, s = schedule.scales(torch.ones((), device=x0.device))
-    return decoder_term(x0, x_1 / a, 2 * (s / a).log())
+    return decoder_term(x0, x_1 / a, 2 * (s / a).log()).flatten(1).mean(1) / math.log(2)
 
 
-def fixed_log_variance(denoiser: Denoiser, t: Tensor, variance: str) -> Tensor:
-    """log σ² of the reverse step at t: β̃_t for "small" and β_t for "large", at t = 1 β̃_2 for both, as in Ho et al.'s code."""
-    small, large = denoiser.log_variances(t, t - 1)
-    return small if variance == "small" else torch.where(t == 1, small, large)
-
-
-def _log_variance(denoiser: Denoiser, v: Tensor | None, t: Tensor, variance: str | None) -> Tensor:
-    """log σ² of the reverse step at t."""
-    if variance is None and v is not None:
-        return denoiser.log_variance_from(v, t, t - 1)
-    require_one_of("variance", variance, [*VARIANCES, None])
-    return fixed_log_variance(denoiser, t, variance or "small")
-
-
-def _clamped(x0: Tensor, clip: float | None) -> Tensor:
+def _clipped(x0: Tensor, clip: float | None) -> Tensor:
     return x0 if clip is None else x0.clamp(-clip, clip)

@@ -1,13 +1,11 @@
 """The bound in continuous time as the loss of a network and its noise schedule together."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ddpm_lightning.data.source import Condition
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.likelihood import continuous_term, latent_decoder_term
+from ddpm_lightning.likelihood import continuous_term, latent_decoder_term, prior_term
 from ddpm_lightning.losses.objectives import Objective
 from ddpm_lightning.losses.times import Stratified, TimeDraw
 from ddpm_lightning.ranges import require_one_of
@@ -50,8 +48,5 @@ class VDM(Objective):
             x_t = schedule.q_sample(x0, t, noise)  # the same x_t, with a gradient to the schedule
             diffusion = (schedule.num_steps - 1) * continuous_term(denoiser, denoiser.predict(x_t, t, y), x0, x_t, t)
             factor.append(2 * diffusion.detach())
-            a_T, s_T = schedule.scales(torch.full_like(t.flatten()[0], schedule.num_steps))
-            prior = (a_T**2 * (x0**2 - 1) - 2 * s_T.log()) / 2
             x_1 = schedule.q_sample(x0, torch.ones_like(t), noise)
-            decoder = latent_decoder_term(schedule, x0, x_1)
-        return diffusion + (prior + decoder).flatten(1).mean(1) / math.log(2)
+            return diffusion + prior_term(schedule, x0) + latent_decoder_term(schedule, x0, x_1)

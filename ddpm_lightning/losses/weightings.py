@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.likelihood import VARIANCES, fixed_log_variance
+from ddpm_lightning.likelihood import VARIANCES
 from ddpm_lightning.ranges import require, require_one_of
 
 __all__ = ["P2", "SNR", "Bound", "MinSNR", "Simple", "TruncatedSNR", "Weighting"]
@@ -84,7 +84,7 @@ class Bound(Weighting):
     time w = −SNR'(t)/2 (Kingma et al. 2021, Eq. 17).
 
     Args:
-        variance: see `fixed_log_variance`.
+        variance: see `Denoiser.log_variance`.
     """
 
     def __init__(self, variance: str = "small"):
@@ -96,7 +96,7 @@ class Bound(Weighting):
             return denoiser.schedule.snr_slope(t) / 2 * denoiser.error_scale(t)
         one = torch.ones_like(t, dtype=denoiser.schedule.alpha_bar.dtype)
         of_x0, _ = denoiser.schedule.posterior(one, 0 * one, t)
-        log_variance = fixed_log_variance(denoiser, t, self.variance)
+        log_variance = denoiser.log_variance(self.variance, t, t - 1)
         return of_x0**2 * torch.exp(-log_variance) / 2 * denoiser.error_scale(t)
 
 
