@@ -70,6 +70,10 @@ class Objective(nn.Module, ABC):
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser that this loss cannot train."""
         self.times.check(denoiser.schedule)
+        if self.times.continuous and denoiser.learned_variance:
+            raise ValueError(
+                "a learned variance requires times.continuous=false: in continuous time the bound has no reverse variance"
+            )
         if next(denoiser.schedule.parameters(), None) is not None and not self.learns_schedule:
             raise ValueError("loss=vdm is required by schedule=learned: add it, or choose another schedule")
 
@@ -142,10 +146,6 @@ class VLB(Objective):
         require_one_of("variance", variance, [*VARIANCES, None])
         self.variance = variance
 
-    def check(self, denoiser: Denoiser) -> None:
-        super().check(denoiser)
-        _refuse_continuous(self.times, denoiser)
-
     def forward(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
     ) -> Tensor:
@@ -185,7 +185,6 @@ class Hybrid(Loss):
         super().check(denoiser)
         if not denoiser.learned_variance:
             raise ValueError("loss=hybrid requires learned_variance=true: add it, or choose another loss")
-        _refuse_continuous(self.times, denoiser)
 
     def forward(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
@@ -194,13 +193,6 @@ class Hybrid(Loss):
         assert v is not None
         vlb = vlb_term(denoiser, torch.cat([out.detach(), v], dim=1), x0, x_t, t)
         return self.of_output(denoiser, out, x0, noise, t) + self.vlb_weight * denoiser.schedule.num_steps * vlb
-
-
-def _refuse_continuous(times: TimeDraw, denoiser: Denoiser) -> None:
-    if times.continuous and denoiser.learned_variance:
-        raise ValueError(
-            "a learned variance requires times.continuous=false: in continuous time the bound has no reverse variance"
-        )
 
 
 def _in_full(raw: Tensor, denoiser: Denoiser) -> Tensor:

@@ -44,47 +44,41 @@ class Uniform(TimeDraw):
         self.continuous = continuous
 
     def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        device = schedule.alpha_bar.device
+        T, shape, device = schedule.num_steps, (batch_size, 1, 1, 1), schedule.alpha_bar.device
         if self.continuous:
-            u = torch.rand(batch_size, 1, 1, 1, device=device, dtype=schedule.alpha_bar.dtype)
-            return 1 + (schedule.num_steps - 1) * u, torch.ones(batch_size, device=device)
-        t = torch.randint(1, schedule.num_steps + 1, (batch_size, 1, 1, 1), device=device)
+            t = 1 + (T - 1) * torch.rand(shape, device=device, dtype=schedule.alpha_bar.dtype)
+        else:
+            t = torch.randint(1, T + 1, shape, device=device)
         return t, torch.ones(batch_size, device=device)
 
 
-class Antithetic(TimeDraw):
+class Antithetic(Uniform):
     """t ~ U{1, …, T} for the first ⌊N/2⌋+1 images of a step, and T+1−t of these for the others (Song et al. 2021, code).
 
     Each t is uniform, with weight 1; pairs that mirror each other reduce the variance of the mean loss. U[1, T] in continuous time.
     """
 
-    def __init__(self, continuous: bool = False):
-        self.uniform, self.continuous = Uniform(continuous), continuous
-
     def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        t, _ = self.uniform(batch_size // 2 + 1, schedule)
+        t, _ = super().__call__(batch_size // 2 + 1, schedule)
         t = torch.cat([t, schedule.num_steps + 1 - t])[:batch_size]
         return t, torch.ones(batch_size, device=t.device)
 
 
-class Stratified(TimeDraw):
+class Stratified(Uniform):
     """t_j = 1 + ⌊T·frac(u + j/N)⌋ for the N images of a step, with one u ~ U[0, 1) for all (Kingma et al. 2021, appendix I.1).
 
     Each t_j is uniform, and together they are evenly spaced in 1..T, which reduces the variance of the mean loss. Weights are 1.
     In continuous time t_j = 1 + (T−1)·frac(u + j/N).
     """
 
-    def __init__(self, continuous: bool = False):
-        self.continuous = continuous
-
     def __call__(self, batch_size: int, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         # In integers, U = ⌊N·T·u⌋, without rounding errors; U is sampled on the CPU, without waiting for the device.
         T, N, device = schedule.num_steps, batch_size, schedule.alpha_bar.device
         if self.continuous:
             u = (torch.rand((), device=device) + torch.arange(N, device=device) / N).to(schedule.alpha_bar.dtype)
-            return (1 + (T - 1) * u.frac())[:, None, None, None], torch.ones(N, device=device)
-        offset = int(torch.randint(N * T, ()))
-        t = 1 + (offset + torch.arange(N, device=device) * T) % (N * T) // N
+            t = 1 + (T - 1) * u.frac()
+        else:
+            t = 1 + (int(torch.randint(N * T, ())) + torch.arange(N, device=device) * T) % (N * T) // N
         return t[:, None, None, None], torch.ones(N, device=device)
 
 

@@ -31,11 +31,11 @@ class VDM(Objective):
         super().__init__(times=times if times is not None else Stratified(continuous=True))
 
     def check(self, denoiser: Denoiser) -> None:
+        require_one_of("learned_variance", denoiser.learned_variance, [False], hint="loss=vdm has no reverse variance")
         super().check(denoiser)
         if not isinstance(denoiser.schedule, LearnedSchedule):
             raise ValueError("loss=vdm requires schedule=learned: add it, or choose loss=vlb for a fixed schedule")
         require_one_of("times.continuous", self.times.continuous, [True], hint="loss=vdm is for continuous time")
-        require_one_of("learned_variance", denoiser.learned_variance, [False], hint="loss=vdm has no reverse variance")
 
     def forward(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None

@@ -5,7 +5,7 @@ from typing import Unpack
 
 from torch import Tensor
 
-from ddpm_lightning.ranges import require_one_of
+from ddpm_lightning.ranges import shown
 from ddpm_lightning.samplers.base import Options, Sampler, Transition
 
 __all__ = ["Learned"]
@@ -35,10 +35,11 @@ class Learned(Sampler):
         **options: Unpack[Options],
     ):
         super().__init__(num_steps, **options)
-        if isinstance(coefficients, str):
-            require_one_of("coefficients", coefficients, ["learned"], hint="or a list of rows")
-        elif not isinstance(coefficients, Sequence) or not all(_is_row(row) for row in coefficients):
-            raise ValueError(f"coefficients must be rows of three numbers, eta and two weights, got {coefficients}")
+        rows = isinstance(coefficients, Sequence) and all(_is_row(row) for row in coefficients)
+        if coefficients != "learned" and not rows:
+            raise ValueError(
+                f"coefficients must be learned, or rows of three numbers, eta and two weights, got {shown(coefficients)}"
+            )
         self.rows = None if isinstance(coefficients, str) else coefficients
 
     def times(self, T: int, *, log_snr: Tensor | None = None) -> Sequence[float]:

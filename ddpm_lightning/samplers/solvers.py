@@ -57,19 +57,27 @@ class Heun(Sampler):
     """Second order from a second evaluation after a first-order step: x̄_0 = (x̂_0(t) + x̂_0(u))/2.
 
     The trapezoidal rule in the variables of `reverse_step` (after Karras et al. 2022, Algorithm 1); 2N − 1 evaluations.
+    `in_noise` averages ε̂ instead of x̂_0.
     """
 
+    in_noise = False
+
     def step(self, at: Transition) -> Tensor:
-        x, there = _euler(at)
-        return x if there is None else at.step((at.here.x0 + there.x0) / 2)
+        x = at.step(at.here.x0)
+        if not _finite(at.schedule, at.here.t, at.u):
+            return x
+        there = at.ask(x, at.u, at.here.t)
+        return at.step(_average(at.schedule, at.here, [there], [0.5], in_noise=self.in_noise))
 
 
-class EDM(Sampler):
+class EDM(Heun):
     """EDM's stochastic sampler: noise added, σ → (1+γ)σ, before each step of Heun's method in σ = s/a (Karras et al. 2022, Algorithm 2).
 
     γ = min(s_churn/N, √2 − 1) where s_tmin ≤ σ ≤ s_tmax (None: ∞), else 0. As in their code, (1+γ)σ is rounded to a timestep
     unless time is continuous, and `s_noise` scales the noise. Without churn it is Algorithm 1. 2N − 1 evaluations.
     """
+
+    in_noise = True
 
     def __init__(
         self,
@@ -98,10 +106,6 @@ class EDM(Sampler):
         (a, s), (a_back, s_back) = schedule.scales(t), schedule.scales(back)
         added = ((s_back / a_back) ** 2 - (s / a) ** 2).clamp(min=0).sqrt()
         return a_back * (x / a + self.s_noise * added * randn(x)), back
-
-    def step(self, at: Transition) -> Tensor:
-        x, there = _euler(at)
-        return x if there is None else at.step(_average(at.schedule, at.here, [there], [0.5], in_noise=True))
 
 
 class Multistep(Sampler, ABC):
@@ -225,12 +229,6 @@ class IPNDM(Multistep):
     def weights(self, u: float, t: float, *others: float) -> list[float]:
         n = len(others) + 1 if math.isfinite(t) and math.isfinite(u) else 1
         return _solve([-float(j) for j in range(1, n)], [1 / (k + 1) for k in range(n)])
-
-
-def _euler(at: Transition) -> tuple[Tensor, Point | None]:
-    """x_u of a first-order step, and the point there; None if a log SNR is infinite."""
-    x = at.step(at.here.x0)
-    return x, at.ask(x, at.u, at.here.t) if _finite(at.schedule, at.here.t, at.u) else None
 
 
 def _finite(schedule: NoiseSchedule, *times: Tensor | None) -> bool:

@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_refused(schedule):
     for wrong in ([[1.0, 0.0]] * 5, [["a", 0.0, 0.0]], [3.0], 3):
         with pytest.raises(ValueError, match="rows of three numbers"):
             Learned(times=TIMES, coefficients=wrong)
-    with pytest.raises(ValueError, match="coefficients must be learned, got 'best': or a list of rows"):
+    with pytest.raises(ValueError, match="coefficients must be learned, or rows of .*, got 'best'"):
         Learned(coefficients="best")
     denoiser, x = gaussian(schedule, "v"), torch.zeros(1, 1, 2, 2)
     with pytest.raises(ValueError, match="a row for each of the 5 steps, got 3 rows"):
