@@ -210,13 +210,14 @@ class Sampler(ABC):
 
         past: list[Point] = []
         places = [t if isinstance(t, Tensor) else torch.full((), t, device=x.device, dtype=dtype) for t in path]
-        for index, (here, to, then) in enumerate(zip(places, places[1:], [*places[2:], places[-1]], strict=False)):
+        for index, (_, u) in enumerate(pairwise(path)):
+            to, then = places[index + 1], places[min(index + 2, len(path) - 1)]
             with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-                x, at = self.perturb(schedule, x, here, len(path) - 1, randn)
+                x, at = self.perturb(schedule, x, places[index], len(path) - 1, randn)
                 transition = Transition(schedule, ask(x, at, to), to, past, ask, randn, then, index)
                 x = self.step(transition)
             past = [*past[-2:], transition.here]
-            yield Step(path[index + 1], x, transition.here.x0, evaluations)
+            yield Step(u, x, transition.here.x0, evaluations)
 
     def __call__(
         self,
