@@ -27,7 +27,7 @@ from ddpm_lightning.likelihood import (
     BitsPerDim,
     bits_per_dim,
     decodes_from_latent,
-    estimate_continuous_bits_per_dim,
+    estimate_bits_per_dim,
     ode_bits_per_dim,
 )
 from ddpm_lightning.plots import draw_bits_by_step
@@ -208,7 +208,7 @@ class Likelihood:
         else:
             uniforms = ((noise.uniform() + i / LEVELS) % 1 for i in range(LEVELS))
             estimate = partial(
-                estimate_continuous_bits_per_dim, self.denoiser, x0, y, variance=self.variance, randn=noise
+                estimate_bits_per_dim, self.denoiser, x0, y, continuous=True, variance=self.variance, randn=noise
             )
             parts = []
             for uniform in uniforms:

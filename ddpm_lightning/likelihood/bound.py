@@ -21,7 +21,6 @@ __all__ = [
     "decoder_term",
     "decodes_from_latent",
     "estimate_bits_per_dim",
-    "estimate_continuous_bits_per_dim",
     "estimate_law",
     "latent_decoder_term",
     "prior_term",
@@ -118,56 +117,38 @@ def estimate_bits_per_dim(
     y: Condition | None = None,
     *,
     uniform: Tensor,
+    continuous: bool = False,
     variance: str | None = None,
     clip: float | None = 1.0,
     randn: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> BitsPerDim:
     """An unbiased estimate of the bound, with L_{t−1}/p(t) at one t ~ p in place of the diffusion terms: two network evaluations.
 
+    In continuous time it is L_T + L_0 + ½ ∫ ‖x_0 − x̂_0‖² dSNR over [1, T] (Kingma et al. 2021, Eq. 17), where λ is drawn with the density
+    p ∝ σ(λ), as in `estimate_law`: ½ e^λ/p(λ) = (S(λ_1) − S(λ_T))/(2 (1−ᾱ_t)) with S = log(1 + e^λ).
+
     Args:
-        denoiser: see `bits_per_dim`, also for x0, y, variance and clip.
-        uniform: (B,) samples from U[0, 1), mapped to t by `estimate_law`; repeat the images for several t per image.
+        denoiser: see `bits_per_dim`, also for x0, y, variance (in continuous time of L_0) and clip.
+        uniform: (B,) samples from U[0, 1), mapped to t; repeat the images for several t per image.
+        continuous: whether time is.
         randn: returns noise like its argument; called for t = 1, then for the other t.
     """
     schedule, prior = denoiser.schedule, prior_term(denoiser.schedule, x0)
     decoder = _decoder(denoiser, x0, y, randn(x0), variance=variance, clip=clip)
     if schedule.num_steps == 1:
         return BitsPerDim(prior, decoder[:, None])
+    if continuous:
+        most, least = torch.nn.functional.softplus(schedule.log_snr[[1, -1]])
+        level = torch.lerp(least, most, beside(uniform.to(x0.device, most.dtype), x0))
+        t = schedule.time_at(level + torch.log(-torch.expm1(-level)))
+        x_t = schedule.q_sample(x0, t, randn(x0))
+        error = x0 - _clipped(denoiser.x0_from(denoiser.split(denoiser.predict(x_t, t, y))[0], x_t, t), clip)
+        nats = (error / schedule.scales(t)[1]).square().flatten(1).mean(1) * (most - least) / 2
+        return BitsPerDim(prior, torch.stack([decoder, nats / math.log(2)], dim=1))
     p = estimate_law(schedule).to(x0.device, prior.dtype)
     index = torch.searchsorted(p.cumsum(0), uniform.to(x0.device, prior.dtype)).clamp(max=len(p) - 1)
     term = _term(denoiser, x0, y, beside(2 + index, x0), randn(x0), variance=variance, clip=clip)
     return BitsPerDim(prior, torch.stack([decoder, term / p[index]], dim=1))
-
-
-@torch.no_grad()
-def estimate_continuous_bits_per_dim(
-    denoiser: Denoiser,
-    x0: Tensor,
-    y: Condition | None = None,
-    *,
-    uniform: Tensor,
-    variance: str | None = None,
-    clip: float | None = 1.0,
-    randn: Callable[[Tensor], Tensor] = torch.randn_like,
-) -> BitsPerDim:
-    """An unbiased estimate of the bound in continuous time, L_T + L_0 + ½ ∫ ‖x_0 − x̂_0‖² dSNR over [1, T] (Kingma et al. 2021, Eq. 17).
-
-    λ is drawn with the density p ∝ σ(λ), as in `estimate_law`: ½ e^λ/p(λ) = (S(λ_1) − S(λ_T))/(2 (1−ᾱ_t)) with S = log(1 + e^λ).
-
-    Args:
-        denoiser: see `bits_per_dim`, also for x0, y, variance (of L_0) and clip.
-        uniform: (B,) samples from U[0, 1), mapped to t; repeat the images for several t per image.
-        randn: returns noise like its argument; called for t = 1, then for the other t.
-    """
-    schedule, prior = denoiser.schedule, prior_term(denoiser.schedule, x0)
-    decoder = _decoder(denoiser, x0, y, randn(x0), variance=variance, clip=clip)
-    most, least = torch.nn.functional.softplus(schedule.log_snr[[1, -1]])
-    level = torch.lerp(least, most, beside(uniform.to(x0.device, most.dtype), x0))
-    t = schedule.time_at(level + torch.log(-torch.expm1(-level)))
-    x_t = schedule.q_sample(x0, t, randn(x0))
-    error = x0 - _clipped(denoiser.x0_from(denoiser.split(denoiser.predict(x_t, t, y))[0], x_t, t), clip)
-    nats = (error / schedule.scales(t)[1]).square().flatten(1).mean(1) * (most - least) / 2
-    return BitsPerDim(prior, torch.stack([decoder, nats / math.log(2)], dim=1))
 
 
 def _term(denoiser: Denoiser, x0: Tensor, y: Condition | None, t: Tensor, noise: Tensor, **reverse: Any) -> Tensor:

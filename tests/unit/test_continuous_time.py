@@ -10,7 +10,7 @@ from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import PREDICTIONS, Denoiser
 from ddpm_lightning.likelihood import (
     bits_per_dim,
-    estimate_continuous_bits_per_dim,
+    estimate_bits_per_dim,
     ode_bits_per_dim,
 )
 from ddpm_lightning.losses import (
@@ -205,7 +205,7 @@ def test_the_continuous_bound_is_the_integral_of_the_smallest_error(name):
     schedule = SCHEDULES[name](1000).double()
     x0 = MEAN + STD * torch.randn(20_000, 1, 1, 1, dtype=torch.float64)
     uniform = (torch.randperm(20_000) + 0.5) / 20_000
-    found = estimate_continuous_bits_per_dim(gaussian(schedule, "v"), x0, uniform=uniform, clip=None)
+    found = estimate_bits_per_dim(gaussian(schedule, "v"), x0, continuous=True, uniform=uniform, clip=None)
     ends = 1 + STD**2 * schedule.log_snr[[1, -1]].exp()
     exact = float((ends[0] / ends[1]).log()) / 2 / math.log(2)
     error = float(found.diffusion.std()) / 20_000**0.5
@@ -218,7 +218,7 @@ def test_many_steps_come_to_the_continuous_bound():
     schedule = schedules.cosine(1000).double()
     x0 = torch.full((400, 1, 2, 2), 1 / 255, dtype=torch.float64)
     uniform = (torch.arange(400) + 0.5) / 400
-    continuous = estimate_continuous_bits_per_dim(gaussian(schedule, "v"), x0, uniform=uniform, clip=None)
+    continuous = estimate_bits_per_dim(gaussian(schedule, "v"), x0, continuous=True, uniform=uniform, clip=None)
     gaps = []
     for T in (500, 1000):
         levels = torch.lerp(*schedule.log_snr[[1, -1]], torch.linspace(0, 1, T, dtype=torch.float64))

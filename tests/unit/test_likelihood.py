@@ -14,7 +14,6 @@ from ddpm_lightning.likelihood import (
     bits_per_dim,
     decoder_term,
     estimate_bits_per_dim,
-    estimate_continuous_bits_per_dim,
     estimate_law,
     prior_term,
     vlb_term,
@@ -268,12 +267,12 @@ def test_a_learned_schedule_decodes_from_x_1():
     for found in (
         bits_per_dim(denoiser, x0, randn=lambda _: noise),
         estimate_bits_per_dim(denoiser, x0, uniform=torch.rand(3), randn=lambda _: noise),
-        estimate_continuous_bits_per_dim(denoiser, x0, uniform=torch.rand(3), randn=lambda _: noise),
+        estimate_bits_per_dim(denoiser, x0, continuous=True, uniform=torch.rand(3), randn=lambda _: noise),
     ):
         torch.testing.assert_close(found.decoder, expected, rtol=1e-8, atol=1e-8)
     calls = []
     denoiser.model.register_forward_hook(lambda *_: calls.append(1))
-    estimate_continuous_bits_per_dim(denoiser, x0, uniform=torch.rand(3))
+    estimate_bits_per_dim(denoiser, x0, continuous=True, uniform=torch.rand(3))
     assert len(calls) == 1  # L_0 takes none
     by_variance = bits_per_dim(denoiser, x0, variance="small", randn=lambda _: noise)
     assert not torch.allclose(by_variance.decoder, expected)
