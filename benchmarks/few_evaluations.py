@@ -72,7 +72,7 @@ def main() -> None:
     if steps:
         whole = fids(build("sampler", composed("ancestral", f"sampler.num_steps={steps}")))
         base = statistics.mean(whole)
-        print(f"Algorithm 25.2, {steps:,} steps: FID {base:.2f} ± {statistics.stdev(whole):.2f}", flush=True)
+        print(f"Algorithm 25.2, {steps:,} steps: FID {base:.2f} ± {spread(whole):.2f}", flush=True)
     for evaluations in arguments.evaluations:
         rows = []
         for name in arguments.samplers:
@@ -88,12 +88,17 @@ def main() -> None:
                     node.spacing = spacing
                 sampler = build("sampler", node)
                 spent, found = count_evaluations(sampler, denoiser.schedule), fids(sampler)
-                rows.append((statistics.mean(found), statistics.stdev(found), name, spacing, spent))
-        for mean, spread, name, spacing, spent in sorted(rows):
+                rows.append((statistics.mean(found), spread(found), name, spacing, spent))
+        for mean, deviation, name, spacing, spent in sorted(rows):
+            times = f"  {mean / base:6.3f} times" if steps else ""
             print(
-                f"{spent:3d} evaluations  {name:13s} {spacing:9s} FID {mean:7.2f} ± {spread:5.2f}  {mean / base:6.3f} times",
-                flush=True,
+                f"{spent:3d} evaluations  {name:13s} {spacing:9s} FID {mean:7.2f} ± {deviation:5.2f}{times}", flush=True
             )
+
+
+def spread(values: list[float]) -> float:
+    """The standard deviation; not a number of one value."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 if __name__ == "__main__":

@@ -58,7 +58,15 @@ class Values(NamedTuple):
         return (values.float() - self.low) / half - 1
 
     def denormalize(self, x: Tensor) -> Tensor:
-        """The inverse of `normalize`: integers are clipped to the range and rounded."""
+        """The inverse of `normalize`: integers are clipped to the range and rounded.
+
+        Raises:
+            UserError: for NaN or infinite values.
+        """
+        if not x.isfinite().all():
+            raise UserError(
+                "the samples contain NaN or infinite values: choose another sampler=, or a checkpoint from before the loss diverged"
+            )
         half = (self.high - self.low) / 2
         if self.is_float:
             return x.float() * half + (self.high + self.low) / 2

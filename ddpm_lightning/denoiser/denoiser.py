@@ -139,7 +139,17 @@ class Denoiser(nn.Module):
         """log σ² of the reverse step t → u: log β̃_{t|u} for "small", log β_{t|u} for "large", and between the two by the network's v.
 
         At u = 0, where β̃ = 0, β̃_2 replaces it, and β_1 of "large", as in Ho et al.'s code.
+
+        Args:
+            kind: a word, or v shaped like x.
+            t: (B, 1, 1, 1) or (), integers or floats.
+            u: shaped like t, u < t.
+
+        Raises:
+            ValueError: for another word.
         """
+        if isinstance(kind, str):
+            require_one_of("variance", kind, ["small", "large"])
         small, large = self.schedule.step_variances(t, u)
         two = torch.full_like(t, min(2, self.schedule.num_steps))
         floor = self.schedule.step_variances(two, two - 1)[int(self.schedule.num_steps == 1)]

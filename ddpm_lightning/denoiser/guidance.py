@@ -38,25 +38,25 @@ class Guidance:
         require("guidance_rescale", self.rescale, "[0, 1]")
         if self.interval is None:
             return
-        if len(self.interval) != 2:
-            raise UserError(
-                f"guidance_interval must be two noise levels, as in [0.3,5], or null, got {list(self.interval)}"
-            )
+        if not isinstance(self.interval, Sequence) or len(self.interval) != 2:
+            raise UserError(f"guidance_interval must be two noise levels, as in [0.3,5], or null, got {self.interval}")
         require("guidance_interval[0]", self.interval[0], "[0, inf)")
         require("guidance_interval[1]", self.interval[1], f"({self.interval[0]}, inf]")
 
-    def within(self, log_snr: Tensor) -> Tensor | None:
-        """Whether σ is within the interval at this log SNR, shaped like it; None without an interval."""
-        sigma = torch.exp(-log_snr / 2)
-        return None if self.interval is None else (self.interval[0] < sigma) & (sigma <= self.interval[1])
+    def within(self, schedule: NoiseSchedule, t: Tensor) -> Tensor | None:
+        """Whether σ_t is within the interval, shaped like t; None without an interval."""
+        if self.interval is None:
+            return None
+        sigma = torch.exp(-schedule.log_snr_at(t) / 2)
+        return (self.interval[0] < sigma) & (sigma <= self.interval[1])
 
-    def evaluations(self, log_snr: Tensor) -> int:
-        """Network evaluations of an estimate with a condition or a weaker model at this log SNR, ()."""
-        inside = self.within(log_snr)
+    def evaluations(self, schedule: NoiseSchedule, t: Tensor) -> int:
+        """Network evaluations of an estimate with a condition or a weaker model at t, ()."""
+        inside = self.within(schedule, t)
         return 2 if self.scale not in (0, 1) and (inside is None or bool(inside)) else 1
 
     def of(self, denoiser: Denoiser, weaker: Denoiser | None = None) -> "Guided":
-        """The denoiser with guidance."""
+        """The denoiser with guidance; raises what `Guided` does."""
         return Guided(denoiser, self.scale, weaker=weaker, interval=self.interval, rescale=self.rescale)
 
 
@@ -66,8 +66,8 @@ class Guided(nn.Module):
     x̂_0' is the estimate without the condition (classifier-free guidance; Ho & Salimans 2022, Eq. 6, where w is smaller by 1), or that
     of a weaker model with it (autoguidance; Karras et al. 2024b, Eq. 4). The formula is the same in ε and v, since x̂_0 is linear in both.
     w = 1 is the denoiser alone and w = 0 the other estimate, with one network evaluation each; any other scale takes two, without a
-    weaker model in one batch. A learned variance is the denoiser's. Rescaled, x̂_0 is multiplied by φ·std(x̂_0(x_t, y))/std(x̂_0) + 1 − φ
-    with each image's standard deviations, against saturation.
+    weaker model in one batch. A learned variance is the denoiser's, or with w = 0 that of the other estimate. Rescaled, x̂_0 is multiplied
+    by φ·std(x̂_0(x_t, y))/std(x̂_0) + 1 − φ with each image's standard deviations, against saturation.
 
     Args:
         denoiser: without a weaker model, trained with a condition that was dropped for some images.
@@ -116,7 +116,7 @@ class Guided(nn.Module):
         self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Like `Denoiser.estimate`, with guidance."""
-        scale, inside = self.guidance.scale, self.guidance.within(self.schedule.log_snr_at(t))
+        scale, inside = self.guidance.scale, self.guidance.within(self.schedule, t)
         if scale == 1 or (y is None and self.weaker is None) or (inside is not None and not inside.any()):
             return self.denoiser.estimate(x_t, t, y, u=u)
         null = y if y is None or self.weaker is not None else self.denoiser.null(y)
@@ -132,7 +132,7 @@ class Guided(nn.Module):
             found, v = self.denoiser.estimate(x_twice, _twice(t), y_both, u=None if u is None else _twice(u))
             (x0, other), log_variance = found.chunk(2), None if v is None else v.chunk(2)[0]
         guided = torch.lerp(other, x0, scale)
-        if phi := self.guidance.rescale:
+        if (phi := self.guidance.rescale) and scale != 0:
             axes = tuple(range(1, x0.ndim))
             ratio = x0.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
             guided = guided * (phi * ratio + 1 - phi)

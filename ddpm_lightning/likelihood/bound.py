@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ddpm_lightning.data.source import Condition, beside
 from ddpm_lightning.denoiser import Denoiser
-from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.schedules import LearnedSchedule, NoiseSchedule
 
 __all__ = [
@@ -75,7 +74,7 @@ def bits_per_dim(
     randn: Callable[[Tensor], Tensor] = torch.randn_like,
     advance: Callable[[], Any] = lambda: None,
 ) -> BitsPerDim:
-    """The variational bound, with one sample of x_t per t (Ho et al. 2020, Eq. 5) and T network evaluations.
+    """The variational bound, with one sample of x_t per t (Ho et al. 2020, Eq. 5) and T network evaluations, or T − 1 if L_0 takes none.
 
     Args:
         denoiser: the denoiser, in eval mode, since dropout would count as part of the model.
@@ -122,7 +121,7 @@ def estimate_bits_per_dim(
     clip: float | None = 1.0,
     randn: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> BitsPerDim:
-    """An unbiased estimate of the bound, with L_{t−1}/p(t) at one t ~ p in place of the diffusion terms: two network evaluations.
+    """An unbiased estimate of the bound, with L_{t−1}/p(t) at one t ~ p in place of the diffusion terms: two network evaluations, or one.
 
     In continuous time it is L_T + L_0 + ½ ∫ ‖x_0 − x̂_0‖² dSNR over [1, T] (Kingma et al. 2021, Eq. 17), where λ is drawn with the density
     p ∝ σ(λ), as in `estimate_law`: ½ e^λ/p(λ) = (S(λ_1) − S(λ_T))/(2 (1−ᾱ_t)) with S = log(1 + e^λ).
@@ -182,12 +181,11 @@ def vlb_term(
     Args:
         raw: the output of `denoiser.predict(x_t, t, y)`.
         t: (B, 1, 1, 1) or (), in 1..T.
-        variance: see `bits_per_dim`, also for clip.
+        variance: see `bits_per_dim`, also for clip; L_0 is decoded from x̂_0 with any schedule, see `latent_decoder_term`.
     """
     schedule = denoiser.schedule
     out, v = denoiser.split(raw.to(schedule.alpha_bar.dtype))
     x0_hat = _clipped(denoiser.x0_from(out, x_t, t), clip)
-    require_one_of("variance", variance, [*VARIANCES, None])
     log_variance = denoiser.log_variance(variance or ("small" if v is None else v), t, t - 1)
     # The posterior mean is linear in x_0, so the difference of the means is the mean of the difference.
     gap, _ = schedule.posterior(x0 - x0_hat, torch.zeros_like(x_t), t)
@@ -206,7 +204,7 @@ def continuous_term(denoiser: Denoiser, raw: Tensor, x0: Tensor, x_t: Tensor, t:
 
 def prior_term(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
     """(B,) bits per dimension of KL(q(x_T | x_0) ‖ N(0, I)) = (ᾱ_T x_0² − ᾱ_T − log(1 − ᾱ_T))/2, mean over pixels."""
-    log_snr = schedule.log_snr_at(torch.tensor(schedule.num_steps, device=x0.device))
+    log_snr = schedule.log_snr_at(torch.full((), schedule.num_steps, device=x0.device))
     abar = log_snr.sigmoid()
     nats = (abar * x0**2 - abar - torch.nn.functional.logsigmoid(-log_snr)) / 2
     return nats.flatten(1).mean(1) / math.log(2)

@@ -66,11 +66,12 @@ class Objective(nn.Module, ABC):
         self.noise = NoiseDraw(offset_noise, input_perturbation)
 
     learns_schedule: ClassVar[bool] = False
+    trains_variance: ClassVar[bool] = False
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser that this loss cannot train."""
         self.times.check(denoiser.schedule)
-        if self.times.continuous and denoiser.learned_variance:
+        if self.trains_variance and self.times.continuous and denoiser.learned_variance:
             raise ValueError(
                 "a learned variance requires times.continuous=false: in continuous time the bound has no reverse variance"
             )
@@ -141,6 +142,8 @@ class VLB(Objective):
         draw: see `Draw`; Nichol & Dhariwal 2021 use `Importance`.
     """
 
+    trains_variance = True
+
     def __init__(self, variance: str | None = None, **draw: Unpack[Draw]):
         super().__init__(**draw)
         require_one_of("variance", variance, [*VARIANCES, None])
@@ -167,6 +170,8 @@ class Hybrid(Loss):
         space: the space of L_simple, see `Loss`.
         draw: see `Draw`.
     """
+
+    trains_variance = True
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ class EnergyDistance:
     The estimate from a batch of x is unbiased. Features are centered and scaled to a mean square of 1 over y.
 
     Args:
-        y: (N, ...) the samples that others are compared with.
+        y: (N, ...) the samples that others are compared with, N ≥ 2.
         features: each maps samples (B, ...) to (B, D).
     """
 
@@ -54,7 +54,7 @@ class RandomFeatures(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(0, "random features"))
+            torch.default_generator.manual_seed(derive(0, "random features"))  # and no GPU's generator
             widths = [x.shape[1], 32, *(min(2**i, 256) for i in range(6, 5 + int(math.log2(min(x.shape[2:])))))]
             for narrow, wide in pairwise(widths):
                 layer = nn.Conv2d(narrow, wide, 3, padding=1)

@@ -3,8 +3,9 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ _REFERENCE = 40  # steps of the samples to come near to, without training images
 class Coefficients(nn.Module):
     """The times, noise and weights of a `Learned` solver as free parameters, first those of SA-Solver.
 
-    The log SNRs of the times are a running sum of positive gaps from λ_T, which end at λ_1.
+    The log SNRs of the times are a running sum of positive gaps from λ_T, which end at λ_1. Times that are nearly at one log SNR are
+    moved apart, and the first weights are at least −2.
 
     Args:
         schedule: the model's schedule.
@@ -55,8 +57,9 @@ class Coefficients(nn.Module):
         self.ends = levels[0], schedule.log_snr[1:].max().clamp(-_FARTHEST, _FARTHEST)
         gaps = torch.diff(torch.cat([levels, self.ends[1][None]])).clamp(min=1e-2)
         weights = torch.zeros(len(times), 2).to(first)
+        apart = [float(levels[0]) / 2 + gap for gap in (0.0, *(gaps.double().cumsum(0) / 2).tolist())]
         for i in range(1, len(times) - 1):
-            weights[i, 0] = SASolver().weights(*(float(levels[j]) / 2 for j in (i + 1, i, i - 1)))[0]
+            weights[i, 0] = max(SASolver().weights(apart[i + 1], apart[i], apart[i - 1])[0], -2.0)
         self.start, self.gaps = float(times[0]), nn.Parameter(gaps.log())
         self.noise, self.weights = nn.Parameter(torch.full_like(first, 5.0)), nn.Parameter(weights)
 
@@ -64,8 +67,7 @@ class Coefficients(nn.Module):
         """The solver, whose samples have gradients with respect to the parameters."""
         low, high = self.ends
         shares = _LEAST + (1 - _LEAST * len(self.gaps)) * self.gaps.softmax(0)
-        levels = low + (high - low) * shares.cumsum(0)[:-1]
-        times: list[Any] = [self.start, *(self._time(level) for level in levels)]
+        times: list[Any] = [self.start, *self._times(low + (high - low) * shares.cumsum(0)[:-1])]
         rows = torch.cat([self.noise.sigmoid()[:, None], self.weights], dim=1)
         return Learned(times=times, coefficients=[*rows], **options)
 
@@ -76,13 +78,13 @@ class Coefficients(nn.Module):
         rows = [[round(float(value), 4) for value in row] for row in solver.rows or ()]
         return [round(float(t), 4) for t in solver.given or ()], rows
 
-    def _time(self, level: Tensor) -> Tensor:
-        """The time of a log SNR; its derivative is that of the inverse function."""
+    def _times(self, levels: Tensor) -> Tensor:
+        """The times of log SNRs; their derivative is that of the inverse function."""
         schedule = self.schedule[0]
         with torch.enable_grad():
-            t = schedule.time_at(level.detach()).requires_grad_()
-            (slope,) = torch.autograd.grad(schedule.log_snr_at(t), t)
-        return t.detach() + (level - level.detach()) / slope.clamp(max=-1e-12)
+            t = schedule.time_at(levels.detach()).requires_grad_()
+            (slopes,) = torch.autograd.grad(schedule.log_snr_at(t).sum(), t)
+        return t.detach() + (levels - levels.detach()) / slopes.clamp(max=-1e-12)
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,10 @@ def learn(
         shape: of a sample.
         y: labels or other conditions, taken in turn.
         like: gives the number of steps and the clipping.
-        seconds: of all, at most, but for the last samples of each part.
+        seconds: of all, at most, but for the first samples of each spacing and the last of each part.
         rounds: steps of the descent; None for as many as the time allows.
-        real: training data as floats in [−1, 1] in random order, and their labels; None for samples of many steps in their place.
+        real: two or more training samples as floats in [−1, 1] in random order, and their labels; None for samples of many steps in
+            their place.
     """
     began = time.monotonic()
     model = _Model(copy.deepcopy(denoiser).requires_grad_(False), shape, y)
@@ -136,9 +139,7 @@ def learn(
     distance, reference = _target(model, real, options, seconds / 5)
     spaced = {name: SASolver(like.num_steps, spacing=name, continuous=True, **options) for name in SPACINGS}
     with Activity("Comparing spacings"):
-        compared = time.monotonic()
-        tried = {name: float(distance(model.draw(s, "spacings", range(2 * BATCH)))) for name, s in spaced.items()}
-        best, slowness = min(tried, key=tried.__getitem__), (time.monotonic() - compared) / len(tried) / (2 * BATCH)
+        best, slowness = _nearest(model, spaced, distance, seconds / 10)
     coefficients = Coefficients(denoiser.schedule, spaced[best].times_on(denoiser.schedule)[:-1])
     with Activity("Learning times and coefficients") as activity:
         if rounds is None:
@@ -161,6 +162,26 @@ def learn(
     return {"times": times, "coefficients": rows, "reference": reference, "errors_on_other_noise": errors}
 
 
+def _nearest(
+    model: _Model, solvers: Mapping[str, Sampler], distance: EnergyDistance, seconds: float
+) -> tuple[str, float]:
+    """The solver whose samples are nearest, and the seconds per sample: in this time the better half is sampled more, again and again."""
+    began, names = time.monotonic(), [*solvers]
+    drawn: dict[str, list[Tensor]] = {name: [] for name in names}
+    for rounds in (1, 1, 2, 4):  # times 2 BATCH samples
+        for name in names:
+            first = len(drawn[name])
+            drawn[name] += [
+                model.draw(solvers[name], "spacings", range(i * 2 * BATCH, (i + 1) * 2 * BATCH))
+                for i in range(first, first + rounds)
+            ]
+        names = sorted(names, key=lambda name: float(distance(torch.cat(drawn[name]))))[: (len(names) + 1) // 2]
+        if len(names) == 1 or time.monotonic() - began > seconds:
+            break
+    spent = time.monotonic() - began
+    return names[0], spent / (2 * BATCH * sum(map(len, drawn.values())))
+
+
 def _target(
     model: _Model, real: ImageSet | None, options: dict[str, Any], seconds: float
 ) -> tuple[EnergyDistance, str]:
@@ -169,7 +190,7 @@ def _target(
         with Activity("Sampling the reference"):
             many = DPMSolver(min(_REFERENCE, model.denoiser.schedule.num_steps), eta=1.0, **options)
             x = model.many(many, "learn from", seconds=seconds)
-        what = f"{len(x)} samples of {_REFERENCE} steps of DPM-Solver++(2M SDE)"
+        what = f"{len(x)} samples of {many.num_steps} steps of DPM-Solver++(2M SDE)"
     else:
         x = real.images[: max(BATCH, min(MANY, _VALUES // math.prod(model.shape)))].to(
             model.denoiser.schedule.alpha_bar
@@ -178,7 +199,7 @@ def _target(
     features: list[Callable[[Tensor], Tensor]] = [lambda x: x.flatten(1)]
     if x.ndim == 4 and min(x.shape[2:]) >= 4:
         if real is not None and is_labels(real.labels) and int(real.labels.max()) > 0:
-            features += [_classifier(real, seed, x) for seed in range(1, 1 + _CLASSIFIERS)]
+            features += _classifiers(real, x, seconds)
             what += f", features of {_CLASSIFIERS} classifiers"
         else:
             features.append(RandomFeatures(x))
@@ -186,18 +207,23 @@ def _target(
     return EnergyDistance(x, features), what
 
 
-def _classifier(real: ImageSet, seed: int, like: Tensor) -> Callable[[Tensor], Tensor]:
-    """The features of a classifier of the training images, trained in seconds."""
+def _classifiers(real: ImageSet, like: Tensor, seconds: float) -> list[Callable[[Tensor], Tensor]]:
+    """The features of classifiers of the training images, of fewer training steps within less than 20 seconds."""
     factor = max(1, min(like.shape[2:]) // _CLASSIFIER_SIDE)
 
     def smaller(x: Tensor) -> Tensor:
         return functional.avg_pool2d(x, factor) if factor > 1 else x
 
+    def features(body: nn.Module, x: Tensor) -> Tensor:
+        return body(smaller(x))
+
     seen = ImageSet((smaller(real.images) + 1) * 127.5, real.labels)  # in 0..255, as it takes images
-    count = int(real.labels.max()) + 1
-    net = train_classifier(seen, count, seed=seed, num_steps=_CLASSIFIER_STEPS, device=like.device)
-    net.to(like).requires_grad_(False)
-    return lambda x: net.body(smaller(x))
+    count, steps = int(real.labels.max()) + 1, math.ceil(_CLASSIFIER_STEPS * min(1.0, seconds / 20))
+    found: list[Callable[[Tensor], Tensor]] = []
+    for seed in range(1, 1 + _CLASSIFIERS):
+        net = train_classifier(seen, count, seed=seed, num_steps=steps, device=like.device)
+        found.append(partial(features, net.to(like).requires_grad_(False).body))
+    return found
 
 
 def _descend(
@@ -220,6 +246,8 @@ def _descend(
         drawn = model.draw(coefficients.solver(**options), "learn", range(first, first + batch), grad=True)
         optimizer.zero_grad()
         distance(drawn).backward()
+        if not nn.utils.clip_grad_norm_(coefficients.parameters(), math.inf).isfinite():
+            break
         optimizer.step()
         first += batch
         advance()

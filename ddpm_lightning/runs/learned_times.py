@@ -96,6 +96,9 @@ def _training_data(data: Mapping[str, Any]) -> ImageSet | None:
     most = max(1, min(_MOST, _VALUES // math.prod((data["channels"], *data["image_size"]))))
     in_memory = isinstance(module.source, InMemory)
     found = module.split("train", about=None if in_memory else most)  # of a stream, its first shards
+    if len(found.images) < 2:
+        print("One training sample is too few: samples of many steps take their place", flush=True)
+        return None
     order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))[:most]
     labels = map_condition(lambda rows: rows[order], found.labels)
     return ImageSet(module.values.normalize(found.images[order]), labels)

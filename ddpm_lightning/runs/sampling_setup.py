@@ -185,7 +185,7 @@ class _Nothing:
     evaluations: int = 0
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
-        self.evaluations += 1 if self.guidance is None else self.guidance.evaluations(self.schedule.log_snr_at(t))
+        self.evaluations += 1 if self.guidance is None else self.guidance.evaluations(self.schedule, t)
         return x_t
 
     def estimate(self, x_t: Tensor, t: Tensor, y: Condition | None = None, *, u: Tensor | None = None) -> Any:

@@ -5,7 +5,7 @@ from typing import Unpack
 
 from torch import Tensor
 
-from ddpm_lightning.ranges import shown
+from ddpm_lightning.ranges import shown, within
 from ddpm_lightning.samplers.base import Options, Sampler, Transition
 
 __all__ = ["Learned"]
@@ -35,12 +35,13 @@ class Learned(Sampler):
         **options: Unpack[Options],
     ):
         super().__init__(num_steps, **options)
-        rows = isinstance(coefficients, Sequence) and all(_is_row(row) for row in coefficients)
-        if coefficients != "learned" and not rows:
-            raise ValueError(
-                f"coefficients must be learned, or rows of three numbers, eta and two weights, got {shown(coefficients)}"
-            )
         self.rows = None if isinstance(coefficients, str) else coefficients
+        rows = isinstance(self.rows, Sequence) and all(_is_row(row) for row in self.rows)
+        if not rows and not (self.rows is None and coefficients == "learned"):
+            raise ValueError(
+                "coefficients must be learned, or rows of three numbers, eta in [0, 1] and two weights, "
+                f"got {shown(coefficients)}"
+            )
 
     def times(self, T: int, *, log_snr: Tensor | None = None) -> Sequence[float]:
         times = super().times(T, log_snr=log_snr)
@@ -58,6 +59,6 @@ class Learned(Sampler):
 
 
 def _is_row(row: object) -> bool:
-    return isinstance(row, Tensor) or (
-        isinstance(row, Sequence) and len(row) == 3 and all(isinstance(value, int | float) for value in row)
-    )
+    if isinstance(row, Tensor) or not isinstance(row, Sequence) or len(row) != 3:
+        return isinstance(row, Tensor) and row.shape == (3,)
+    return within(row[0], "[0, 1]") and all(within(weight, "(-inf, inf)") for weight in row[1:])

@@ -89,8 +89,9 @@ class LearnedSchedule(NoiseSchedule):
                 log_snr = self.log_snr_at(t)
             exact, rest = log_snr.double().sigmoid(), (-log_snr.double()).sigmoid()
             tables = exact, exact.sqrt(), rest.sqrt(), log_snr
-            self._held = key, dict(zip(_TABLES, (exact.cpu(), *(table.to(t.dtype) for table in tables)), strict=True))
-        return self._held[1][name]
+            self._held = key, dict(zip(_TABLES, (exact, *(table.to(t.dtype) for table in tables)), strict=True))
+        table = self._held[1][name]
+        return table.cpu() if name == "_exact" else table  # which waits for the device, where it is asked for
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LearnedSchedule":
         nn.Module._apply(

@@ -121,3 +121,9 @@ def test_a_model_with_labels_is_asked_without_one(prediction):
     x_t, t = torch.randn(3, 1, 8, 8), torch.tensor(7)
     none = denoiser(x_t, t, torch.full((3,), 2))
     torch.testing.assert_close(denoiser(x_t, t), none)
+
+
+def test_a_reverse_variance_is_small_or_large_or_of_the_network():
+    denoiser, t = Denoiser(Recorder(None), schedules.linear(10)), torch.tensor(4)
+    with pytest.raises(ValueError, match="variance must be small or large, got 'middle'"):
+        denoiser.log_variance("middle", t, t - 1)

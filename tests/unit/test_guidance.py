@@ -212,6 +212,7 @@ def test_evaluations_are_counted_where_guidance_is_on():
         ({"scale": -1.0}, "guidance_scale"),
         ({"scale": 2.0, "rescale": 1.5}, "guidance_rescale"),
         ({"scale": 2.0, "interval": [0.1]}, "guidance_interval must be two noise levels"),
+        ({"scale": 2.0, "interval": 3}, "guidance_interval must be two noise levels"),
         ({"scale": 2.0, "interval": [3.0, 1.0]}, "guidance_interval"),
     ],
 )

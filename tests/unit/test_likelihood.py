@@ -299,5 +299,5 @@ def test_zero_terminal_snr_is_finite():
 
 def test_unknown_variance_is_refused():
     denoiser = Denoiser(GaussianModel(schedules.linear(4), "epsilon", mean=0.0, std=1.0), schedules.linear(4))
-    with pytest.raises(ValueError, match=r"variance must be small, large or null, got 'medium'"):
+    with pytest.raises(ValueError, match=r"variance must be small or large, got 'medium'"):
         bits_per_dim(denoiser, torch.zeros(1, 1, 2, 2), variance="medium")

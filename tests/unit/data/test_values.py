@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,13 @@ def test_every_integer_comes_back():
 def test_integers_are_clipped_and_rounded():
     x = torch.tensor([-9.0, -1 + 1.4 / 127.5, -1 + 1.6 / 127.5, 9.0])
     assert Values().denormalize(x).tolist() == [0, 1, 2, 255]
+
+
+@pytest.mark.parametrize("values", [Values(), Values("float32", -5, 5)])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_samples_that_are_no_numbers_are_not_made_black(values, wrong):
+    with pytest.raises(UserError, match="the samples contain NaN or infinite values: choose another sampler="):
+        values.denormalize(torch.tensor([0.0, wrong]))
 
 
 def test_what_a_config_states():

@@ -1,15 +1,19 @@
 """What `ddpm times` learns: its start, what it comes near to, and that it ends better."""
 
+import contextlib
 import itertools
+import math
+from functools import partial
 
 import pytest
 import torch
 
 from ddpm_lightning import schedules
 from ddpm_lightning.data.loaders import ImageSet
+from ddpm_lightning.metrics.energy import EnergyDistance
 from ddpm_lightning.runs import learned_solver
-from ddpm_lightning.runs.learned_solver import Coefficients, learn
-from ddpm_lightning.samplers import Learned, SASolver
+from ddpm_lightning.runs.learned_solver import Coefficients, _Model, _nearest, learn
+from ddpm_lightning.samplers import SPACINGS, Learned, SASolver
 from tests.helpers.samplers import MEAN, STD, gaussian
 
 
@@ -37,6 +41,53 @@ def test_it_starts_at_the_given_times_in_order_with_room_between():
     times, rows = moved.values()
     assert all(t > u >= 1 for t, u in itertools.pairwise(times))
     Learned(times=times, coefficients=rows).times(1000)
+
+
+def every_schedule():
+    made = {name: getattr(schedules, name) for name in schedules.__all__ if name[0].islower()}
+    for name in ("from_betas", "from_alpha_bar", "rescale_zero_terminal_snr"):
+        del made[name]
+    made["shifted_cosine"] = partial(schedules.shifted_cosine, image_size=32)
+    yield from made.items()
+    yield "learned", schedules.LearnedSchedule
+    yield "zero terminal SNR", lambda T: schedules.rescale_zero_terminal_snr(schedules.linear(T))
+
+
+@pytest.mark.parametrize("T", [100, 1000, 4000])
+@pytest.mark.parametrize(("name", "make"), [*every_schedule()])
+def test_it_starts_from_any_spacing_of_any_schedule(name, make, T):
+    """Also where two times have nearly the same log SNR, or one beyond what is told apart."""
+    schedule = make(T)
+    for steps, spacing in itertools.product((1, 2, 3, 8, 20), SPACINGS):
+        with contextlib.suppress(ValueError):  # fewer distinct times than steps
+            start = SASolver(steps, spacing=spacing, continuous=True).times_on(schedule)[:-1]
+            times, rows = Coefficients(schedule, start).values()
+            assert len(Learned(times=times, coefficients=rows).times(T)) == steps + 1
+            assert all(-2 <= row[1] <= 0 for row in rows)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_search_with_what_was_best(monkeypatch):
+    distance = EnergyDistance.__call__
+    asked = []
+
+    def broken(self, x):
+        asked.append(x.requires_grad)
+        return distance(self, x) * (math.nan if x.requires_grad and sum(asked) > 2 else 1)
+
+    monkeypatch.setattr(EnergyDistance, "__call__", broken)
+    found = learn(gaussian(schedules.linear(100), "v"), (1, 2, 2), None, like=Learned(2), seconds=1e6, rounds=5)
+    assert sum(asked) == 3
+    Learned(times=found["times"], coefficients=found["coefficients"]).times(100)
+
+
+def test_the_nearest_solver_is_found_in_spite_of_chance():
+    model = _Model(gaussian(schedules.cosine(1000), "v"), (1, 2, 2), None)
+    torch.manual_seed(0)
+    distance = EnergyDistance(MEAN + STD * torch.randn(4096, 1, 2, 2), [lambda x: x.flatten(1)])
+    solvers = {f"{steps}": SASolver(steps, clip=None) for steps in (1, 2, 3, 40)}
+    name, slowness = _nearest(model, solvers, distance, 1e6)
+    assert name == "40"
+    assert 0 < slowness < 1
 
 
 def test_with_training_data_it_comes_near_to_them_and_not_to_the_model():

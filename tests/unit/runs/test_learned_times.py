@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -138,6 +139,10 @@ def test_training_data_are_read_in_random_order_and_never_downloaded(tmp_path, c
     assert of("data=fashion_mnist", f"data.root={tmp_path}") is None
     assert "The training data cannot be read: samples of many steps take their place" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
+    np.save(tmp_path / "two.npy", np.zeros((2, 1, 8, 8), np.uint8))
+    two = ["data=arrays", f"data.root={tmp_path}/two.npy", "data.dtype=uint8", "data.channels=1"]
+    assert of(*two, "data.image_size=[8,8]", "data.val_fraction=0.5") is None
+    assert "One training sample is too few: samples of many steps take their place" in capsys.readouterr().out
 
 
 def test_noisy_samplers_and_odd_settings_are_refused(checkpoint):

@@ -59,7 +59,19 @@ def test_gradients_with_respect_to_times_and_coefficients(schedule):
 
 
 def test_what_does_not_fit_is_refused(schedule):
-    for wrong in ([[1.0, 0.0]] * 5, [["a", 0.0, 0.0]], [3.0], 3):
+    ones = torch.ones(2)
+    for wrong in (
+        [[1, 0]],
+        [["a", 0, 0]],
+        [3.0],
+        3,
+        "",
+        ["abc"],
+        [ones],
+        [[1.5, 0, 0]],
+        [[-1, 0, 0]],
+        [[1, math.nan, 0]],
+    ):
         with pytest.raises(ValueError, match="rows of three numbers"):
             Learned(times=TIMES, coefficients=wrong)
     with pytest.raises(ValueError, match="coefficients must be learned, or rows of .*, got 'best'"):
