@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +18,7 @@ from ddpm_lightning import environment
 from ddpm_lightning.cli import own_packages
 from ddpm_lightning.cli.entry import sentence
 from ddpm_lightning.cli.pipes import outlive_readers
-from ddpm_lightning.errors import UserError, brief
+from ddpm_lightning.errors import UserError, brief, typed_as_options
 from ddpm_lightning.ranges import require_one_of
 from ddpm_lightning.terminal import Activity, loading
 
@@ -45,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for line in run(**options):
             print(line, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 1
@@ -58,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}: see `{self.prog} --help`\n")
+        """Exit with 2, and the nearest command or option where there is none of this name."""
+        commands = next((a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)), {})
+        options = [text for parser in commands.values() for text in parser._option_string_actions]
+        typed = re.search(r"invalid choice: '(\S+)'|unrecognized arguments: ([^\s=]+)", message)
+        near = typed and get_close_matches(typed[1] or typed[2], commands if typed[1] else options, 1, 0.6)
+        self.exit(2, f"error: {message}: {f'did you mean {near[0]}? ' if near else ''}see `{self.prog} --help`\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -204,15 +214,21 @@ def _ema(folder: Path, std: Sequence[float], *, step: int | None) -> Iterator[st
     with loading():
         from ddpm_lightning.runs.post_hoc import save_ema
     for width in std:
-        path, distance = save_ema(folder, std=width, step=step)
-        yield f"{path}  (profile reconstructed to {distance:.1%})"
+        with typed_as_options("std", "step"):
+            path, distance = save_ema(folder, std=width, step=step)
+        yield f"{path}  (differs from the profile of this width by {distance:.1%})"
 
 
-def _times(checkpoint: Path, **options: Any) -> Iterator[Path]:
+def _times(checkpoint: Path, *, steps: int, sampler: str, weights: str, seconds: float) -> Iterator[Any]:
     with loading():
         from ddpm_lightning.runs.learned_times import find_times
 
-    yield find_times(checkpoint, **options)
+    with typed_as_options("steps", "seconds", "weights"):
+        yield find_times(checkpoint, steps=steps, sampler=sampler, weights=weights, seconds=seconds)
+    learned = "" if sampler == "learned" else " sampler.times=learned"
+    raw = "" if weights == "ema" else f" weights={weights}"
+    taken = f"ckpt_path={checkpoint} sampler={sampler}{learned} sampler.num_steps={steps}{raw}"
+    yield f"Next: {environment.command('sample')} {taken}"
 
 
 def _features(overrides: Sequence[str], **options: Any) -> Iterator[str]:

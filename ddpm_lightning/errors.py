@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
-__all__ = ["STOP_SIGNALS", "Diverged", "Stopped", "UserError", "below", "brief", "optional_package"]
+__all__ = ["STOP_SIGNALS", "Diverged", "Stopped", "UserError", "below", "brief", "optional_package", "typed_as_options"]
 
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
@@ -70,6 +70,18 @@ def below(key: str, shared: Mapping[str, str] = MappingProxyType({})) -> Iterato
             raise UserError(shared[setting[1]] + text[setting.end(1) :]) from error
         prefix = "" if text.startswith((f"{key}=", f"{key}.")) else f"{key}." if setting else f"{key}: "
         raise UserError(prefix + text) from error
+
+
+@contextmanager
+def typed_as_options(*names: str) -> Iterator[None]:
+    """Name these settings in errors as they are typed: `--steps must be ...`."""
+    try:
+        yield
+    except UserError as error:
+        found = re.match(r"(\w+)(?= must )", str(error))
+        if found and found[1] in names:
+            raise UserError(f"--{error}") from error
+        raise
 
 
 @contextmanager

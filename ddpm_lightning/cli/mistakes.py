@@ -127,7 +127,10 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
     if "not in struct" in str(cause):
         if cause.parent_node._get_parent() is None:  # at the top, where groups can be given, too
             if key in (groups := {*group_names()}):
-                return f"{key} must not be empty: remove ~{key} (or {key}=[]) from the command line, or choose from {', '.join(whole_choices(key))}"
+                choices = ", ".join(whole_choices(key))
+                if any(text.startswith(f"{key}.") for text in sys.argv[1:]) and f"~{key}" not in sys.argv:
+                    return f"{key}=... is required by the settings that begin with {key}.: choose from {choices}"
+                return f"{key} must not be empty: remove ~{key} (or {key}=[]) from the command line, or choose from {choices}"
             names = (names | groups) - {"hydra"}
             names |= {"hydra/launcher", "hydra/sweeper"} if key.startswith("hydra") else set()
         everything = OmegaConf.to_container(cause.parent_node._get_root(), resolve=False)

@@ -29,7 +29,7 @@ def read_images(
     names: Sequence[str] | None = None,
     channels: int,
     image_size: Sequence[int],
-    max_damaged: float = 0.01,
+    max_damaged: float | None = 0.01,
     dtype: str | None = None,
     resize: str = "bicubic",
     crop: Sequence[int] | None = None,
@@ -45,7 +45,7 @@ def read_images(
         names: the files' names in messages; None for their paths.
         channels: 1 or 3.
         image_size: (height, width).
-        max_damaged: see `check_damaged`.
+        max_damaged: see `check_damaged`; None refuses the first damaged file.
         dtype: "uint8" (None), "uint16" or "float32".
         resize: "bicubic", "bilinear" or "box_bicubic", see `Fit`.
         crop: [left, top, width, height] to cut out before resizing; None for all.
@@ -54,7 +54,7 @@ def read_images(
         UserError: for too many damaged files, or more images than fit in memory.
     """
     fit = Fit.of(image_size, resize, crop)
-    require("data.dataset.max_damaged", max_damaged, "[0, 1]")
+    require("data.dataset.max_damaged", max_damaged, "[0, 1]", optional=True)
     values = Values(dtype or "uint8")
     check_size(len(files), channels, image_size, values)
     names = [str(path) for path in files] if names is None else names
@@ -67,13 +67,15 @@ def read_images(
         except UserError as error:
             raise UserError(f"{name} {error}") from error
         except ValueError as error:
+            if max_damaged is None:
+                raise UserError(f"{name} must be an image file, but cannot be read ({error})") from error
             log.warning("%s is damaged and skipped (%s)", name, error)
             return None
 
     with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while decoding
         arrays = list(pool.map(read, files, names))
     damaged = [name for name, array in zip(names, arrays, strict=True) if array is None]
-    check_damaged(len(damaged), len(files), max_damaged, example=", ".join(damaged[:1]))
+    check_damaged(len(damaged), len(files), max_damaged or 0.0, example=", ".join(damaged[:1]))
     images = torch.from_numpy(np.stack([array for array in arrays if array is not None]))
     kept = [i for i, array in enumerate(arrays) if array is not None]
     return images.permute(0, 3, 1, 2).contiguous().to(values.memory), torch.tensor(kept)

@@ -41,7 +41,8 @@ class Guidance:
         if not isinstance(self.interval, Sequence) or len(self.interval) != 2:
             raise UserError(f"guidance_interval must be two noise levels, as in [0.3,5], or null, got {self.interval}")
         require("guidance_interval[0]", self.interval[0], "[0, inf)")
-        require("guidance_interval[1]", self.interval[1], f"({self.interval[0]}, inf]")
+        above = f"({self.interval[0]}, inf]"
+        require("guidance_interval[1]", self.interval[1], above, hint="the second level is the larger, as in [0.3,5]")
 
     def within(self, schedule: NoiseSchedule, t: Tensor) -> Tensor | None:
         """Whether σ_t is within the interval, shaped like t; None without an interval."""
@@ -91,7 +92,10 @@ class Guided(nn.Module):
         self.denoiser, self.weaker, self.guidance = denoiser, weaker, Guidance(scale, interval, rescale)
         if weaker is None:
             if scale != 1 and not denoiser.conditional:
-                raise UserError(f"guidance_scale must be 1 for a model trained without labels, got {scale}")
+                raise UserError(
+                    f"guidance_scale must be 1 for a model trained without labels, got {scale}: train with data.num_classes=N, or give "
+                    "a weaker model, autoguidance=CHECKPOINT"
+                )
             return
         ours, theirs = denoiser.schedule.alpha_bar, weaker.schedule.alpha_bar.to(denoiser.schedule.alpha_bar)
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-6):
@@ -99,8 +103,10 @@ class Guided(nn.Module):
                 "autoguidance must be a model with the same noise schedule: train both with the same schedule="
             )
         if (denoiser.num_classes, denoiser.conditional) != (weaker.num_classes, weaker.conditional):
+            labels = [f"{part.num_classes or 'no'} labels" for part in (denoiser, weaker)]
             raise UserError(
-                "autoguidance must be a model with the same labels or other condition as the one that it guides"
+                f"autoguidance must be a model with the same labels or other condition as the one that it guides, {labels[0]}, "
+                f"got one with {labels[1]}"
             )
 
     @property

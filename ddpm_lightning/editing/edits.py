@@ -91,7 +91,7 @@ def inverse_times(sampler: Sampler, denoiser: DenoiserLike) -> Sequence[float]:
     """
     if sampler.eta > 0:
         raise UserError(
-            f"sampler.eta must be 0 to invert images, got {sampler.eta:g}: choose sampler=ddim or sampler=heun"
+            "the sampler must be one without noise to invert images: choose sampler=ddim with sampler.eta=0, or sampler=heun"
         )
     return sampler.times_on(denoiser.schedule)[-2::-1]
 

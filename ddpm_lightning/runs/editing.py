@@ -50,7 +50,7 @@ def edit_images(config: DictConfig, setup: SamplingSetup, group: ProcessGroup) -
         with Activity("Writing the results"), replace_files(out, _FILES) as folder:
             facts = setup.facts(weights=config.weights, seed=config.seed)
             _write(folder, job, results, noise, setup, facts)
-        made = f"{len(results):,} edited image{'s' * (len(results) > 1)} ({job.results} per input)"
+        made = f"{len(results):,} edited image{'s' * (len(results) > 1)}"
         print(f"Saved {made} to {out} ({weights_in_words(config.weights)} of {setup.path})")
     return out
 

@@ -46,7 +46,7 @@ def read_inputs(given: str | Sequence[str] | None, setup: SamplingSetup, sides: 
     if not files:
         raise UserError("edit.input must be an image file or a folder of images, got null: give edit.input=FILE")
     size, dtype = sides or shape[1:], setup.values.dtype
-    images, _ = read_images(files, channels=shape[0], image_size=size, max_damaged=0, dtype=dtype)
+    images, _ = read_images(files, channels=shape[0], image_size=size, max_damaged=None, dtype=dtype)
     return Inputs(files, [file.stem for file in files], setup.values.normalize(images))
 
 
@@ -67,13 +67,13 @@ def read_masks(given: str, inputs: Inputs, setup: SamplingSetup) -> Tensor:
         mask_size, size = _size(mask), _size(file)
         if mask_size not in (size, (width, height)):
             raise UserError(
-                f"{mask} must be as large as {file}, {size[0]} x {size[1]} pixels, or as the model's images, {width} x {height}, "
+                f"edit.mask={mask} must be as large as {file}, {size[0]} x {size[1]} pixels, or as the model's images, {width} x {height}, "
                 f"got {mask_size[0]} x {mask_size[1]}"
             )
         masks.append(torch.from_numpy(read_image(mask, 1, Fit((width, height))).copy()).permute(2, 0, 1) > 127)
         if not masks[-1].any() or masks[-1].all():
             raise UserError(
-                f"{mask} must be white where the image is filled in and black elsewhere, but is a single color"
+                f"edit.mask={mask} must be white where the image is filled in and black elsewhere, but is a single color"
             )
     return torch.stack(masks)
 

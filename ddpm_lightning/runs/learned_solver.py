@@ -121,7 +121,7 @@ def learn(
 ) -> dict[str, Any]:
     """Learn a solver's times and coefficients by gradients of the energy distance between its samples and real ones (as Watson et al. 2022).
 
-    It starts as `SASolver` with the best of the spacings, and is compared with it on other noise.
+    It starts as `SASolver` with the best of the spacings, is compared with it on other noise, and where it is not better, ends with it.
 
     Args:
         denoiser: the model.
@@ -141,24 +141,27 @@ def learn(
     with Activity("Comparing spacings"):
         best, slowness = _nearest(model, spaced, distance, seconds / 10)
     coefficients = Coefficients(denoiser.schedule, spaced[best].times_on(denoiser.schedule)[:-1])
+    first = coefficients.values()
     with Activity("Learning times and coefficients") as activity:
         if rounds is None:
-            first, limit = time.monotonic(), max(began + 0.9 * seconds - time.monotonic(), seconds / 3)
+            start, limit = time.monotonic(), max(began + 0.9 * seconds - time.monotonic(), seconds / 3)
             most = limit / (3 * slowness)  # samples with a gradient, which takes as long as two more
             batch = min(BATCH, max(16, int(most / ROUNDS)))
             rate = TRAVEL * batch / most
-            spent: Iterator[float] = iter(lambda: min((time.monotonic() - first) / limit, 1.0), 1.0)
+            spent: Iterator[float] = iter(lambda: min((time.monotonic() - start) / limit, 1.0), 1.0)
         else:
             batch, rate, spent = BATCH, TRAVEL / rounds, (i / rounds for i in range(rounds))
         optimizer = torch.optim.Adam(coefficients.parameters(), lr=min(rate, FASTEST), betas=(0.9, 0.99))
         _descend(coefficients, optimizer, model, distance, options, spent, batch=batch, advance=activity.advance)
     times, rows = coefficients.values()
     learned = Learned(times=times, coefficients=rows, **options)
-    solvers = {f"sa_solver, {best}": spaced[best], "learned": learned}
+    solvers = {(fixed := f"sa_solver, {best}"): spaced[best], "learned": learned}
     with Activity("Comparing on other noise"):
         errors = {
             name: float(distance(model.many(solver, "judge", seconds=seconds / 30))) for name, solver in solvers.items()
         }
+    if errors["learned"] >= errors[fixed]:
+        times, rows = first[0], [[1.0, *weights] for _, *weights in first[1]]
     return {"times": times, "coefficients": rows, "reference": reference, "errors_on_other_noise": errors}
 
 

@@ -18,7 +18,7 @@ from ddpm_lightning.data.source import map_condition
 from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.errors import UserError, brief
 from ddpm_lightning.files import replace_file
-from ddpm_lightning.ranges import require
+from ddpm_lightning.ranges import require, shown
 from ddpm_lightning.runs.instantiate import build
 from ddpm_lightning.runs.learned_solver import learn
 from ddpm_lightning.runs.loading import load_model
@@ -29,6 +29,7 @@ from ddpm_lightning.samplers import Learned, Sampler
 
 __all__ = ["find_times", "learned_settings"]
 
+_FOUND = ("times", "spacing", "continuous", "coefficients")  # settings of a sampler that are, or are not used then
 _MOST, _VALUES = 16_384, 2**28  # training samples to learn from, and values of all of them
 
 
@@ -53,28 +54,31 @@ def find_times(
     require("seconds", seconds, "[1, 1e6]")
     denoiser, data, _ = load_model(checkpoint, weights=weights, key="checkpoint")
     require("steps", steps, f"1..{denoiser.schedule.num_steps}")
-    denoiser = denoiser.to("cuda" if torch.cuda.is_available() else "cpu")
+    path = _path(checkpoint)
+    _entries(path)  # before the search, which a damaged file would make useless
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
         node = compose("sample", [f"sampler={sampler}", f"sampler.num_steps={steps}"]).sampler
     solver: Sampler = build("sampler", node)
+    if _is_noisy(solver):
+        raise UserError(f"--sampler must be learned, or deterministic such as ddim, dpmpp_2m or unipc, got {sampler}")
+    denoiser = denoiser.to("cuda" if torch.cuda.is_available() else "cpu")
     shape = (data["channels"], *data["image_size"])
     y = None if denoiser.num_classes is None else torch.arange(denoiser.num_classes)
-    print(f"{sampler} in {steps} steps, about {seconds:g} s", flush=True)
+    print(f"Learning sampler={sampler} with sampler.num_steps={steps}: about {seconds:g} s", flush=True)
     if isinstance(solver, Learned):
         real = _training_data(data)
         if real is not None and denoiser.conditional:
             y = real.labels  # in the proportions of the data
         found = learn(denoiser, shape, y, like=solver, seconds=seconds, real=real)
-    elif solver.eta > 0 or solver.learned_variance:
-        raise UserError(f"--sampler must be learned, or deterministic such as ddim, dpmpp_2m or unipc, got {sampler}")
     else:
         found = search(denoiser, shape, y, solver, steps, seconds)
     for name, error in sorted(found["errors_on_other_noise"].items(), key=lambda pair: pair[1]):
         print(
             f"  {name:<22} distance {error:.4f} to {found['reference']} (from other noise; lower is better)", flush=True
         )
+    if found["errors_on_other_noise"]["learned"] > min(found["errors_on_other_noise"].values()):
+        print("The search did not improve on a fixed solver: a longer one may, such as with --seconds 300", flush=True)
     found |= _key(denoiser, node)
-    path = _path(checkpoint)
     others = [entry for entry in _entries(path) if not _same(entry, found)]
     with replace_file(path) as file:
         file.write(json.dumps([*others, found], indent=2) + "\n")
@@ -104,8 +108,14 @@ def _training_data(data: Mapping[str, Any]) -> ImageSet | None:
     return ImageSet(module.values.normalize(found.images[order]), labels)
 
 
-def learned_settings(checkpoint: Path, denoiser: Denoiser, node: DictConfig) -> dict[str, Any]:
+def learned_settings(checkpoint: Path, denoiser: Denoiser, node: DictConfig, *, weights: str = "ema") -> dict[str, Any]:
     """The times, and coefficients if any, that `find_times` stored for this model and sampler.
+
+    Args:
+        checkpoint: a checkpoint file or run folder.
+        denoiser: the model.
+        node: the config of the sampler.
+        weights: the name of the model's weights, for the error.
 
     Raises:
         UserError: if there are none.
@@ -114,22 +124,35 @@ def learned_settings(checkpoint: Path, denoiser: Denoiser, node: DictConfig) -> 
     for entry in _entries(_path(checkpoint)):
         if _same(entry, wanted):
             return {name: entry[name] for name in ("times", "coefficients") if name in entry}
-    name = named("sampler", node).choice
-    steps = node.get("num_steps")
+    (name, changed), steps = named("sampler", node), node.get("num_steps")
     typed, needed = ("sampler", "times and coefficients") if name == "learned" else ("sampler.times", "times")
+    if _is_noisy(build("sampler", node)):
+        raise UserError(
+            f"sampler.times=learned requires a sampler without noise, got sampler={name}: choose sampler=learned, or one such as ddim, "
+            "dpmpp_2m or unipc"
+        )
+    if others := [f"sampler.{key}={shown(value)}" for key, value in changed.items() if key not in _FOUND]:
+        raise UserError(
+            f"{typed}=learned requires the other settings of sampler={name} unchanged: omit {' '.join(others)}"
+        )
+    raw = "" if weights == "ema" else f" --weights {weights}"
     raise UserError(
         f"{typed}=learned with sampler.num_steps={steps} requires {needed} that have not been learned for these weights: "
-        f"run `{environment.command('times')} {checkpoint} --sampler {name} --steps {steps}` first"
+        f"run `{environment.command('times')} {checkpoint} --sampler {name} --steps {steps}{raw}` first"
     )
+
+
+def _is_noisy(solver: Sampler) -> bool:
+    """Whether a sampler has times that cannot be learned, since it adds noise."""
+    return solver.learned_variance or (solver.eta > 0 and not isinstance(solver, Learned))
 
 
 def _key(denoiser: Denoiser, node: DictConfig) -> dict[str, Any]:
     """What the best times depend on: the model, and all settings of the sampler but those of its times."""
     held = OmegaConf.to_container(node, resolve=True)
     assert isinstance(held, dict)
-    found = ("times", "spacing", "continuous", "coefficients")
     return {
-        "sampler": {str(key): value for key, value in held.items() if key not in found},
+        "sampler": {str(key): value for key, value in held.items() if key not in _FOUND},
         "weights": fingerprint(*denoiser.state_dict().values()),
         "schedule": fingerprint(denoiser.schedule.alpha_bar),
     }

@@ -1,5 +1,6 @@
 """A checkpoint's model with sampler, guidance, labels and device: what `sample.py` and `evaluate.py` share."""
 
+import logging
 import math
 import time
 from collections import deque
@@ -33,6 +34,8 @@ from ddpm_lightning.samplers import Sampler, Step
 from ddpm_lightning.schedules import NoiseSchedule
 
 __all__ = ["SamplingSetup", "count_evaluations", "prepare_sampling"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,13 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
     labels = _labels(config, denoiser, data.get("class_names") or ())
     guidance = Guidance(config.guidance_scale, config.guidance_interval, config.guidance_rescale)
     weaker = _weaker(config, device)
+    extra = [name for name in ("guidance_interval", "guidance_rescale", "autoguidance") if config[name]]
+    if guidance.scale == 1 and extra:
+        log.warning("%s has no effect with guidance_scale=1", " and ".join(extra))
     guided = guidance.of(denoiser, weaker)
     condition = torch.tensor(labels) if labels is not None else _condition(config, denoiser, path, data)
     if config.sampler.get("times") == "learned":
-        config.sampler.update(learned_settings(path, denoiser, config.sampler))
+        config.sampler.update(learned_settings(path, denoiser, config.sampler, weights=config.weights))
     sampler: Sampler = build("sampler", config.sampler)
     names = names_of(sampler=config.sampler, schedule=schedule)
     times = times_of(sampler, denoiser)
@@ -217,10 +223,10 @@ def _labels(config: DictConfig, denoiser: Denoiser, names: Sequence[str]) -> lis
     if not labels:
         raise UserError("labels must be a list of at least one label, or null for all, got []")
     labels = [names.index(label) if label in names else label for label in labels]
-    for label in labels:
+    for index, label in enumerate(labels):
         if isinstance(label, str) and names:
-            require_one_of("labels", label, [*names, f"an integer below {classes}"])
-        require("labels", label, f"0..{classes - 1}")
+            require_one_of(f"labels[{index}]", label, [*names, f"an integer below {classes}"])
+        require(f"labels[{index}]", label, f"0..{classes - 1}")
     return labels
 
 

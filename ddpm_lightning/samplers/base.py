@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.data.source import Condition, beside
-from ddpm_lightning.ranges import require, require_one_of
+from ddpm_lightning.ranges import require, require_one_of, shown
 from ddpm_lightning.samplers.spacings import SPACINGS
 from ddpm_lightning.schedules import NoiseSchedule
 
@@ -268,7 +268,8 @@ class Sampler(ABC):
 
 def _checked(times: Sequence[float] | str) -> Sequence[float] | str:
     if isinstance(times, str):
-        require_one_of("times", times, ["learned"], hint="or a list such as [1000,600,200]")
+        if times != "learned":
+            raise ValueError(f"times must be learned or a list such as [1000,600,200], got {shown(times)}")
         return times
     if not times or any(u >= t for t, u in pairwise(times)) or not all(t >= 1 for t in times):
         raise ValueError(

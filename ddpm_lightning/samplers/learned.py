@@ -46,7 +46,7 @@ class Learned(Sampler):
     def times(self, T: int, *, log_snr: Tensor | None = None) -> Sequence[float]:
         times = super().times(T, log_snr=log_snr)
         if self.rows is None or len(self.rows) != len(times) - 1:
-            given = "learned" if self.rows is None else f"{len(self.rows)} rows"
+            given = "learned: give a list of rows with times by hand" if self.rows is None else f"{len(self.rows)} rows"
             raise ValueError(f"coefficients must have a row for each of the {len(times) - 1} steps, got {given}")
         return times
 

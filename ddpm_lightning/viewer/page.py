@@ -48,6 +48,8 @@ def facts_of(
     }
     if denoiser.conditional or guidance.scale != 1:
         facts["guidance scale"] = f"{guidance.scale:g}"
+    if guidance.scale == 1:
+        return facts
     if guidance.interval is not None:
         facts["guidance at σ"] = " to ".join(f"{level:g}" for level in guidance.interval)
     return facts | ({"guidance rescaled by": f"{guidance.rescale:g}"} if guidance.rescale else {})
