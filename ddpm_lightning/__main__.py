@@ -67,7 +67,8 @@ class _Parser(argparse.ArgumentParser):
         commands = next((a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)), {})
         options = [text for parser in commands.values() for text in parser._option_string_actions]
         typed = re.search(r"invalid choice: '(\S+)'|unrecognized arguments: ([^\s=]+)", message)
-        near = typed and get_close_matches(typed[1] or typed[2], commands if typed[1] else options, 1, 0.6)
+        others = typed and {*(commands if typed[1] else options)} - {*typed.groups()}
+        near = typed and others and get_close_matches(typed[1] or typed[2], others, 1, 0.6)
         self.exit(2, f"error: {message}: {f'did you mean {near[0]}? ' if near else ''}see `{self.prog} --help`\n")
 
 

@@ -25,6 +25,8 @@ def test_every_family_is_drawn():
     [
         ([], 2, "command"),
         (["draw"], 2, "invalid choice: 'draw'"),
+        (["time", "x"], 2, "did you mean times? see"),
+        (["times", "x", "--step", "4"], 2, "unrecognized arguments: --step 4: did you mean --steps? see"),
         (["schedules", "--colour", "red"], 2, "--colour"),
         (["schedules", "--num-steps", "many"], 2, "invalid int value: 'many'"),
         (["schedules", "--num-steps", "1"], 1, "num_steps must be an integer of at least 2, got 1"),
@@ -56,3 +58,12 @@ def test_mistakes_end_in_one_sentence(argv, code, message, capsys, tmp_path, mon
     assert printed.err.count("\n") == 1
     assert message in printed.err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_ends_in_one_word(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddpm_lightning.plots.draw_schedules", interrupted)
+    assert main(["schedules"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"

@@ -41,7 +41,7 @@ def test_inverted_gaussian_data_are_standard_normal():
 
 def test_a_sampler_that_adds_noise_cannot_invert():
     denoiser = correlated_denoiser(schedules.linear(1000))
-    with pytest.raises(UserError, match="sampler.eta must be 0 to invert images, got 1: choose sampler=ddim"):
+    with pytest.raises(UserError, match="the sampler must be one without noise to invert images: choose sampler=ddim"):
         next(invert(Ancestral(10), denoiser, TRUE))
 
 

@@ -180,9 +180,9 @@ INPUT = "edit.input={given}/images/a.png"
         ("image_to_image", [INPUT, "edit.strength=1.5"], r"edit.strength must be a number in \[0, 1\], got 1.5"),
         ("image_to_image", [INPUT, "edit.results=0"], "edit.results must be an integer from 1 to 1000, got 0"),
         ("image_to_image", ["edit.input={given}/nowhere"], "edit.input must be .*nowhere, which does not exist"),
-        ("image_to_image", ["edit.input={given}/text.png"], "1 of 1 images is damaged, such as .*text.png"),
+        ("image_to_image", ["edit.input={given}/text.png"], ".*text.png must be an image file, but cannot be read"),
         ("image_to_image", [INPUT, "format=npz"], "format must be grid, got 'npz': edits are written as image files"),
-        ("invert", [INPUT, "sampler=ancestral"], "sampler.eta must be 0 to invert images, got 1"),
+        ("invert", [INPUT, "sampler=ancestral"], "the sampler must be one without noise to invert images"),
         ("interpolate", [INPUT], "the number of images in edit.input must be an integer of at least 2, got 1"),
     ],
 )

@@ -116,6 +116,19 @@ def test_images_with_labels_are_compared_by_classifiers_and_others_by_random_fea
     assert found["reference"] == f"128 training samples, {words}"
 
 
+def test_a_search_without_success_ends_with_its_start(monkeypatch):
+    monkeypatch.setattr(learned_solver, "_descend", lambda coefficients, *_, **__: coefficients.noise.data.fill_(-9.0))
+    denoiser = gaussian(schedules.linear(1000), "v")
+    torch.manual_seed(0)
+    real = ImageSet(MEAN + STD * torch.randn(4096, 1, 2, 2), torch.zeros(4096, dtype=torch.long))
+    found = learn(denoiser, (1, 2, 2), None, like=Learned(4, clip=None), seconds=1e6, rounds=1, real=real)
+    (name,) = set(found["errors_on_other_noise"]) - {"learned"}
+    assert found["errors_on_other_noise"]["learned"] > found["errors_on_other_noise"][name]
+    start = SASolver(4, spacing=name.removeprefix("sa_solver, "), continuous=True, clip=None)
+    assert found["times"] == pytest.approx(start.times_on(denoiser.schedule)[:-1], rel=0.05)
+    assert {row[0] for row in found["coefficients"]} == {1.0}
+
+
 def test_learning_comes_nearer_to_the_samples_of_many_steps():
     schedule = schedules.linear(1000)
     torch.manual_seed(0)

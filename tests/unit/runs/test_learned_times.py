@@ -95,8 +95,10 @@ def test_times_are_stored_with_what_they_were_made_from(checkpoint, capsys):
     assert learned_settings(checkpoint, denoiser, node()) == {"times": entries[0]["times"]}
     with pytest.raises(UserError, match=r"--sampler ddim --steps 5` first"):
         learned_settings(checkpoint, denoiser, node(num_steps=5))
-    with pytest.raises(UserError, match="have not been learned for these weights: run"):
+    with pytest.raises(UserError, match=r"times=learned requires .* sampler=ddim unchanged: omit sampler.clip=null$"):
         learned_settings(checkpoint, denoiser, node(clip=None))
+    with pytest.raises(UserError, match="requires a sampler without noise, got sampler=ddim: choose sampler=learned"):
+        learned_settings(checkpoint, denoiser, node(eta=1.0))
     with torch.no_grad():
         next(denoiser.model.parameters()).add_(1)
     with pytest.raises(UserError, match="have not been learned for these weights: run"):
@@ -104,6 +106,8 @@ def test_times_are_stored_with_what_they_were_made_from(checkpoint, capsys):
     path.write_text("{")
     with pytest.raises(UserError, match="delete it"):
         learned_settings(checkpoint, denoiser, node())
+    with pytest.raises(UserError, match="delete it"):  # before the search
+        find_times(checkpoint, weights="raw", steps=3, sampler="ddim", seconds=1e6)
 
 
 def test_coefficients_are_stored_too_and_sampled_with(checkpoint, monkeypatch):
@@ -122,7 +126,7 @@ def test_coefficients_are_stored_too_and_sampled_with(checkpoint, monkeypatch):
     assert setup.times == [*entry["times"], 0.0]
     assert setup.sampler.rows == entry["coefficients"]
     assert setup.evaluations == 3
-    with pytest.raises(UserError, match=r"--sampler learned --steps 4` first"):
+    with pytest.raises(UserError, match=r"--sampler learned --steps 4 --weights raw` first"):
         prepared("sampler.num_steps=4")
 
 
