@@ -16,7 +16,7 @@ from ddpm_lightning import schedules
 from ddpm_lightning.denoiser import IdealDenoiser
 from ddpm_lightning.plots import line_style
 from ddpm_lightning.plots.style import save, styled
-from ddpm_lightning.samplers import DDIM, DEIS, EDM, IPNDM, DPMSolver, Heun, Point, Sampler, Transition, UniPC
+from ddpm_lightning.samplers import DDIM, DEIS, EDM, IPNDM, DPMSolver, Heun, Point, Sampler, SASolver, Transition, UniPC
 from ddpm_lightning.schedules import NoiseSchedule
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -36,6 +36,7 @@ SDE: dict[str, Sampler] = {
     "ancestral": DDIM(eta=1.0, clip=None),
     "dpmpp_2m_sde": DPMSolver(eta=1.0, clip=None),
     "dpmpp_3m_sde": DPMSolver(order=3, eta=1.0, clip=None),
+    "sa_solver": SASolver(clip=None),
 }
 TWICE = ("heun", "edm")  # two evaluations per step
 

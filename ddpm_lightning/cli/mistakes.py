@@ -129,7 +129,7 @@ def _unknown_key(error: BaseException, cause: BaseException) -> str:
             if key in (groups := {*group_names()}):
                 choices = ", ".join(whole_choices(key))
                 if any(text.startswith(f"{key}.") for text in sys.argv[1:]) and f"~{key}" not in sys.argv:
-                    return f"{key}=... is required by the settings that begin with {key}.: choose from {choices}"
+                    return f"settings of {key} require {key}=...: add it, from {choices}"
                 return f"{key} must not be empty: remove ~{key} (or {key}=[]) from the command line, or choose from {choices}"
             names = (names | groups) - {"hydra"}
             names |= {"hydra/launcher", "hydra/sweeper"} if key.startswith("hydra") else set()

@@ -29,7 +29,7 @@ MISTAKES = {
     "train.py -m schedule=linear,cosin": "schedule=cosin does not exist: did you mean schedule=cosine?",
     "train.py -m modle=a,b": "there is no key modle: did you mean model=a,b?",
     "train.py -sc install=csh": "-sc must be install=bash, install=zsh, install=fish, uninstall=bash",
-    "sample.py edit.strength=0.5": "edit=... is required by the settings that begin with edit.: choose from deblur",
+    "sample.py edit.strength=0.5": "settings of edit require edit=...: add it, from deblur",
     "sample.py sampler.num_step=3": "there is no key sampler.num_step: did you mean sampler.num_steps=3?",
     "sample.py schedule=linear": "sample has no config group schedule: the checkpoint holds its own model, schedule and prediction",
     "evaluate.py num_sample=3": "there is no key num_sample: did you mean num_samples=3?",
