@@ -52,14 +52,15 @@ def search(
         y: labels or other conditions, taken in turn.
         solver: the sampler, without noise of its own.
         steps: the number of steps.
-        seconds: of the search, at most.
+        seconds: of all, at most, but for the samples that it begins and ends with.
     """
+    began = time.monotonic()
     with Activity("Sampling the reference"):
         learn, judge = (_target(denoiser, solver, shape, y, seed) for seed in ("learn times", "judge times"))
     spaced = {name: _spaced(denoiser, steps, name) for name in SPACINGS}
     start = min(spaced.values(), key=learn.error)
     with Activity("Searching for times"):
-        times = descend(learn, start, until=time.monotonic() + seconds)
+        times = descend(learn, start, until=max(began + 0.9 * seconds, time.monotonic() + seconds / 3))
         errors = {name: judge.error(path) for name, path in spaced.items()} | {"learned": judge.error(times)}
     return {
         "times": [round(t, 4) for t in times],
