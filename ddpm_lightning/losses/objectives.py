@@ -119,7 +119,8 @@ class Loss(Objective):
     def forward(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
     ) -> Tensor:
-        out, _ = denoiser.split(_in_full(denoiser.predict(x_t, t, y), denoiser))
+        raw = denoiser.predict(x_t, t, y).to(denoiser.schedule.alpha_bar.dtype)  # from mixed precision to full
+        out, _ = denoiser.split(raw)
         return self.of_output(denoiser, out, x0, noise, t)
 
     def of_output(self, denoiser: Denoiser, out: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -194,12 +195,7 @@ class Hybrid(Loss):
     def forward(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, y: Condition | None = None
     ) -> Tensor:
-        out, v = denoiser.split(_in_full(denoiser.predict(x_t, t, y), denoiser))
+        out, v = denoiser.split(denoiser.predict(x_t, t, y).to(denoiser.schedule.alpha_bar.dtype))
         assert v is not None
         vlb = vlb_term(denoiser, torch.cat([out.detach(), v], dim=1), x0, x_t, t)
         return self.of_output(denoiser, out, x0, noise, t) + self.vlb_weight * denoiser.schedule.num_steps * vlb
-
-
-def _in_full(raw: Tensor, denoiser: Denoiser) -> Tensor:
-    """Convert from mixed precision to full precision."""
-    return raw.to(denoiser.schedule.alpha_bar.dtype)

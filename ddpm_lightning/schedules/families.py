@@ -26,8 +26,6 @@ __all__ = [
     "sigmoid_beta",
 ]
 
-_STEPS = "1..1000000"
-
 
 def from_betas(betas: Sequence[float] | Tensor) -> NoiseSchedule:
     """The schedule of any list of variances: ᾱ_t = Π_{s ≤ t} (1 − β_s), `betas[t-1]` = β_t in (0, 1]."""
@@ -98,7 +96,7 @@ def cosine(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) 
     """
     require("s", s, "[0, 1]")
     require("max_beta", max_beta, "(0, 1]")
-    f = torch.cos((_times(num_steps) + s) / (1 + s) * math.pi / 2) ** 2
+    f = torch.cos((_steps(num_steps) / num_steps + s) / (1 + s) * math.pi / 2) ** 2
     betas = 1 - f[1:] / f[:-1]
     table = from_betas(betas.clamp(max=max_beta))
     if (betas[:-1] > max_beta).any():
@@ -232,21 +230,20 @@ def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
 def _from_curve(num_steps: int, curve: Callable[[Tensor], Tensor]) -> NoiseSchedule:
     """ᾱ_t = σ(λ(t)), σ the logistic function."""
-    require("num_steps", num_steps, _STEPS)
-    t = torch.arange(num_steps + 1, dtype=torch.float64)
-    return NoiseSchedule(torch.cat([torch.ones(1, dtype=torch.float64), torch.sigmoid(curve(t)[1:])]), curve=curve)
+    alpha_bar = torch.sigmoid(curve(_steps(num_steps)))
+    alpha_bar[0] = 1
+    return NoiseSchedule(alpha_bar, curve=curve)
 
 
-def _times(num_steps: int) -> Tensor:
-    """(T+1,) t/T for t = 0..T."""
-    require("num_steps", num_steps, _STEPS)
-    return torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+def _steps(num_steps: int) -> Tensor:
+    """(T+1,) t = 0..T."""
+    require("num_steps", num_steps, "1..1000000")
+    return torch.arange(num_steps + 1, dtype=torch.float64)
 
 
 def _linspace(first: float, last: float, num_steps: int) -> Tensor:
     """(T,) values in equal steps for t = 1..T."""
-    require("num_steps", num_steps, _STEPS)
-    return torch.linspace(first, last, num_steps, dtype=torch.float64)
+    return torch.linspace(first, last, len(_steps(num_steps)) - 1, dtype=torch.float64)
 
 
 def _list_of_numbers(name: str, values: Sequence[float] | Tensor) -> Tensor:

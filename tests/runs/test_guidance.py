@@ -51,10 +51,10 @@ def test_labels_are_written_beside_the_images(labelled_run, tmp_path):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("labels=[10]", "labels must be an integer from 0 to 9, got 10"),
-        ("labels=[-1]", "labels must be an integer from 0 to 9, got -1"),
+        ("labels=[10]", "labels\\[0] must be an integer from 0 to 9, got 10"),
+        ("labels=[-1]", "labels\\[0] must be an integer from 0 to 9, got -1"),
         ("labels=[]", "labels must be a list of at least one label, or null for all, got \\[\\]"),
-        ("labels=[one]", "labels must be an integer from 0 to 9, got 'one'"),
+        ("labels=[one]", "labels\\[0] must be an integer from 0 to 9, got 'one'"),
         ("guidance_scale=-1", "guidance_scale must be a non-negative number, got -1"),
         ("guidance_scale=much", "guidance_scale must be a number, got 'much'"),
         ("edit=invert", "labels must name the label of each input image in turn, got null"),

@@ -55,7 +55,7 @@ def test_averages_and_their_snapshots_are_resumed(tmp_path, capsys):
             assert all(torch.equal(value, theirs["averages"][std][name]) for name, value in average.items())
     capsys.readouterr()
     assert main(["ema", str(folder), "--std", "0.1", "0.08"]) == 0
-    assert "ema_0.1.ckpt  (profile reconstructed to 0.0%)" in capsys.readouterr().out
+    assert "ema_0.1.ckpt  (differs from the profile of this width by 0.0%)" in capsys.readouterr().out
     denoiser = runs.load_denoiser(folder / "checkpoints" / "ema_0.1.ckpt")
     for name, p in denoiser.named_parameters():
         assert torch.allclose(p, parts["ema_0.1_state_dict"][f"denoiser.{name}"], rtol=1e-3, atol=1e-7)
