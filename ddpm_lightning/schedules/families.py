@@ -26,6 +26,8 @@ __all__ = [
     "sigmoid_beta",
 ]
 
+_STEPS = "1..1000000"
+
 
 def from_betas(betas: Sequence[float] | Tensor) -> NoiseSchedule:
     """The schedule of any list of variances: ᾱ_t = Π_{s ≤ t} (1 − β_s), `betas[t-1]` = β_t in (0, 1]."""
@@ -237,13 +239,14 @@ def _from_curve(num_steps: int, curve: Callable[[Tensor], Tensor]) -> NoiseSched
 
 def _steps(num_steps: int) -> Tensor:
     """(T+1,) t = 0..T."""
-    require("num_steps", num_steps, "1..1000000")
+    require("num_steps", num_steps, _STEPS)
     return torch.arange(num_steps + 1, dtype=torch.float64)
 
 
 def _linspace(first: float, last: float, num_steps: int) -> Tensor:
     """(T,) values in equal steps for t = 1..T."""
-    return torch.linspace(first, last, len(_steps(num_steps)) - 1, dtype=torch.float64)
+    require("num_steps", num_steps, _STEPS)
+    return torch.linspace(first, last, num_steps, dtype=torch.float64)
 
 
 def _list_of_numbers(name: str, values: Sequence[float] | Tensor) -> Tensor:
