@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_lightning import environment
 from ddpm_lightning.cli import own_packages
 from ddpm_lightning.cli.entry import sentence
+from ddpm_lightning.cli.mistakes import near_names
 from ddpm_lightning.cli.pipes import outlive_readers
 from ddpm_lightning.errors import UserError, brief, typed_as_options
 from ddpm_lightning.ranges import require_one_of
@@ -68,7 +68,7 @@ class _Parser(argparse.ArgumentParser):
         options = [text for parser in commands.values() for text in parser._option_string_actions]
         typed = re.search(r"invalid choice: '(\S+)'|unrecognized arguments: ([^\s=]+)", message)
         others = typed and {*(commands if typed[1] else options)} - {*typed.groups()}
-        near = typed and others and get_close_matches(typed[1] or typed[2], others, 1, 0.6)
+        near = typed and others and near_names(typed[1] or typed[2], [*others])
         self.exit(2, f"error: {message}: {f'did you mean {near[0]}? ' if near else ''}see `{self.prog} --help`\n")
 
 
@@ -225,7 +225,8 @@ def _times(checkpoint: Path, *, steps: int, sampler: str, weights: str, seconds:
         from ddpm_lightning.runs.learned_times import find_times
 
     with typed_as_options("steps", "seconds", "weights"):
-        yield find_times(checkpoint, steps=steps, sampler=sampler, weights=weights, seconds=seconds)
+        path = find_times(checkpoint, steps=steps, sampler=sampler, weights=weights, seconds=seconds)
+    yield path
     learned = "" if sampler == "learned" else " sampler.times=learned"
     raw = "" if weights == "ema" else f" weights={weights}"
     taken = f"ckpt_path={checkpoint} sampler={sampler}{learned} sampler.num_steps={steps}{raw}"

@@ -125,16 +125,16 @@ class Guided(nn.Module):
         scale, inside = self.guidance.scale, self.guidance.within(self.schedule, t)
         if scale == 1 or (y is None and self.weaker is None) or (inside is not None and not inside.any()):
             return self.denoiser.estimate(x_t, t, y, u=u)
-        null = y if y is None or self.weaker is not None else self.denoiser.null(y)
+        y_other = y if y is None or self.weaker is not None else self.denoiser.null(y)
         if scale == 0 and (inside is None or inside.all()):
-            return (self.weaker or self.denoiser).estimate(x_t, t, null, u=u)
+            return (self.weaker or self.denoiser).estimate(x_t, t, y_other, u=u)
         if self.weaker is not None:
             x0, log_variance = self.denoiser.estimate(x_t, t, y, u=u)
             other = self.weaker(x_t, t, y)
         else:
             assert y is not None
-            assert null is not None
-            x_twice, y_both = torch.cat([x_t, x_t]), map_condition(lambda *rows: torch.cat(rows), y, null)
+            assert y_other is not None
+            x_twice, y_both = torch.cat([x_t, x_t]), map_condition(lambda *rows: torch.cat(rows), y, y_other)
             found, v = self.denoiser.estimate(x_twice, _twice(t), y_both, u=None if u is None else _twice(u))
             (x0, other), log_variance = found.chunk(2), None if v is None else v.chunk(2)[0]
         guided = torch.lerp(other, x0, scale)

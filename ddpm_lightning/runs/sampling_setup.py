@@ -156,7 +156,7 @@ def prepare_sampling(config: DictConfig, group: ProcessGroup) -> SamplingSetup:
     guidance = Guidance(config.guidance_scale, config.guidance_interval, config.guidance_rescale)
     weaker = _weaker(config, device)
     extra = [name for name in ("guidance_interval", "guidance_rescale", "autoguidance") if config[name]]
-    if guidance.scale == 1 and extra:
+    if guidance.scale == 1 and extra and group.rank == 0:
         log.warning("%s has no effect with guidance_scale=1", " and ".join(extra))
     guided = guidance.of(denoiser, weaker)
     condition = torch.tensor(labels) if labels is not None else _condition(config, denoiser, path, data)

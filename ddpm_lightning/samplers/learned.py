@@ -35,13 +35,16 @@ class Learned(Sampler):
         **options: Unpack[Options],
     ):
         super().__init__(num_steps, **options)
-        self.rows = None if isinstance(coefficients, str) else coefficients
-        rows = isinstance(self.rows, Sequence) and all(_is_row(row) for row in self.rows)
-        if not rows and not (self.rows is None and coefficients == "learned"):
+        if isinstance(coefficients, str):
+            fits = coefficients == "learned"
+        else:
+            fits = isinstance(coefficients, Sequence) and all(_is_row(row) for row in coefficients)
+        if not fits:
             raise ValueError(
                 "coefficients must be learned, or rows of three numbers, eta in [0, 1] and two weights, "
                 f"got {shown(coefficients)}"
             )
+        self.rows = None if isinstance(coefficients, str) else coefficients
 
     def times(self, T: int, *, log_snr: Tensor | None = None) -> Sequence[float]:
         times = super().times(T, log_snr=log_snr)
@@ -59,6 +62,8 @@ class Learned(Sampler):
 
 
 def _is_row(row: object) -> bool:
-    if isinstance(row, Tensor) or not isinstance(row, Sequence) or len(row) != 3:
-        return isinstance(row, Tensor) and row.shape == (3,)
+    if isinstance(row, Tensor):
+        return row.shape == (3,)
+    if not isinstance(row, Sequence) or len(row) != 3:
+        return False
     return within(row[0], "[0, 1]") and all(within(weight, "(-inf, inf)") for weight in row[1:])
