@@ -10,7 +10,7 @@ import torchvision
 from hypothesis import settings
 from PIL import Image
 
-from tests.helpers.configs import train_config
+from tests.helpers.configs import WHOLE, train_config
 from tests.helpers.datasets import quadrants, write_fashion_mnist
 from tests.helpers.shards import write
 
@@ -33,7 +33,7 @@ def tiny_run(tmp_path_factory):
     from ddpm_lightning import runs
 
     folder = tmp_path_factory.mktemp("runs") / "outputs" / "tiny"
-    runs.train(train_config(folder))
+    runs.train(train_config(folder, tiny=WHOLE))
     return folder
 
 

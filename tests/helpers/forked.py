@@ -1,7 +1,8 @@
 """Starts of the entry points in processes that are forked from one which has imported everything: a start takes a second.
 
-`python forked.py` reads starts from standard input, a line of JSON each, and answers each with a line of what came of it. The entry
-points that such a process starts itself, such as Lightning's ranks and a sweep's jobs, are forked, too.
+`python forked.py` reads from standard input, a line of JSON each, starts that run at the same time and are waited for, or one that
+begins, and answers with a line of what came of them. The entry points that such a process starts itself, such as torchrun's and
+Lightning's ranks and a sweep's jobs, are forked, too.
 """
 
 import atexit
@@ -29,57 +30,113 @@ WARM = (
     "ddpm_lightning.runs",
     "sklearn.datasets",
 )
+TORCHRUN = ["-m", "torch.distributed.run"]
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SECONDS = 120  # of one start, unless it says more
 
 
-def start_all(starts):
-    """What came of each: {"code", "out", "err", "seconds"}; a code below 0 is the signal that ended it.
+def start_all(starts, python=sys.executable):
+    """What came of each, one after the other: {"code", "out", "err", "seconds"}; a code below 0 is the signal that ended it.
 
     Args:
         starts: {"argv": the script and its arguments, or ["-m", "ddpm_lightning", ...], "cwd": a folder}, and, where they are
             not these, "env": the environment, "seconds": how long it may take, "signals": [[a file's name, or a pattern of it, seconds
             behind its appearance, a signal], ...], which are sent in this order.
+        python: the interpreter; another than this one's imports the package that is installed there.
     """
+    return [result for start in starts for result in start_together([start], python)]
+
+
+def start_together(starts, python=sys.executable):
+    """The same of starts that run at the same time."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "OMP", "HYDRA", "DDPM"))}
-    env = {**kept, "OMP_NUM_THREADS": "1", "NETRC": "no-netrc", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    server = _server()
-    results = []
-    for start in starts:
-        server.stdin.write(json.dumps({"env": env, "seconds": SECONDS, **start}) + "\n")
-        server.stdin.flush()
-        results.append(json.loads(server.stdout.readline()))
-    return results
+    env = {**kept, "OMP_NUM_THREADS": "1", "NETRC": "no-netrc", "HF_HUB_OFFLINE": "1", **_path(python)}
+    return ask(python, "together", [{"env": env, "seconds": SECONDS, **start} for start in starts])
+
+
+class Begun:
+    """A start in a process group of its own, which goes on while the test does; the arguments are those of `start_all`."""
+
+    def __init__(self, **start):
+        self.pid, self.result = ask(sys.executable, "begin", {"own_session": True, **start}), None
+
+    def poll(self):
+        """The exit code; None while it runs."""
+        self.result = self.result or ask(sys.executable, "look", self.pid)
+        return self.result and self.result["code"]
+
+    def wait(self, seconds):
+        """The exit code, in time."""
+        end = time.monotonic() + seconds
+        while self.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        return self.poll()
+
+
+def ask(python, what, about):
+    server = _server(python)
+    server.stdin.write(json.dumps([what, about]) + "\n")
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
+
+
+def _path(python):
+    return {"PYTHONPATH": str(ROOT) if python == sys.executable else ""}
 
 
 @functools.cache
-def _server():
+def _server(python):
     """One for each process of the tests; it ends with its standard input."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **_path(python)}
+    command = [python, "-P", __file__]  # beside it lie modules with other libraries' names
     return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def one(argv, cwd, env, seconds, signals=()):
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        began, pid = time.monotonic(), os.fork()
-        if pid == 0:
-            os._exit(child(argv, cwd, env, out, err))
-        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
-            if time.monotonic() - began > seconds:
-                os.kill(pid, signal.SIGKILL)
-            if signals and any(Path(cwd).glob(signals[0][0])):
-                _, wait, number = signals.pop(0)
-                time.sleep(wait)
-                os.kill(pid, number)
-            time.sleep(0.005)
-        for file in (out, err):
-            file.seek(0)
-        code = os.waitstatus_to_exitcode(ended[1])
-        return {"code": code, "out": out.read(), "err": err.read(), "seconds": time.monotonic() - began}
+class Start:
+    """A start that runs; `result` is None until it has ended."""
+
+    def __init__(self, argv, cwd, env, seconds, signals=(), own_session=False):
+        self.cwd, self.seconds, self.signals, self.result = cwd, seconds, [*signals], None
+        self.files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in `look`
+        self.began, self.pid = time.monotonic(), os.fork()
+        if self.pid == 0:
+            os._exit(child(argv, cwd, env, *self.files, own_session=own_session))
+
+    def look(self):
+        if self.result is not None:
+            return self.result
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        after = time.monotonic() - self.began
+        if pid:
+            texts = []
+            for file in self.files:
+                with file:
+                    file.seek(0)
+                    texts.append(file.read())
+            code = os.waitstatus_to_exitcode(status)
+            self.result = {"code": code, "out": texts[0], "err": texts[1], "seconds": after}
+        elif after > self.seconds:
+            os.kill(self.pid, signal.SIGKILL)
+        elif self.signals and any(Path(self.cwd).glob(self.signals[0][0])):
+            _, wait, number = self.signals.pop(0)
+            time.sleep(wait)
+            os.kill(self.pid, number)
+        return self.result
 
 
-def child(argv, cwd, env, out=None, err=None):
+def together(starts):
+    running = [Start(**start) for start in starts]
+    while left := [start for start in running if start.result is None]:
+        for start in left:
+            start.look()
+        time.sleep(0.005)
+    return [start.result for start in running]
+
+
+def child(argv, cwd, env, out=None, err=None, own_session=False):
+    if own_session:
+        os.setsid()
     os.environ.clear()
     os.environ.update(env)
     if out is not None:
@@ -91,6 +148,8 @@ def child(argv, cwd, env, out=None, err=None):
     rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0  # as where Lightning is imported
     Popen.starter = starter()
     subprocess.Popen = Popen
+    if elastic := sys.modules.get("torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"):
+        elastic.Popen = Popen
     os.chdir(cwd)
     code = 0
     try:
@@ -119,7 +178,9 @@ class Popen(subprocess.Popen):
     starter = None
 
     def __init__(self, args, *rest, **options):
-        argv = None if rest or {*options} - {"env", "cwd"} else entry_point(args)
+        own_session = options.get("start_new_session", False)
+        given = {name for name, value in options.items() if value is not None}
+        argv = None if rest or given - {"env", "cwd", "start_new_session"} else entry_point([*args])
         if argv is None:
             super().__init__(args, *rest, **options)
             return
@@ -129,6 +190,7 @@ class Popen(subprocess.Popen):
             "argv": argv,
             "cwd": str(options.get("cwd") or os.getcwd()),
             "env": dict(options.get("env") or os.environ),
+            "own_session": own_session,
         }
         self.starter.write(json.dumps({"parent": os.getpid(), **start}) + "\n")
         self.starter.flush()
@@ -137,12 +199,14 @@ class Popen(subprocess.Popen):
 
 def entry_point(args):
     """The script and its arguments, or "-m" and these, of a command that starts one of ours; None for another."""
-    first, *others = args if isinstance(args, list) else [None]
+    first, *others = args
     if first != sys.executable or not others:
         return None
-    if others[0] == "-m" and others[1].startswith("ddpm_lightning"):
+    others = others[others[0] == "-u" :]
+    if others[:2] == TORCHRUN or (others[0] == "-m" and others[1].startswith("ddpm_lightning")):
         return others
-    return [Path(others[0]).name, *others[1:]] if Path(others[0]).parent == ROOT else None
+    path = Path(others[0])
+    return others if path.is_absolute() and path.suffix == ".py" else None
 
 
 def starter():
@@ -177,9 +241,17 @@ def starter():
 def main():
     for name in WARM:
         importlib.import_module(name)
-    sys.path.insert(0, str(ROOT))
+    begun = {}
     for line in sys.stdin:
-        print(json.dumps(one(**json.loads(line))), flush=True)
+        what, about = json.loads(line)
+        if what == "together":
+            answer = together(about)
+        elif what == "begin":
+            start = Start(**about)
+            begun[answer := start.pid] = start
+        else:
+            answer = begun[about].look()
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.helpers.configs import ROOT
-from tests.helpers.forked import start_all
+from tests.helpers.forked import TORCHRUN, Begun, start_all, start_together
 
 
 def run_folders(cwd, root="outputs"):
@@ -35,25 +36,26 @@ def script(name, *args, cwd, env=None, timeout=300, fresh=False):
     return subprocess.CompletedProcess([name, *args], result["code"], result["out"], result["err"])
 
 
+def torchrun(name, *args, cwd, nodes=1, per_node=2):
+    """An entry point under as many of torchrun's agents as nodes, all on the loopback; what came of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = [f"--nnodes={nodes}", "--master-addr=127.0.0.1", f"--master-port={free.getsockname()[1]}"]
+    command = [*TORCHRUN, *where, f"--nproc-per-node={per_node}"]
+    ranks = ([*command, f"--node-rank={node}", str(ROOT / name), *map(str, args)] for node in range(nodes))
+    return start_together([{"argv": argv, "cwd": str(cwd), "env": _clean(cwd), "seconds": 300} for argv in ranks])
+
+
 @contextmanager
 def script_started(name, *args, cwd):
     """The same in a process group of its own, of which nothing is left afterwards."""
-    with (Path(cwd) / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / name), *args],
-            cwd=cwd,
-            env=_clean(cwd),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    process = Begun(argv=[name, *args], cwd=str(cwd), env=_clean(cwd), seconds=300)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
 
 
 def until(condition, seconds=90):

@@ -5,7 +5,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from ddpm_lightning import runs
-from tests.helpers.configs import TINY_POINTS, train_config
+from tests.helpers.configs import TINY_POINTS, WHOLE, train_config
 from tests.helpers.reports import fabricate
 
 
@@ -39,7 +39,7 @@ def names_logged(folder):
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ddpm_lightning.runs.build.build_loggers", lambda config, run_dir: [recorder])
-        runs.train(train_config(folder / "images", *fid))
+        runs.train(train_config(folder / "images", *fid, tiny=WHOLE))
         runs.train(train_config(folder / "points", tiny=TINY_POINTS))
     return recorder.keys
 

@@ -2,11 +2,6 @@
 
 import csv
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,8 +14,8 @@ from ddpm_lightning.denoiser import Denoiser
 from ddpm_lightning.losses import Loss
 from ddpm_lightning.models import UNet
 from ddpm_lightning.schedules import linear
-from tests.helpers.configs import ROOT, TINY
-from tests.helpers.scripts import script
+from tests.helpers.configs import TINY
+from tests.helpers.scripts import script, torchrun
 
 RANKS, PER_RANK = 2, 3
 
@@ -94,7 +89,7 @@ def test_shared_out_weights_train_to_the_same_weights(tmp_path):
         assert result.returncode == 0, result.stderr
         states[name] = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
         assert states[name]["global_step"] == 6
-        assert len(list((tmp_path / name / "samples").glob("*_0000006.png"))) == 5
+        assert len(list((tmp_path / name / "samples").glob("*_0000006.png"))) == 4
         assert sorted(path.name for path in (tmp_path / name / "ema").iterdir()) == [
             f"step_{n}.ckpt" for n in (2, 4, 6)
         ]
@@ -108,38 +103,22 @@ def test_shared_out_weights_train_to_the_same_weights(tmp_path):
             torch.testing.assert_close(value, states["fsdp"][which][key], rtol=1e-4, atol=1e-4)
 
 
-def torchrun(name, *args, cwd, nodes=2, per_node=2):
-    """The entry point under as many agents as nodes, all on the loopback; their exit codes and what the first of them said."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    agents = []
-    for node in range(nodes):
-        where = [f"--nnodes={nodes}", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-        command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={per_node}"]
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "HYDRA"))}
-        command += [str(ROOT / name), *args]
-        env = {**clean, "OMP_NUM_THREADS": "1"}
-        with (Path(cwd) / f"{name}_{node}.log").open("w") as log:
-            agents.append(subprocess.Popen(command, cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [agent.wait(300) for agent in agents]
-    finally:
-        for agent in agents:
-            agent.terminate()  # it then ends its processes; nothing where it has ended already
-    return codes, (Path(cwd) / f"{name}_0.log").read_text()
+def two_nodes(*args, cwd):
+    """What the first node said."""
+    results = torchrun(*args, cwd=cwd, nodes=2)
+    assert [result["code"] for result in results] == [0, 0], results
+    return results[0]["out"]
 
 
 def test_two_nodes_of_two_processes_train_one_run_and_sample_the_images_of_one_process(tmp_path):
     run = ["trainer=ddp_cpu", "trainer.num_nodes=2", "logger=none", "callbacks.sample_grid.num_samples=5"]
-    codes, said = torchrun("train.py", *TINY, *run, cwd=tmp_path)
-    assert codes == [0, 0], said
+    two_nodes("train.py", *TINY, *run, cwd=tmp_path)
     (config,) = (tmp_path / "outputs").glob("*/*/config.yaml")  # one folder for all
     folder = config.parent
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["processes"], summary["steps"]) == ("finished", 4, 4)
     with (folder / "metrics.csv").open(newline="") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["2", "2", "4", "4", "4"]  # the last one's by log SNR
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "2", "4", "4"]
 
     drawing = [
         f"ckpt_path={folder}",
@@ -149,16 +128,14 @@ def test_two_nodes_of_two_processes_train_one_run_and_sample_the_images_of_one_p
         "num_samples=10",
         "batch_size=3",
     ]
-    codes, said = torchrun("sample.py", *drawing, "out_dir=four", cwd=tmp_path)
-    assert codes == [0, 0], said
+    said = two_nodes("sample.py", *drawing, "out_dir=four", cwd=tmp_path)
     assert said.count("Saved 10 images to") == 1
     assert script("sample.py", *drawing, "out_dir=one", cwd=tmp_path).returncode == 0
     one, four = (np.load(tmp_path / name / "samples.npz")["images"] for name in ("one", "four"))
     assert one.shape == (10, 8, 8, 1)
     assert np.array_equal(one, four)
     page = [*drawing, "format=html", "overwrite=true"]
-    codes, said = torchrun("sample.py", *page, "out_dir=four", cwd=tmp_path)
-    assert codes == [0, 0], said
+    two_nodes("sample.py", *page, "out_dir=four", cwd=tmp_path)
     assert script("sample.py", *page, "out_dir=one", cwd=tmp_path).returncode == 0
     one, four = ((tmp_path / name / "reverse_process.html").read_bytes() for name in ("one", "four"))
     assert one == four
@@ -172,6 +149,5 @@ def test_two_nodes_of_two_processes_train_one_run_and_sample_the_images_of_one_p
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
     # a run that torchrun started goes on as one
-    codes, said = torchrun("train.py", f"resume={folder}", "trainer.max_steps=6", cwd=tmp_path)
-    assert codes == [0, 0], said
+    two_nodes("train.py", f"resume={folder}", "trainer.max_steps=6", cwd=tmp_path)
     assert json.loads((folder / "summary.json").read_text())["steps"] == 6

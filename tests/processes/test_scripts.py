@@ -2,10 +2,9 @@
 
 import csv
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,15 +12,15 @@ import torch
 
 from ddpm_lightning.data.datasets import digits
 from ddpm_lightning.data.fingerprint import fingerprint
-from tests.helpers.configs import ROOT, TINY
-from tests.helpers.scripts import run_folders, script
+from tests.helpers.configs import TINY, WHOLE
+from tests.helpers.scripts import run_folders, script, script_started, until
 from tests.helpers.wandb_files import wandb_contents, wandb_records
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_from_the_command_line(tmp_path, processes):
     devices = [f"trainer.devices={processes}"]
-    result = script("train.py", *TINY, *devices, cwd=tmp_path)
+    result = script("train.py", *WHOLE, *devices, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (folder,) = run_folders(tmp_path)  # one run folder for all processes
 
@@ -250,14 +249,10 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path, number):
         "callbacks.trajectory=null",
         "callbacks.raw_grid=null",
     ]
-    with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, str(ROOT / "train.py"), *TINY, *run, *every]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
-    metrics, deadline = tmp_path / "run" / "metrics.csv", time.monotonic() + 120
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    assert process.wait(60) == 128 + number, (tmp_path / "log").read_text()
+    with script_started("train.py", *TINY, *run, *every, cwd=tmp_path) as process:
+        until((tmp_path / "run" / "metrics.csv").exists)
+        os.kill(process.pid, number)
+        assert process.wait(60) == 128 + number, process.result
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     step = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]

@@ -78,6 +78,18 @@ def run(programs, name, *args, cwd, **env):
     )
 
 
+def forked(programs, name, *args, cwd, **env):
+    """The same in a process that is forked from one of that environment which has imported the package."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "WANDB", "DDPM", "HYDRA"))}
+    start = {
+        "argv": [str(programs / name), *map(str, args)],
+        "cwd": str(cwd),
+        "env": {**kept, "OMP_NUM_THREADS": "1", "DDPM_CACHE": str(cwd / "cache"), **env},
+    }
+    (result,) = start_all([start], python=str(programs / "python"))
+    return subprocess.CompletedProcess(name, result["code"], result["out"], result["err"])
+
+
 def done(result):
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -86,13 +98,13 @@ def done(result):
 def test_an_empty_folder_is_enough(programs, tmp_path):
     where = run(programs, "python", "-c", "import ddpm_lightning; print(ddpm_lightning.__file__)", cwd=tmp_path)
     assert done(where).startswith(str(programs.parent))
-    said = done(run(programs, "ddpm-train", "trainer.max_steps=200", cwd=tmp_path))
+    said = done(run(programs, "ddpm-train", "trainer.max_steps=50", cwd=tmp_path))
     assert "Next: ddpm-sample ckpt_path=outputs/" in said
     done(run(programs, "ddpm-sample", cwd=tmp_path))
     (grid,) = tmp_path.glob("outputs/*/*/samples_*/*.png")
     with Image.open(grid) as image:
         assert image.getextrema()[0] == (0, 255) if image.mode != "L" else image.getextrema() == (0, 255)
-    assert done(run(programs, "ddpm", "schedules", "--num-steps", "10", cwd=tmp_path)) == "schedules.png\n"
+    assert done(forked(programs, "ddpm", "schedules", "--num-steps", "10", cwd=tmp_path)) == "schedules.png\n"
     assert "choose from" not in done(run(programs, "python", "-m", "ddpm_lightning", "train", "--help", cwd=tmp_path))
 
 
@@ -151,29 +163,31 @@ def test_a_users_own_project(programs, project):
         assert "mylab." in line
     left = {path for path in {*project.rglob("*")} - {*before} if "__pycache__" not in path.parts and path.is_file()}
     assert not left, left
-    named = done(run(programs, "ddpm-train", f"resume={folder}", TRUST, cwd=project))
+    named = done(forked(programs, "ddpm-train", f"resume={folder}", TRUST, cwd=project))
     assert "Finished: 40 steps" in named
     assert f"'{TRUST}'" in named
-    done(run(programs, *commands[0], TRUST, cwd=project))
+    done(forked(programs, *commands[0], TRUST, cwd=project))
     own = ["--config-dir", "conf", "sampler=momentum"]
     done(
-        run(programs, "ddpm-sample", f"ckpt_path={checkpoint}", "num_samples=2", *own, TRUST, "device=cpu", cwd=project)
+        forked(
+            programs, "ddpm-sample", f"ckpt_path={checkpoint}", "num_samples=2", *own, TRUST, "device=cpu", cwd=project
+        )
     )
-    done(run(programs, *commands[1], TRUST, cwd=project))
-    done(run(programs, *commands[3], "--trust", "mylab", cwd=project))
-    done(run(programs, *commands[4], cwd=project, DDPM_TRUST="mylab"))
-    assert "report.html" in done(run(programs, "ddpm", "report", folder, cwd=project))
+    done(forked(programs, *commands[1], TRUST, cwd=project))
+    done(forked(programs, *commands[3], "--trust", "mylab", cwd=project))
+    done(forked(programs, *commands[4], cwd=project, DDPM_TRUST="mylab"))
+    assert "report.html" in done(forked(programs, "ddpm", "report", folder, cwd=project))
     new = ["experiment=mine", *QUICK, "trainer.max_steps=1", f"init_from={checkpoint}", "hydra.run.dir=new", TRUST]
-    done(run(programs, "ddpm-train", "-cd", "conf", *new, cwd=project))
+    done(forked(programs, "ddpm-train", "-cd", "conf", *new, cwd=project))
 
 
 def test_an_undisturbed_run_of_the_project_is_the_resumed_one(programs, project):
     import torch
 
     folder = started(programs, project)
-    done(run(programs, "ddpm-train", f"resume={folder}", TRUST, cwd=project))
+    done(forked(programs, "ddpm-train", f"resume={folder}", TRUST, cwd=project))
     whole = ["experiment=mine", *QUICK, "hydra.run.dir=whole"]
-    done(run(programs, "ddpm-train", "--config-dir", "conf", *whole, cwd=project))
+    done(forked(programs, "ddpm-train", "--config-dir", "conf", *whole, cwd=project))
     states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (folder, project / "whole")]
     assert "loss.log_variance.weight" in states[0]["state_dict"]
     assert "loss.log_variance.weight" not in states[0]["ema_state_dict"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.configs import NO_FIGURES, ROOT, TINY
+from tests.helpers.configs import NO_FIGURES, TINY
 from tests.helpers.loss_guard import ROLLBACK, final
 from tests.helpers.resuming import assert_equal, state
 from tests.helpers.scripts import script
@@ -11,6 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number 
 
 PATCH = """
 import math
+from ddpm_lightning.cli.train import main
 from ddpm_lightning.module import DDPM
 step = DDPM.training_step
 def broken(self, batch, batch_idx):
@@ -20,16 +21,16 @@ def broken(self, batch, batch_idx):
         outputs = {key: value * math.nan if key != "t" else value for key, value in outputs.items()}
     return outputs
 DDPM.training_step = broken
+main()
 """
 
 
 def test_all_processes_go_back_where_one_of_them_diverges(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(PATCH)  # which each of the processes reads when it starts
+    (tmp_path / "patched.py").write_text(PATCH)  # which each of the processes runs
     plain = [text for text in TINY if not text.startswith(tuple(name.removesuffix("=null") for name in NO_FIGURES))]
     options = [*plain, *ROLLBACK, "trainer=ddp_cpu", "logger=none", "data.batch_size=8"]
     for name in ("one", "two"):
-        env = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-        result = script("train.py", *options, f"hydra.run.dir={name}", cwd=tmp_path, env=env)
+        result = script(str(tmp_path / "patched.py"), *options, f"hydra.run.dir={name}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("rolling back to the checkpoint of step 4 and skipping the batches in between") == 1
     held = state(tmp_path / "one")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.configs import TINY
+from tests.helpers.configs import WHOLE
 from tests.helpers.log_snr import errors_of_the_last, logged
 from tests.helpers.scripts import script
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:The number 
 
 
 def test_two_ranks_share_the_curve(tmp_path):
-    done = script("train.py", *TINY, "callbacks.log_snr.num_images=5", "trainer=ddp_cpu", "trainer.devices=2",
+    done = script("train.py", *WHOLE, "callbacks.log_snr.num_images=5", "trainer=ddp_cpu", "trainer.devices=2",
                   "logger=none", "hydra.run.dir=run", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert logged(tmp_path / "run")[1] == pytest.approx(errors_of_the_last(tmp_path / "run", 5), rel=1e-5)

@@ -102,7 +102,7 @@ def begun(folder, seed):
 
 def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
     """Of jobs with two processes; the one below has jobs with one."""
-    steps = ["trainer.max_steps=40", "trainer.val_check_interval=10", "trainer=ddp_cpu"]
+    steps = ["trainer.max_steps=20", "trainer.val_check_interval=10", "trainer=ddp_cpu"]
     rare = [f"callbacks.{name}.every_n_steps=null" for name in ("sample_grid", "trajectory")]
     command = [*PLAIN, *steps, *rare, "seed=0,1", "logger=none"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.configs import ROOT, TINY
-from tests.helpers.scripts import script, until
+from tests.helpers.scripts import script, script_started, until
 from tests.helpers.shards import SHORT, endless, loader
 
 
@@ -47,23 +47,13 @@ def test_two_processes_train_on_a_stream(shards, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_run_and_not_before_it(shards, tmp_path, number):
     run = ["hydra.run.dir=run", "logger=none", f"data.root={shards}", "trainer.max_steps=100000"]
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *TINY,
-        *SHORT,
-        *run,
-        "callbacks.checkpoint.every_n_train_steps=50",
-    ]
+    command = [*TINY, *SHORT, *run, "callbacks.checkpoint.every_n_train_steps=50"]
     command += [f"callbacks.{name}.every_n_steps=1000" for name in ("sample_grid", "trajectory")]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "HYDRA"))}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=clean, start_new_session=True, stderr=subprocess.DEVNULL
-    ) as process:
+    with script_started("train.py", *command, cwd=tmp_path) as process:
         metrics = tmp_path / "run" / "metrics.csv"
         until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2)
         # as SLURM does, to all at once; the run's last step wants a batch of its workers
-        os.killpg(process.pid, number) if number == signal.SIGTERM else process.kill()
+        os.killpg(process.pid, number) if number == signal.SIGTERM else os.kill(process.pid, number)
         assert process.wait(60) == (128 + number if number == signal.SIGTERM else -number)
         until(lambda: not others(process.pid))
     if number == signal.SIGTERM:

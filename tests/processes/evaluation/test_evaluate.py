@@ -3,16 +3,12 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
-from tests.helpers.configs import ROOT
 from tests.helpers.evaluating import SMALL, copy_of, read, size_of
-from tests.helpers.scripts import script
+from tests.helpers.forked import start_all
+from tests.helpers.scripts import script, script_started, torchrun, until
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -23,19 +19,12 @@ def run(tiny_run, tmp_path):
 
 
 def test_killed_half_way_it_ends_with_the_same_numbers(run, tmp_path):
-    given = [*SMALL, "sampler.num_steps=200", "num_samples=200", f"ckpt_path={run}", f"cache_dir={tmp_path / 'cache'}"]
+    given = [*SMALL, "sampler.num_steps=80", "num_samples=100", f"ckpt_path={run}", f"cache_dir={tmp_path / 'cache'}"]
     whole = script("evaluate.py", *given, f"out_dir={tmp_path / 'whole'}", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     out = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "evaluate.py"), *given, f"out_dir={out}"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while len(list(out.glob("samples_*_seed0/*.npz"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with script_started("evaluate.py", *given, f"out_dir={out}", cwd=tmp_path) as process:
+        until(lambda: len(list(out.glob("samples_*_seed0/*.npz"))) > 2 or process.poll() is not None)
     assert not (out / "evaluation.json").exists()
     again = script("evaluate.py", *given, f"out_dir={out}", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
@@ -47,12 +36,8 @@ def test_two_processes_give_the_numbers_of_one(run, tmp_path):
     one = script("evaluate.py", *given, f"out_dir={tmp_path / 'one'}", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
     shutil.rmtree(tmp_path / "cache" / "features")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    two = subprocess.run(
-        [*torchrun, str(ROOT / "evaluate.py"), *given, f"out_dir={tmp_path / 'two'}"],
-        cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert two.returncode == 0, two.stderr
+    (two,) = torchrun("evaluate.py", *given, f"out_dir={tmp_path / 'two'}", cwd=tmp_path)
+    assert two["code"] == 0, two["err"]
     a, b = read(tmp_path / "one")["metrics"], read(tmp_path / "two")["metrics"]
     assert a.keys() == b.keys()
     for name in a:
@@ -86,21 +71,14 @@ def test_a_study_ends_in_one_table_and_one_plot(run, tmp_path):
 
 
 def test_the_classifier_is_trained_from_the_command_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "ddpm_lightning", "features", "data=digits", "features.num_steps=5", f"cache_dir={tmp_path}"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "own classifier (5 steps on this dataset, test accuracy" in done.stdout
+    lines = (["data=digits", "features.num_steps=5", f"cache_dir={tmp_path}"], ["cache_dir=x"], ["data=digit"])
+    done, *wrong = start_all(
+        {"argv": ["-m", "ddpm_lightning", "features", *line], "cwd": str(tmp_path)} for line in lines
+    )
+    assert done["code"] == 0, done["err"]
+    assert "own classifier (5 steps on this dataset, test accuracy" in done["out"]
     assert len(list((tmp_path / "classifiers").glob("*.pt"))) == 1
-    for words, said in ((["cache_dir=x"], "data=... is required"), (["data=digit"], "did you mean data=digits")):
-        done = subprocess.run(
-            [sys.executable, "-m", "ddpm_lightning", "features", *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 1
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+    for result, said in zip(wrong, ("data=... is required", "did you mean data=digits"), strict=True):
+        assert result["code"] == 1
+        assert said in result["err"]
+        assert "Traceback" not in result["err"]

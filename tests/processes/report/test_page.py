@@ -7,18 +7,18 @@ import numpy as np
 import torch
 
 from ddpm_lightning.report.writing import compare
-from tests.helpers.configs import TINY
+from tests.helpers.configs import TINY, WHOLE
 from tests.helpers.evaluating import SMALL
 from tests.helpers.forked import start_all
 from tests.helpers.reports import rows_of
 from tests.helpers.scripts import run_folders, script
 
 
-def swept(folder, *overrides, processes=1):
+def swept(folder, *overrides, processes=1, tiny=TINY):
     """The folder of a sweep of tiny runs, and what was printed."""
     folder.mkdir()
     result = script(
-        *("train.py", "-m", *TINY, "logger=none", "trainer=ddp_cpu", f"trainer.devices={processes}", *overrides),
+        *("train.py", "-m", *tiny, "logger=none", "trainer=ddp_cpu", f"trainer.devices={processes}", *overrides),
         cwd=folder,
     )
     assert "no report" not in result.stderr
@@ -75,7 +75,8 @@ def test_a_sweep_ends_in_a_report_that_its_evaluations_join(tmp_path):
 
 def test_two_processes_a_job_leave_as_complete_a_report(tmp_path):
     folders = [
-        swept(tmp_path / f"{processes}", "schedule=linear,cosine", processes=processes)[0] for processes in (1, 2)
+        swept(tmp_path / f"{processes}", "schedule=linear,cosine", processes=processes, tiny=WHOLE)[0]
+        for processes in (1, 2)
     ]
     one, two = map(compare, folders)
     assert contents_of(one) == contents_of(two)

@@ -2,10 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -15,6 +12,7 @@ import pytest
 from ddpm_lightning.report import report_sweep
 from ddpm_lightning.report.workspace import workspace
 from tests.helpers.configs import ROOT, TINY
+from tests.helpers.forked import start_all
 from tests.helpers.scripts import run_folders, script
 from tests.helpers.wandb_files import wandb_records
 from tests.helpers.workspace import fabricate_sweep, keys_of, names_logged, panels_of
@@ -148,18 +146,11 @@ def server():
 
 def lay_out(folder, *options, **env):
     """Exit code, what was printed, its error, and the seconds."""
+    argv = ["-m", "ddpm_lightning", "report", *options, "--wandb"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "ddpm_lightning", "report", *options, "--wandb"],
-        cwd=folder,
-        env={**clean, "PYTHONPATH": str(ROOT), "NETRC": str(folder / "none"), **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr, time.monotonic() - started
+    env = {**clean, "PYTHONPATH": str(ROOT), "NETRC": str(folder / "none"), **env}
+    (done,) = start_all([{"argv": argv, "cwd": str(folder), "env": env}])
+    return done["code"], done["out"], done["err"], done["seconds"]
 
 
 def test_the_dashboard_is_laid_out_and_laid_out_again(server, tmp_path):

@@ -1,12 +1,8 @@
 """CUDA graphs in two processes, with a recorder that runs the function at each replay."""
 
-import os
-import subprocess
-import sys
-
 import torch
 
-from tests.helpers.configs import ROOT
+from tests.helpers.scripts import torchrun
 
 TWICE = """
 import sys
@@ -27,11 +23,7 @@ for graphed in (False, True):
 def test_gradients_are_averaged_after_the_replay(tmp_path):
     script = tmp_path / "twice.py"
     script.write_text(TWICE)
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*run, str(script), str(tmp_path)], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    (done,) = torchrun(script, tmp_path, cwd=tmp_path)
+    assert done["code"] == 0, done["err"][-2000:]
     plain, *others = (torch.load(tmp_path / f"{graphed}_{rank}.pt") for graphed in (False, True) for rank in (0, 1))
     assert all(torch.equal(value, weights[name]) for weights in others for name, value in plain.items())

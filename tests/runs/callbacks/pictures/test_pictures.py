@@ -13,7 +13,7 @@ from ddpm_lightning import runs
 from ddpm_lightning.images import SeededNoise, to_uint8
 from ddpm_lightning.metrics.distances import nearest
 from ddpm_lightning.sheets import Layout
-from tests.helpers.configs import config_of, train_config
+from tests.helpers.configs import WHOLE, config_of, train_config
 from tests.helpers.log_snr import errors_of_the_last, logged
 from tests.helpers.resuming import interrupted
 from tests.helpers.viewer import data_of, pixels_in
@@ -146,7 +146,7 @@ def test_a_page_is_written_where_it_is_wanted(tmp_path):
 def test_tensorboard_has_the_same_scalars_pictures_and_the_animation(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    runs.train(train_config(tmp_path, "logger=tensorboard"))
+    runs.train(train_config(tmp_path, "logger=tensorboard", tiny=WHOLE))
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "tensors": 0})
     events.Reload()
     tags = events.Tags()
