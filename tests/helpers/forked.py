@@ -8,6 +8,7 @@ Lightning's ranks and a sweep's jobs, are forked, too.
 import atexit
 import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -238,9 +239,27 @@ def starter():
     os._exit(0)
 
 
-def main():
+def warm():
+    """What is done once in a process, and would be done in each."""
     for name in WARM:
         importlib.import_module(name)
+    import torch
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    from ddpm_lightning.models.cost import matmul_speed
+
+    matmul_speed(torch.device("cpu"))
+    OverridesParser.create().parse_overrides(
+        ["a/b@c=d", "+a.b=[1,2.5,x]", "~a", "a={b:null,c:'d'}", "a=range(0,2),1e-3"]
+    )
+    OmegaConf.to_container(OmegaConf.create({"a": "${b}x${oc.select:b,1}", "b": 1}), resolve=True)
+    gc.collect()
+    gc.freeze()  # no start looks through what all of them share
+
+
+def main():
+    warm()
     begun = {}
     for line in sys.stdin:
         what, about = json.loads(line)

@@ -96,7 +96,12 @@ def test_a_run_from_the_command_line(tmp_path, processes):
 def test_one_and_two_processes_train_alike(tmp_path):
     losses = {}
     for processes in (1, 2):
-        options = [f"trainer.devices={processes}", f"data.batch_size={32 // processes}", "logger=none"]
+        options = [
+            f"trainer.devices={processes}",
+            f"data.batch_size={32 // processes}",
+            "logger=none",
+            "trainer.limit_val_batches=1.0",
+        ]
         assert script("train.py", *TINY, *options, f"hydra.run.dir={processes}", cwd=tmp_path).returncode == 0
         with (tmp_path / str(processes) / "metrics.csv").open(newline="") as file:
             losses[processes] = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]

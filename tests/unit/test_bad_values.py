@@ -15,7 +15,7 @@ from ddpm_lightning.runs.build import build_module
 from ddpm_lightning.runs.build_callbacks import build_callbacks
 from ddpm_lightning.runs.checks import check_config
 from ddpm_lightning.runs.instantiate import build
-from tests.helpers.configs import TINY, config_of
+from tests.helpers.configs import WHOLE, config_of
 
 # An absurd value or more for each number in conf/; the sentence names the last key and its value.
 REFUSED = """
@@ -297,7 +297,7 @@ EXPLAINED = {
 
 @cache
 def composed(*overrides):
-    given = [o for o in TINY if not ("model=dit_tiny" in overrides and o.startswith("model."))]
+    given = [o for o in WHOLE if not ("model=dit_tiny" in overrides and o.startswith("model."))]
     if any(o.startswith("lr_scheduler=") for o in overrides):
         given.remove("lr_scheduler.total_iters=2")
     return config_of(*given, "logger=none", "run_dir=never/written", *overrides)
