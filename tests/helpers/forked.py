@@ -50,16 +50,15 @@ def start_all(starts, python=sys.executable):
 
 def start_together(starts, python=sys.executable):
     """The same of starts that run at the same time."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "OMP", "HYDRA", "DDPM"))}
-    env = {**kept, "OMP_NUM_THREADS": "1", "NETRC": "no-netrc", "HF_HUB_OFFLINE": "1", **_path(python)}
-    return ask(python, "together", [{"env": env, "seconds": SECONDS, **start} for start in starts])
+    return ask(python, "together", [_usual(python) | start for start in starts])
 
 
 class Begun:
     """A start in a process group of its own, which goes on while the test does; the arguments are those of `start_all`."""
 
     def __init__(self, **start):
-        self.pid, self.result = ask(sys.executable, "begin", {"own_session": True, **start}), None
+        whole = _usual(sys.executable) | {"own_session": True} | start
+        self.pid, self.result = ask(sys.executable, "begin", whole), None
 
     def poll(self):
         """The exit code; None while it runs."""
@@ -80,6 +79,13 @@ def ask(python, what, about):
     server.stdin.write(json.dumps([what, about]) + "\n")
     server.stdin.flush()
     return json.loads(server.stdout.readline())
+
+
+def _usual(python):
+    """What a start has unless it says otherwise."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST", "OMP", "HYDRA", "DDPM"))}
+    env = {**kept, "OMP_NUM_THREADS": "1", "NETRC": "no-netrc", "HF_HUB_OFFLINE": "1", **_path(python)}
+    return {"env": env, "seconds": SECONDS}
 
 
 def _path(python):

@@ -65,12 +65,16 @@ def programs(tmp_path_factory):
     return python.parent
 
 
-def run(programs, name, *args, cwd, **env):
+def environment(cwd):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "WANDB", "DDPM", "HYDRA"))}
+    return {**kept, "OMP_NUM_THREADS": "1", "DDPM_CACHE": str(cwd / "cache")}
+
+
+def run(programs, name, *args, cwd, **env):
     return subprocess.run(
         [programs / name, *map(str, args)],
         cwd=cwd,
-        env={**kept, "OMP_NUM_THREADS": "1", "DDPM_CACHE": str(cwd / "cache"), **env},
+        env=environment(cwd) | env,
         capture_output=True,
         text=True,
         check=False,
@@ -80,12 +84,7 @@ def run(programs, name, *args, cwd, **env):
 
 def forked(programs, name, *args, cwd, **env):
     """The same in a process that is forked from one of that environment which has imported the package."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "WANDB", "DDPM", "HYDRA"))}
-    start = {
-        "argv": [str(programs / name), *map(str, args)],
-        "cwd": str(cwd),
-        "env": {**kept, "OMP_NUM_THREADS": "1", "DDPM_CACHE": str(cwd / "cache"), **env},
-    }
+    start = {"argv": [str(programs / name), *map(str, args)], "cwd": str(cwd), "env": environment(cwd) | env}
     (result,) = start_all([start], python=str(programs / "python"))
     return subprocess.CompletedProcess(name, result["code"], result["out"], result["err"])
 
@@ -116,9 +115,8 @@ def project(tmp_path):
 def started(programs, project, *args):
     """A training that is killed as soon as it has saved a checkpoint."""
     command = [programs / "ddpm-train", "--config-dir", "conf", "experiment=mine", *QUICK, *args]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "WANDB", "DDPM", "HYDRA"))}
     with (project / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=project, env={**kept, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=project, env=environment(project), stdout=log, stderr=log)
         try:
             end = time.monotonic() + 120
             while not [*project.glob("outputs/*/*/checkpoints/step_*.ckpt")] and process.poll() is None:

@@ -1,7 +1,6 @@
 """evaluate.py in processes of its own: killed, shared out, and swept."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -9,8 +8,6 @@ import pytest
 from tests.helpers.evaluating import SMALL, copy_of, read, size_of
 from tests.helpers.forked import start_all
 from tests.helpers.scripts import script, script_started, torchrun, until
-
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -25,6 +22,7 @@ def test_killed_half_way_it_ends_with_the_same_numbers(run, tmp_path):
     out = tmp_path / "killed"
     with script_started("evaluate.py", *given, f"out_dir={out}", cwd=tmp_path) as process:
         until(lambda: len(list(out.glob("samples_*_seed0/*.npz"))) > 2 or process.poll() is not None)
+        assert process.poll() is None, process.result
     assert not (out / "evaluation.json").exists()
     again = script("evaluate.py", *given, f"out_dir={out}", cwd=tmp_path)
     assert again.returncode == 0, again.stderr

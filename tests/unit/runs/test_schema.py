@@ -202,13 +202,13 @@ def taker(target, key):
 
 
 def build_part(group):
-    """The calls of training in which a setting of the group is looked at."""
+    """The calls of training, those that look at a setting of the group first, so that most wrong values end there."""
     made = {
         "callbacks": lambda config: build_callbacks(config, build("sampler", config.sampler)),
         "trainer": lambda config: build("trainer", config.trainer, logger=False, callbacks=[]),
         "data": lambda config: (build_module(config), build("data", config.data).setup()),
     }.get(group, build_module)
-    return lambda config: (check_config(config), made(config))
+    return lambda config: (check_config(config), made(config), build_all(config))
 
 
 @pytest.mark.parametrize("group", GROUPS)
